@@ -1,0 +1,209 @@
+"""The one table of refusals: exception <-> gRPC status code <-> reason.
+
+The server raises these exceptions anywhere, the servicer turns them into a status with ``google.rpc.ErrorInfo``, and
+the client raises the same class again. Nothing here imports grpc: codes are the numbers of ``google.rpc.Code``, which
+are gRPC's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from google.protobuf import any_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+DOMAIN = "gradwire"
+"""``ErrorInfo.domain`` of every refusal."""
+
+STATUS_DETAILS_KEY = "grpc-status-details-bin"
+"""Trailing metadata key under which gRPC carries a serialized ``google.rpc.Status``."""
+
+MAX_METADATA_BYTES = 2048
+"""``ErrorInfo.metadata`` is cut to this size; trailers share the 8 KiB that HTTP/2 peers accept by default."""
+
+MAX_MESSAGE_CHARACTERS = 1000
+
+
+class GradwireError(Exception):
+    """Root of everything that gradwire refuses.
+
+    ``applied`` says whether the step or write that was asked for took effect; None means that this is not known.
+    ``metadata`` holds what was expected, as strings.
+    """
+
+    code: ClassVar[int] = code_pb2.UNKNOWN
+    reason: ClassVar[str] = ""
+
+    def __init__(self, message: str, *, applied: bool | None = False, **metadata: object) -> None:
+        super().__init__(message)
+        self.message = message
+        self.applied = applied
+        self.metadata: dict[str, str] = {key: str(value) for key, value in metadata.items()}
+
+
+class RunNotFound(GradwireError):
+    """Raised when no run has this name: never created, deleted, or lost with the memory of a server that restarted."""
+
+    code, reason = code_pb2.NOT_FOUND, "RUN_NOT_FOUND"
+
+
+class RunAlreadyExists(GradwireError):
+    """Raised when a run of this name exists and was created by another request."""
+
+    code, reason = code_pb2.ALREADY_EXISTS, "RUN_ALREADY_EXISTS"
+
+
+class InvalidSpec(GradwireError):
+    """Raised when a run's name, layout or optimizer choice is malformed."""
+
+    code, reason = code_pb2.INVALID_ARGUMENT, "INVALID_SPEC"
+
+
+class InvalidHyperparameter(GradwireError):
+    """Raised when a hyperparameter, given at creation or as an override, is out of its range."""
+
+    code, reason = code_pb2.INVALID_ARGUMENT, "INVALID_HYPERPARAMETER"
+
+
+class InvalidSlice(GradwireError):
+    """Raised when a slice has a wrong size, lies outside the vector, overlaps another or touches an absent tensor."""
+
+    code, reason = code_pb2.INVALID_ARGUMENT, "INVALID_SLICE"
+
+
+class IncompleteValues(GradwireError):
+    """Raised when the values end before every element they must cover has arrived."""
+
+    code, reason = code_pb2.INVALID_ARGUMENT, "INCOMPLETE_VALUES"
+
+
+class ProtocolViolation(GradwireError):
+    """Raised when messages come in an order, or with a content, that the contract does not allow."""
+
+    code, reason = code_pb2.INVALID_ARGUMENT, "PROTOCOL_VIOLATION"
+
+
+class NonFiniteGradient(GradwireError):
+    """Raised when a gradient holds a NaN or an infinity and the run's policy is REJECT."""
+
+    code, reason = code_pb2.INVALID_ARGUMENT, "NON_FINITE_GRADIENT"
+
+
+class SequenceMismatch(GradwireError):
+    """Raised when a block's sequence number is neither the next one nor a repeat of the last one."""
+
+    code, reason = code_pb2.FAILED_PRECONDITION, "SEQUENCE_MISMATCH"
+
+
+class RunBusy(GradwireError):
+    """Raised when another worker is attached to the run and no takeover was asked for."""
+
+    code, reason = code_pb2.FAILED_PRECONDITION, "RUN_BUSY"
+
+
+class Fenced(GradwireError):
+    """Raised on a stream that has lost its run to a newer stream, or whose run's values were replaced."""
+
+    code, reason = code_pb2.ABORTED, "FENCED"
+
+
+class TooManyParameters(GradwireError):
+    """Raised when a run has more elements than the server or the contract accepts. Nothing has been allocated."""
+
+    code, reason = code_pb2.RESOURCE_EXHAUSTED, "TOO_MANY_PARAMETERS"
+
+
+class MemoryLimitExceeded(GradwireError):
+    """Raised when the server's memory limit leaves no room. Nothing has been allocated; it may help to try later."""
+
+    code, reason = code_pb2.RESOURCE_EXHAUSTED, "MEMORY_LIMIT_EXCEEDED"
+
+
+class ResultTooLarge(GradwireError):
+    """Raised when the trajectory that a block asks for is larger than the server would remember."""
+
+    code, reason = code_pb2.RESOURCE_EXHAUSTED, "RESULT_TOO_LARGE"
+
+
+class Stalled(GradwireError):
+    """Raised when the peer did not take a reply off the stream within the server's stall timeout."""
+
+    code, reason = code_pb2.DEADLINE_EXCEEDED, "STALLED"
+
+
+class Draining(GradwireError):
+    """Raised when the server is about to stop and accepts no further work."""
+
+    code, reason = code_pb2.UNAVAILABLE, "DRAINING"
+
+
+class InternalError(GradwireError):
+    """Raised when the server failed in a way nobody planned for; whether the request took effect is not known."""
+
+    code, reason = code_pb2.INTERNAL, "INTERNAL"
+
+
+TABLE: Mapping[str, type[GradwireError]] = {
+    cls.reason: cls
+    for cls in (
+        RunNotFound,
+        RunAlreadyExists,
+        InvalidSpec,
+        InvalidHyperparameter,
+        InvalidSlice,
+        IncompleteValues,
+        ProtocolViolation,
+        NonFiniteGradient,
+        SequenceMismatch,
+        RunBusy,
+        Fenced,
+        TooManyParameters,
+        MemoryLimitExceeded,
+        ResultTooLarge,
+        Stalled,
+        Draining,
+        InternalError,
+    )
+}
+"""Reason -> exception class. The class carries the status code, so this is the whole table."""
+
+_APPLIED_TO_TEXT = {True: "true", False: "false", None: "unknown"}
+_TEXT_TO_APPLIED = {text: applied for applied, text in _APPLIED_TO_TEXT.items()}
+
+
+def shorten(text: str, limit: int = 100) -> str:
+    """``text`` cut to ``limit`` characters, for values of a peer that go into an error message."""
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def to_status(error: GradwireError) -> status_pb2.Status:
+    """``error`` as a ``google.rpc.Status`` whose only detail is the ErrorInfo."""
+    info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
+    info.metadata["applied"] = _APPLIED_TO_TEXT[error.applied]
+    room = MAX_METADATA_BYTES
+    for key, value in error.metadata.items():
+        value = shorten(value, 256)
+        room -= len(key.encode()) + len(value.encode())
+        if room < 0:
+            break
+        info.metadata[key] = value
+    detail = any_pb2.Any()
+    detail.Pack(info)
+    return status_pb2.Status(code=error.code, message=shorten(error.message, MAX_MESSAGE_CHARACTERS), details=[detail])
+
+
+def from_status(status: status_pb2.Status) -> GradwireError | None:
+    """The exception that ``status`` stands for; None where it has no ErrorInfo of ours.
+
+    A reason that this version does not know (a newer server) becomes a plain GradwireError.
+    """
+    for detail in status.details:
+        info = error_details_pb2.ErrorInfo()
+        if detail.Is(info.DESCRIPTOR) and detail.Unpack(info) and info.domain == DOMAIN:
+            metadata = dict(info.metadata)
+            applied = _TEXT_TO_APPLIED.get(metadata.pop("applied", "unknown"))
+            error = TABLE.get(info.reason, GradwireError)(status.message, applied=applied)
+            error.metadata = metadata
+            return error
+    return None

@@ -1,0 +1,124 @@
+"""Names <-> ranges of the flat vector.
+
+A layout is an ordered list of tensors, packed without gaps; each group's tensors lie next to each other.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from bisect import bisect_right
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from gradwire.wire.errors import InvalidSpec, shorten
+
+MAX_ELEMENTS = 2**31 - 1
+"""Largest flat vector of one run; a larger one would have to be cut into several placements."""
+
+MAX_TENSOR_NAME_BYTES = 512
+MAX_DIMENSIONS = 64
+"""numpy's own limit."""
+
+_RUN_NAME = re.compile(r"runs/([A-Za-z0-9][A-Za-z0-9._-]{0,127})", re.ASCII)
+
+
+class Range(NamedTuple):
+    """Elements ``start .. stop`` of a flat vector."""
+
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class TensorLayout:
+    """One tensor's place. ``start`` and ``size`` count elements."""
+
+    name: str
+    shape: tuple[int, ...]
+    group: int
+    start: int
+    size: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.size
+
+
+class Layout:
+    """The ordered tensors of a run.
+
+    Args:
+        groups: for each group the (name, shape) pairs of its tensors.
+
+    Raises InvalidSpec for no group, an empty group, an empty, overlong or repeated name, or a negative dimension.
+    """
+
+    def __init__(self, groups: Sequence[Sequence[tuple[str, tuple[int, ...]]]]) -> None:
+        tensors: list[TensorLayout] = []
+        index: dict[str, int] = {}
+        start = 0
+        if not groups:
+            raise InvalidSpec("a run needs at least one group of tensors")
+        for group, members in enumerate(groups):
+            if not members:
+                raise InvalidSpec(f"group {group} has no tensors; every group needs at least one")
+            for name, shape in members:
+                _check_tensor(name, shape)
+                if name in index:
+                    raise InvalidSpec(f"tensor name {shorten(name)!r} appears twice; names must be unique in a run")
+                index[name] = len(tensors)
+                tensors.append(TensorLayout(name, shape, group, start, math.prod(shape)))
+                start = tensors[-1].stop
+        self.tensors = tuple(tensors)
+        self.index = index
+        self.groups = len(groups)
+        self.elements = start
+        self._starts = [tensor.start for tensor in tensors]
+
+    def present_ranges(self, absent: Collection[int]) -> tuple[Range, ...]:
+        """The flat vector without the tensors whose indices are in ``absent``, as few ranges as possible, in order."""
+        if not absent:
+            return (Range(0, self.elements),) if self.elements else ()
+        return merge(Range(t.start, t.stop) for i, t in enumerate(self.tensors) if i not in absent)
+
+    def tensor_at(self, element: int) -> TensorLayout:
+        """The tensor that holds ``element`` of the flat vector."""
+        return self.tensors[bisect_right(self._starts, element) - 1]
+
+
+def merge(ranges: Iterable[Range]) -> tuple[Range, ...]:
+    """Ordered ranges with neighbours joined and empty ones dropped."""
+    merged: list[Range] = []
+    for part in ranges:
+        if part.start == part.stop:
+            continue
+        if merged and merged[-1].stop == part.start:
+            merged[-1] = Range(merged[-1].start, part.stop)
+        else:
+            merged.append(part)
+    return tuple(merged)
+
+
+def parse_run_name(name: str) -> str:
+    """NAME of the resource name ``runs/NAME``. Raises InvalidSpec."""
+    match = _RUN_NAME.fullmatch(name)
+    if match is None:
+        raise InvalidSpec(
+            f"{shorten(name)!r} is no run name; expected runs/NAME, NAME being 1 to 128 of A-Z a-z 0-9 . _ - "
+            "and starting with a letter or digit"
+        )
+    return match[1]
+
+
+def _check_tensor(name: str, shape: tuple[int, ...]) -> None:
+    if not name or len(name.encode()) > MAX_TENSOR_NAME_BYTES:
+        raise InvalidSpec(
+            f"tensor name {shorten(name)!r} has {len(name.encode())} bytes; expected 1 to {MAX_TENSOR_NAME_BYTES}"
+        )
+    if len(shape) > MAX_DIMENSIONS or any(dimension < 0 for dimension in shape):
+        raise InvalidSpec(
+            f"tensor {shorten(name)!r} has shape {shorten(str(shape))}; "
+            f"expected at most {MAX_DIMENSIONS} dimensions, each >= 0"
+        )

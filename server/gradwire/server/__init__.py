@@ -1,0 +1,1 @@
+"""The gradwire server: runs, optimizers, devices and the gRPC service over them."""

@@ -1,0 +1,1 @@
+"""Devices own flat vectors and run scalar update functions over them."""

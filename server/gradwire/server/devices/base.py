@@ -1,0 +1,122 @@
+"""The interface of a device. ``tests/devices`` holds the one conformance suite for all of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from gradwire.server.optimizers.base import Floats, Kernel
+from gradwire.wire.layout import Range
+
+DeviceArray = Any
+"""A two-dimensional array ``[rows, length]`` that belongs to one device; only that device looks inside."""
+
+Bools = npt.NDArray[np.bool_]
+
+NORM_CHUNK = 65_536
+"""Squares are summed in float64 over chunks of this many elements of the flat vector, then chunk by chunk in order."""
+
+
+class Write(IntEnum):
+    """What `Device.update` writes to ``out``."""
+
+    NOTHING = 0
+    LAST = 1
+    TRAJECTORY = 2
+
+
+class Segment(NamedTuple):
+    """A part of the flat vector whose elements have the same kernel and scalars."""
+
+    start: int
+    stop: int
+    kernel: Kernel
+    constants: Floats
+    """``[kernel.constants]``, in the run's dtype."""
+    varying: Floats
+    """``[applied steps, kernel.varying]``, in the run's dtype."""
+
+
+@dataclass
+class State:
+    """The vectors of a run, each ``[1, elements]``."""
+
+    params: DeviceArray
+    slots: dict[str, DeviceArray]
+
+
+class Device(ABC):
+    """Owns arrays and runs kernels. Methods block; they may be called from any thread, for different arrays at once."""
+
+    name: str
+
+    @abstractmethod
+    def allocate(self, rows: int, length: int, dtype: np.dtype[Any]) -> DeviceArray:
+        """A new array of zeros."""
+
+    @abstractmethod
+    def write(self, target: DeviceArray, offset: int, values: npt.NDArray[Any]) -> None:
+        """Copies ``values`` ``[rows, n]``, of any float dtype, to columns ``offset .. offset+n`` of ``target``."""
+
+    @abstractmethod
+    def read(self, source: DeviceArray, rows: Range, columns: Range) -> Floats:
+        """A copy on the host, ``[rows, columns]``, that later updates do not touch."""
+
+    @abstractmethod
+    def copy(self, source: DeviceArray) -> DeviceArray:
+        """A copy on the device."""
+
+    @abstractmethod
+    def square_sums(self, gradients: DeviceArray, first_row: int, ranges: Sequence[Range]) -> npt.NDArray[np.float64]:
+        """Sum of squares over ``ranges`` for each row from ``first_row`` on, in float64.
+
+        Sums run over the fixed chunks of NORM_CHUNK elements in layout order, so the result depends on the layout and
+        the present tensors alone. A sum is finite only if all its elements are; for float32 the converse holds too.
+        """
+
+    @abstractmethod
+    def update(
+        self,
+        state: State,
+        gradients: DeviceArray,
+        segments: Sequence[Segment],
+        *,
+        commit: bool,
+        applied: Bools | None = None,
+        out: DeviceArray | None = None,
+        out_start: int = 0,
+        write: Write = Write.NOTHING,
+    ) -> None:
+        """Applies the rows of ``gradients`` ``[K, elements]`` one after another to the elements of ``segments``.
+
+        Args:
+            commit: False computes from the state without changing it (preview).
+            applied: ``[K]``; rows where it is False are left out and use up no row of ``Segment.varying``.
+                None: all rows apply.
+            out: ``[1 or K, n]``, receives the new parameters of elements ``out_start .. out_start+n`` as ``write`` says.
+
+        A block of K rows equals K blocks of one row, bit for bit.
+        """
+
+    def allocate_state(self, slots: Sequence[str], length: int, dtype: np.dtype[Any]) -> State:
+        """Zeroed parameters and slots."""
+        vectors: Mapping[str, DeviceArray] = {name: self.allocate(1, length, dtype) for name in slots}
+        return State(self.allocate(1, length, dtype), dict(vectors))
+
+    def warm_up(self, kernels: Sequence[tuple[Kernel, np.dtype[Any]]]) -> None:
+        """Compiles or loads these kernels now rather than at the first step."""
+        for kernel, dtype in kernels:
+            state = self.allocate_state(kernel.used_slots, 1, dtype)
+            segment = Segment(0, 1, kernel, np.zeros(kernel.constants, dtype), np.ones((1, kernel.varying), dtype))
+            self.update(state, self.allocate(1, 1, dtype), [segment], commit=True)
+            self.square_sums(state.params, 0, (Range(0, 1),))
+
+    def close(self) -> None:
+        """Frees what the device holds beyond arrays."""
+        return None
