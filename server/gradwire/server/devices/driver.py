@@ -91,30 +91,33 @@ def kernel_source(kernel: Kernel) -> str:
 SQUARE_SUMS = '''
 @numba.njit(@OPTIONS, cache=True)
 def square_sums(g, first_row, start, stop, sums):
-    """sums[k] += sum of squares of g[first_row + k, start:stop], in 16 interleaved float64 lanes, then lane by lane."""
-    lanes = np.empty(16)
+    """sums[k] += sum of squares of g[first_row + k, start:stop], in 256 interleaved float64 lanes, then lane by lane.
+
+    So many lanes stay in memory and vectorize, which 16 in registers did not. np.float64 widens; float would leave a
+    float32 as it is, and its square would overflow.
+    """
+    lanes = np.empty(256)
     for k in range(sums.shape[0]):
         row = g[first_row + k][start:stop]
         total = 0.0
-        if row.shape[0] <= 16:  # the same sum, without the lanes: a long block of few elements is all overhead
+        if row.shape[0] <= 256:  # the same sum, without the lanes: a long block of few elements is all overhead
             for i in range(row.shape[0]):
-                x = float(row[i])
+                x = np.float64(row[i])
                 total += x * x
             sums[k] += total
             continue
         lanes[:] = 0.0
-        whole = row.shape[0] // 16
-        blocks = row[: whole * 16].reshape(whole, 16)
-        for block in range(whole):
-            part = blocks[block]
-            for lane in range(16):
-                x = float(part[lane])
+        tail = row.shape[0] // 256 * 256
+        for first in range(0, tail, 256):
+            part = row[first : first + 256]
+            for lane in range(256):
+                x = np.float64(part[lane])
                 lanes[lane] += x * x
-        tail = row[whole * 16 :]
-        for lane in range(tail.shape[0]):
-            x = float(tail[lane])
+        part = row[tail:]
+        for lane in range(part.shape[0]):
+            x = np.float64(part[lane])
             lanes[lane] += x * x
-        for lane in range(16):
+        for lane in range(256):
             total += lanes[lane]
         sums[k] += total
 '''
