@@ -41,6 +41,12 @@ class GradwireError(Exception):
         self.applied = applied
         self.metadata: dict[str, str] = {key: str(value) for key, value in metadata.items()}
 
+    def within(self, place: str) -> GradwireError:
+        """The same error with ``place`` in front of its message."""
+        self.message = f"{place}: {self.message}"
+        self.args = (self.message,)
+        return self
+
 
 class RunNotFound(GradwireError):
     """Raised when no run has this name: never created, deleted, or lost with the memory of a server that restarted."""

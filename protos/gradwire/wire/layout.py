@@ -88,6 +88,11 @@ class Layout:
         return self.tensors[bisect_right(self._starts, element) - 1]
 
 
+def shape_text(tensor: TensorLayout) -> str:
+    """A tensor as error messages name it: its name, cut short, and its shape."""
+    return f"{shorten(tensor.name)!r} of shape {tensor.shape}"
+
+
 def merge(ranges: Iterable[Range]) -> tuple[Range, ...]:
     """Ordered ranges with neighbours joined and empty ones dropped."""
     merged: list[Range] = []

@@ -43,7 +43,7 @@ def source_of(function: Callable[..., Any]) -> str:
 
 
 def cache_dir() -> Path:
-    """Where generated code lives: ``$GRADWIRE_CACHE_DIR``, else ``$XDG_CACHE_HOME/gradwire``, else ``~/.cache/gradwire``."""
+    """``$GRADWIRE_CACHE_DIR``, else ``$XDG_CACHE_HOME/gradwire``, else ``~/.cache/gradwire``."""
     own = os.environ.get("GRADWIRE_CACHE_DIR")
     if own:
         return Path(own)
@@ -93,7 +93,7 @@ def load(body: str, name: str) -> ModuleType:
 
 
 def cpu_module(body: str, entry: str) -> Any:
-    """The compiled function ``entry`` of a generated module. ``body`` uses ``@OPTIONS`` to stand for our jit options."""
+    """The compiled function ``entry`` of a generated module; ``@OPTIONS`` in ``body`` stands for our jit options."""
     module = load(body.replace("@OPTIONS", _OPTIONS), entry)
     dispatcher = getattr(module, entry)
     _dispatchers.append(dispatcher)

@@ -99,7 +99,7 @@ class Device(ABC):
             commit: False computes from the state without changing it (preview).
             applied: ``[K]``; rows where it is False are left out and use up no row of ``Segment.varying``.
                 None: all rows apply.
-            out: ``[1 or K, n]``, receives the new parameters of elements ``out_start .. out_start+n`` as ``write`` says.
+            out: ``[1 or K, n]``, receives the new parameters of elements ``out_start .. out_start+n``, see ``write``.
 
         A block of K rows equals K blocks of one row, bit for bit.
         """

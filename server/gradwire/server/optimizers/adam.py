@@ -1,8 +1,8 @@
 """Adam and AMSGrad.
 
-Sources: Kingma and Ba, "Adam: A Method for Stochastic Optimization" (2015); Reddi, Kale and Kumar, "On the Convergence of
-Adam and Beyond" (2018); Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019). The variants are those of
-``labml_nn.optimizers`` (epsilon-hat form), ``torch.optim`` (plain form) and optax (maximum of the corrected moment).
+Sources: Kingma and Ba, "Adam: A Method for Stochastic Optimization" (2015); Reddi, Kale and Kumar, "On the Convergence
+of Adam and Beyond" (2018); Loshchilov and Hutter, "Decoupled Weight Decay Regularization" (2019). Variants: those
+of ``labml_nn.optimizers`` (epsilon-hat form), ``torch.optim`` (plain form), optax (maximum of the corrected moment).
 """
 
 from __future__ import annotations
@@ -170,7 +170,7 @@ class AdamHyperparameters:
     @cached_property
     def kernel(self) -> Kernel:
         statics = (
-            self.weight_decay_mode is WeightDecayMode.COUPLED and self.weight_decay != 0,
+            self.weight_decay_mode is WeightDecayMode.COUPLED,
             self.amsgrad,
             self.epsilon_placement is EpsilonPlacement.PLAIN and self.bias_correction,
             self.maximum_of is MaximumOf.BIAS_CORRECTED,

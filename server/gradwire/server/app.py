@@ -1,0 +1,133 @@
+"""The server process: gRPC, health, reflection, drain."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import signal
+from collections.abc import Callable, Sequence
+
+import grpc
+import numpy as np
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from gradwire.server.config import ConfigError, ServerConfig
+from gradwire.server.devices.base import Device
+from gradwire.server.devices.select import open_device
+from gradwire.server.optimizers.adam import AdamHyperparameters, EpsilonPlacement
+from gradwire.server.registry import Registry
+from gradwire.server.service import OptimizerServicer
+from gradwire.v1 import service_pb2, service_pb2_grpc
+from gradwire.wire.encoding import MAX_MESSAGE_BYTES
+
+log = logging.getLogger(__name__)
+
+SERVICE = service_pb2.DESCRIPTOR.services_by_name["OptimizerService"].full_name
+
+_MESSAGE_OVERHEAD_BYTES = 64 * 1024
+
+
+class Server:
+    """One gradwire server. `start`, then `drain`; ``addresses`` holds what it really listens on."""
+
+    def __init__(self, config: ServerConfig, device: Device | None = None) -> None:
+        self.config = config
+        self.device = device or open_device(config.device, config.threads or None)
+        self.registry = Registry(config, self.device)
+        self.servicer = OptimizerServicer(self.registry)
+        self.addresses: list[str] = []
+        self._health = health.aio.HealthServicer()
+        self._stopped = asyncio.Event()
+        self._draining = False
+        keepalive_ms = int(config.keepalive_seconds * 1000)
+        self._grpc = grpc.aio.server(
+            options=[
+                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES + _MESSAGE_OVERHEAD_BYTES),
+                ("grpc.max_send_message_length", MAX_MESSAGE_BYTES + _MESSAGE_OVERHEAD_BYTES),
+                ("grpc.so_reuseport", 0),  # a second server on the same port is an error, not a coin toss
+                ("grpc.keepalive_time_ms", keepalive_ms),
+                ("grpc.keepalive_timeout_ms", keepalive_ms),
+                ("grpc.keepalive_permit_without_calls", 1),
+                ("grpc.http2.max_pings_without_data", 0),
+                ("grpc.http2.min_recv_ping_interval_without_data_ms", 5000),
+            ]
+        )
+
+    async def start(self) -> None:
+        """Listens at once; turns SERVING when the kernels of the common optimizers are ready.
+
+        Raises ConfigError when an address cannot be listened on.
+        """
+        service_pb2_grpc.add_OptimizerServiceServicer_to_server(self.servicer, self._grpc)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
+        if self.config.reflection:
+            from grpc_reflection.v1alpha import reflection
+
+            names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+            reflection.enable_server_reflection(names, self._grpc)
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        for address in self.config.listen:
+            try:
+                port = self._grpc.add_insecure_port(address)
+            except RuntimeError as error:
+                raise ConfigError(f"cannot listen on {address}: {error}") from None
+            host, _, _ = address.rpartition(":")
+            self.addresses.append(address if address.startswith("unix:") else f"{host}:{port}")
+        await self._grpc.start()
+        await asyncio.get_running_loop().run_in_executor(self.registry.executor, self._warm_up)
+        if not self._draining:
+            await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+
+    def _warm_up(self) -> None:
+        dtype = np.dtype(np.float32)
+        groups = [
+            AdamHyperparameters(amsgrad=amsgrad, epsilon_placement=placement)
+            for placement in EpsilonPlacement
+            for amsgrad in (False, True)
+        ]
+        self.device.warm_up([(group.kernel, dtype) for group in groups])
+        groups[0].varying(1, 1, 1, dtype)
+
+    async def drain(self) -> None:
+        """Health turns NOT_SERVING, steps that have arrived whole finish, then the server stops."""
+        if self._draining:
+            return
+        self._draining = True
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self.servicer.drain()
+        await self._grpc.stop(self.config.drain_timeout_seconds)
+        await asyncio.get_running_loop().run_in_executor(None, self.registry.close)
+        self._stopped.set()
+
+    async def wait_stopped(self) -> None:
+        await self._stopped.wait()
+
+    async def _set_health(self, status: int) -> None:
+        for name in ("", SERVICE):
+            await self._health.set(name, status)
+
+
+async def serve(
+    config: ServerConfig,
+    ready: Callable[[Server], None],
+    stop: asyncio.Event | None = None,
+    signals: Sequence[signal.Signals] = (signal.SIGINT,),
+) -> None:
+    """Runs a server until SIGTERM, one of ``signals`` or ``stop``; calls ``ready`` once it is SERVING."""
+    server = Server(config)
+    loop = asyncio.get_running_loop()
+    drains: set[asyncio.Task[None]] = set()
+
+    def drain(reason: str) -> None:
+        log.info("%s: draining", reason)
+        drains.add(loop.create_task(server.drain()))
+
+    for number in (signal.SIGTERM, *signals):
+        loop.add_signal_handler(number, drain, number.name)
+    await server.start()
+    ready(server)
+    if stop is not None:
+        stopper = loop.create_task(stop.wait())
+        stopper.add_done_callback(lambda _: drain("parent has ended"))
+    await server.wait_stopped()
+    log.info("stopped")

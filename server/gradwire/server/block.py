@@ -1,0 +1,62 @@
+"""The values that travel between the servicer and a run: one block of steps and its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+
+class Returns(IntEnum):
+    """What a block is answered with."""
+
+    LAST = 1
+    TRAJECTORY = 2
+    NONE = 3
+
+
+@dataclass(frozen=True)
+class BlockHeader:
+    """What holds for a whole block of ``steps`` gradients."""
+
+    steps: int = 1
+    returns: Returns = Returns.LAST
+    absent_tensors: frozenset[int] = frozenset()
+    overrides: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    """Group index -> hyperparameter name -> new value."""
+
+
+@dataclass(frozen=True)
+class GradientSlice:
+    """One Gradients message: ``data`` holds ``steps`` rows of the elements from ``offset`` on, still encoded."""
+
+    sequence: int
+    offset: int
+    data: bytes
+    last: bool
+    header: BlockHeader | None
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a committed block says of itself; see ``gradwire.v1.Receipt``."""
+
+    step: int
+    gradient_norm: float
+    learning_rates: tuple[float, ...]
+    skipped_steps: tuple[int, ...] = ()
+    repeated: bool = False
+
+
+@dataclass(frozen=True)
+class Reply:
+    """One Parameters message, not yet encoded. ``values`` is ``[rows, length]``, or None where there is no data."""
+
+    sequence: int
+    offset: int = 0
+    values: npt.NDArray[np.floating[Any]] | None = None
+    receipt: Receipt | None = None

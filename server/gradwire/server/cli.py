@@ -1,0 +1,161 @@
+"""Flags and environment -> ServerConfig. Flags win over ``GRADWIRE_*``, which win over the defaults."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import json
+import logging
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import click
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from gradwire.server.app import SERVICE, Server, serve
+from gradwire.server.config import ConfigError, ServerConfig
+
+log = logging.getLogger("gradwire.server")
+
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(ServerConfig)}
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line: time, level, logger, message, and the traceback where there is one."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        entry = {
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
+            "level": record.levelname,
+            "logger": record.name,
+            "message": record.getMessage(),
+        }
+        if record.exc_info:
+            entry["exception"] = self.formatException(record.exc_info)
+        return json.dumps(entry)
+
+
+class Size(click.ParamType[int]):
+    """A number of bytes: ``1000``, ``64KiB``, ``512MiB``, ``2GiB``."""
+
+    name = "size"
+    _units: ClassVar = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        text = str(value).strip()
+        unit = next((unit for unit in self._units if text.endswith(unit)), "")
+        try:
+            return int(float(text[: len(text) - len(unit)]) * self._units.get(unit, 1))
+        except ValueError:
+            self.fail(f"{value!r} is no size; expected a number of bytes, or one with KiB, MiB, GiB or TiB", param, ctx)
+
+
+def _option(
+    name: str, help_text: str, kind: Any = None, default_text: str | None = None, **extra: Any
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """An option whose default and environment variable follow from its name."""
+    key = extra.pop("key", name.strip("-").replace("-", "_"))
+    return click.option(
+        name,
+        key,
+        type=kind,
+        default=_DEFAULTS[key],
+        envvar=f"GRADWIRE_{name.strip('-').replace('-', '_').upper()}",
+        show_envvar=True,
+        show_default=default_text or True,
+        help=help_text,
+        **extra,
+    )
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="gradwire")
+def cli() -> None:
+    """gradwire: stream gradients, get parameters back."""
+
+
+@cli.command("serve")
+@_option("--listen", "HOST:PORT or unix:PATH; may be repeated.", multiple=True)
+@_option("--insecure", "Listen beyond loopback without encryption or authentication.", is_flag=True)
+@_option("--device", "auto, cpu, cuda or cuda:N.")
+@_option("--threads", "Threads that share a large CPU update.", int, "one for each processor")
+@_option("--worker-threads", "Threads that wait for bulk work.", int)
+@_option("--max-parameters", "Elements that one run may have.", int)
+@_option("--max-memory", "Bound of all runs, staging, results and copies.", Size(), "3/4 of the machine's memory")
+@_option("--max-result", "Largest trajectory that a block may ask for.", Size(), "256MiB")
+@_option("--stall-timeout", "Seconds a reply may wait for its peer.", float, key="stall_timeout_seconds")
+@_option("--keepalive", "Seconds between probes of an idle connection.", float, key="keepalive_seconds")
+@_option("--drain-timeout", "Seconds that running steps get after SIGTERM.", float, key="drain_timeout_seconds")
+@_option("--reflection", "Serve gRPC reflection.", is_flag=True)
+@_option("--log-format", "text or json.", click.Choice(["text", "json"]))
+@click.option("--embedded", is_flag=True, hidden=True, help="Announce the address on stdout; stop when stdin ends.")
+def serve_command(embedded: bool, **settings: Any) -> None:
+    """Serve runs until SIGTERM."""
+    try:
+        config = ServerConfig(**settings)
+    except ConfigError as error:
+        raise click.ClickException(str(error)) from None
+    _set_up_logging(config.log_format, logging.WARNING if embedded else logging.INFO)
+    log.info("effective configuration: %s", json.dumps(dataclasses.asdict(config)))
+    try:
+        asyncio.run(_serve(config, embedded))
+    except (ConfigError, ValueError, RuntimeError) as error:
+        raise click.ClickException(str(error)) from None
+
+
+async def _serve(config: ServerConfig, embedded: bool) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def watch_parent() -> None:
+        # The pipe from the parent ends with the parent, however it ends.
+        while os.read(sys.stdin.fileno(), 4096):
+            pass
+        try:
+            loop.call_soon_threadsafe(stop.set)
+        except RuntimeError:
+            return  # already stopped
+
+    def ready(server: Server) -> None:
+        log.info("serving on %s, device %s; runs live in memory only", ", ".join(server.addresses), server.device.name)
+        if embedded:
+            print(json.dumps({"addresses": server.addresses}), flush=True)
+
+    if embedded:
+        # Ctrl-C in a terminal reaches the whole process group, but the parent decides when this server ends.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        threading.Thread(target=watch_parent, name="gradwire-parent", daemon=True).start()
+    await serve(config, ready, stop if embedded else None, () if embedded else (signal.SIGINT,))
+
+
+def _set_up_logging(log_format: str, level: int) -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(
+        JsonFormatter()
+        if log_format == "json"
+        else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+    )
+    logging.basicConfig(level=level, handlers=[handler])
+
+
+@cli.command("health")
+@click.option("--target", default="localhost:50051", envvar="GRADWIRE_TARGET", show_default=True, show_envvar=True)
+@click.option("--timeout", default=3.0, show_default=True, help="Seconds.")
+def health_command(target: str, timeout: float) -> None:
+    """Exit 0 if a gradwire server is SERVING at TARGET, else 1."""
+    with grpc.insecure_channel(target) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        try:
+            answer = stub.Check(health_pb2.HealthCheckRequest(service=SERVICE), timeout=timeout)
+        except grpc.RpcError as error:
+            raise click.ClickException(f"{target}: {error.code().name}: {error.details()}") from None
+    name = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
+    click.echo(f"{target}: {name}")
+    if answer.status != health_pb2.HealthCheckResponse.SERVING:
+        sys.exit(1)

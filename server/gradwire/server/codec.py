@@ -1,0 +1,153 @@
+"""Messages of ``gradwire.v1`` <-> the server's own types."""
+
+from __future__ import annotations
+
+from math import inf
+from typing import Any
+
+import numpy as np
+
+from gradwire.server.block import BlockHeader, GradientSlice, Receipt, Reply, Returns
+from gradwire.server.optimizers.adam import AdamHyperparameters, EpsilonPlacement, MaximumOf, WeightDecayMode
+from gradwire.server.optimizers.base import Hyperparameters
+from gradwire.server.run import NonFinitePolicy, Run, RunSpec
+from gradwire.server.schedules import Schedule
+from gradwire.v1 import run_pb2, train_pb2
+from gradwire.wire.encoding import dtype_of, encode, state_dtype
+from gradwire.wire.errors import InvalidHyperparameter, InvalidSpec, ProtocolViolation
+from gradwire.wire.layout import Layout, parse_run_name
+
+_NUMBERS = ("lr", "beta1", "beta2", "eps", "weight_decay", "low", "high")
+
+
+def decode_spec(message: run_pb2.RunSpec) -> RunSpec:
+    """Raises InvalidSpec or InvalidHyperparameter."""
+    parse_run_name(message.name)
+    layout = Layout([[(t.name, tuple(t.shape)) for t in group.tensors] for group in message.groups])
+    return RunSpec(
+        name=message.name,
+        layout=layout,
+        dtype=state_dtype(message.dtype),
+        groups=tuple(_decode_group(index, group) for index, group in enumerate(message.groups)),
+        non_finite_policy=_choice(NonFinitePolicy, message.non_finite_policy, "non_finite_policy"),
+    )
+
+
+def encode_run(run: Run, server_instance: str) -> run_pb2.Run:
+    spec = run.spec
+    message = run_pb2.RunSpec(
+        name=spec.name,
+        dtype=dtype_of(spec.dtype),
+        non_finite_policy=int(spec.non_finite_policy),  # type: ignore[arg-type]
+    )
+    for group in run.groups:
+        message.groups.append(_encode_group(group))
+    for tensor in spec.layout.tensors:
+        message.groups[tensor.group].tensors.add(name=tensor.name, shape=tensor.shape)
+    return run_pb2.Run(
+        spec=message,
+        step=run.step,
+        epoch=run.epoch,
+        elements=spec.layout.elements,
+        slots=spec.slots,
+        placements=placements(run),
+        durability=run_pb2.DURABILITY_MEMORY,
+        server_instance=server_instance,
+        attached_worker_id=run.holder.worker_id if run.holder else "",
+    )
+
+
+def placements(run: Run) -> list[run_pb2.Placement]:
+    """Today one server holds all of a run."""
+    return [run_pb2.Placement(address="", offset=0, length=run.spec.layout.elements)]
+
+
+def decode_gradients(message: train_pb2.Gradients) -> GradientSlice:
+    """Raises ProtocolViolation."""
+    header = None
+    if message.HasField("header"):
+        header = BlockHeader(
+            steps=message.header.steps or 1,
+            returns=_choice(Returns, message.header.returns, "returns"),
+            absent_tensors=frozenset(message.header.absent_tensors),
+            overrides=_decode_overrides(message.header),
+        )
+    return GradientSlice(message.sequence, message.offset, message.data, message.last, header)
+
+
+def encode_reply(reply: Reply, wire: np.dtype[Any]) -> train_pb2.TrainResponse:
+    parameters = train_pb2.Parameters(sequence=reply.sequence, offset=reply.offset)
+    if reply.values is not None:
+        parameters.steps = reply.values.shape[0]
+        parameters.data = encode(reply.values, wire)
+    if reply.receipt is not None:
+        parameters.receipt.CopyFrom(_encode_receipt(reply.receipt))
+    return train_pb2.TrainResponse(parameters=parameters)
+
+
+def _encode_receipt(receipt: Receipt) -> train_pb2.Receipt:
+    return train_pb2.Receipt(
+        step=receipt.step,
+        gradient_norm=receipt.gradient_norm,
+        learning_rates=receipt.learning_rates,
+        skipped_steps=receipt.skipped_steps,
+        durability=run_pb2.DURABILITY_MEMORY,
+        repeated=receipt.repeated,
+    )
+
+
+def _decode_overrides(header: train_pb2.BlockHeader) -> dict[int, dict[str, float]]:
+    overrides: dict[int, dict[str, float]] = {}
+    for override in header.overrides:
+        if override.group in overrides:
+            raise ProtocolViolation(f"two overrides for group {override.group} in one block; expected at most one")
+        overrides[override.group] = _present_numbers(override)
+    return overrides
+
+
+def _decode_group(index: int, message: run_pb2.Group) -> Hyperparameters:
+    if message.WhichOneof("optimizer") != "adam":
+        raise InvalidSpec(f"group {index} names no optimizer that this server knows; expected adam")
+    adam = message.adam
+    try:
+        return AdamHyperparameters(
+            weight_decay_mode=_choice(WeightDecayMode, adam.weight_decay_mode, "weight_decay_mode"),
+            amsgrad=adam.amsgrad,
+            epsilon_placement=_choice(EpsilonPlacement, adam.epsilon_placement, "epsilon_placement"),
+            maximum_of=_choice(MaximumOf, adam.maximum_of, "maximum_of"),
+            bias_correction=adam.bias_correction if adam.HasField("bias_correction") else True,
+            schedule=_choice(Schedule, adam.schedule, "schedule"),
+            **_present_numbers(adam),
+        )
+    except InvalidHyperparameter as error:
+        raise error.within(f"group {index}") from None
+
+
+def _encode_group(group: Hyperparameters) -> run_pb2.Group:
+    assert isinstance(group, AdamHyperparameters)
+    adam = run_pb2.Adam(
+        weight_decay_mode=int(group.weight_decay_mode),  # type: ignore[arg-type]
+        amsgrad=group.amsgrad,
+        epsilon_placement=int(group.epsilon_placement),  # type: ignore[arg-type]
+        maximum_of=int(group.maximum_of),  # type: ignore[arg-type]
+        bias_correction=group.bias_correction,
+        schedule=int(group.schedule),  # type: ignore[arg-type]
+    )
+    for name in _NUMBERS:
+        if (value := getattr(group, name)) not in (-inf, inf):
+            setattr(adam, name, value)
+    return run_pb2.Group(adam=adam)
+
+
+def _present_numbers(message: run_pb2.Adam | run_pb2.Override) -> dict[str, float]:
+    return {name: getattr(message, name) for name in _NUMBERS if message.HasField(name)}  # type: ignore[arg-type]
+
+
+def _choice(enum: Any, value: int, field: str) -> Any:
+    """The member of ``enum``; 0 (unspecified) is its first one, which is the documented default."""
+    try:
+        return enum(value or 1)
+    except ValueError:
+        raise InvalidSpec(
+            f"{field} is {value}; expected one of {', '.join(f'{m.value} ({m.name})' for m in enum)}"
+        ) from None

@@ -1,0 +1,88 @@
+"""What a server can be told."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+from dataclasses import dataclass
+
+from gradwire.wire.layout import MAX_ELEMENTS
+
+
+class ConfigError(ValueError):
+    """Raised when a setting is malformed or refused; the message says what was expected."""
+
+
+@dataclass(frozen=True)
+class ServerConfig:
+    """Settings of one server. Raises ConfigError."""
+
+    listen: tuple[str, ...] = ("127.0.0.1:50051",)
+    """Addresses, ``host:port`` or ``unix:PATH``; port 0 takes any free one."""
+    insecure: bool = False
+    """Serve beyond loopback although nothing is encrypted and nobody is asked who they are."""
+    device: str = "auto"
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
+    threads: int = 0
+    """Threads that share a large CPU update; 0: one for each processor."""
+    worker_threads: int = 8
+    """Threads that wait for bulk work, so that the event loop does not."""
+    max_parameters: int = MAX_ELEMENTS
+    """Elements that one run may have."""
+    max_memory: int = 0
+    """Bytes for runs, staging, remembered results and copies together; 0: three quarters of the machine's memory."""
+    max_result: int = 256 * 2**20
+    """Bytes of the largest trajectory that a block may ask for."""
+    stall_timeout_seconds: float = 60.0
+    """A reply that the peer does not take for this long ends its stream."""
+    keepalive_seconds: float = 10.0
+    """An idle connection is probed this often, and closed if the probe is not answered for as long again."""
+    drain_timeout_seconds: float = 30.0
+    """After SIGTERM, steps under way get this long to finish."""
+    reflection: bool = False
+    """Serve gRPC reflection."""
+    log_format: str = "text"
+    """``text`` or ``json``."""
+
+    def __post_init__(self) -> None:
+        if not self.listen:
+            raise ConfigError("no address to listen on; expected HOST:PORT or unix:PATH")
+        for address in self.listen:
+            if not is_local(address) and not self.insecure:
+                raise ConfigError(
+                    f"refusing to listen on {address!r}: it can be reached from other machines, and this version has "
+                    "neither encryption nor authentication. Listen on 127.0.0.1, or pass --insecure if the network "
+                    "itself is trusted"
+                )
+        if self.log_format not in ("text", "json"):
+            raise ConfigError(f"log format is {self.log_format!r}; expected 'text' or 'json'")
+        for name in ("threads", "max_memory"):
+            if getattr(self, name) < 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 or more")
+        for name in ("worker_threads", "max_parameters", "max_result"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected 1 or more")
+        for name in ("stall_timeout_seconds", "keepalive_seconds", "drain_timeout_seconds"):
+            if not getattr(self, name) > 0:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected more than 0")
+        if not self.max_memory:
+            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+            object.__setattr__(self, "max_memory", memory * 3 // 4)
+
+
+def is_local(address: str) -> bool:
+    """Whether only this machine reaches ``address``. Raises ConfigError when it is no address."""
+    if address.startswith("unix:"):
+        if not address[len("unix:") :]:
+            raise ConfigError("'unix:' has no path; expected unix:PATH")
+        return True
+    host, separator, port = address.rpartition(":")
+    if not separator or not port.isdecimal() or int(port) > 65535 or not host:
+        raise ConfigError(f"{address!r} is no address; expected HOST:PORT or unix:PATH")
+    host = host.strip("[]")
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name: wherever it resolves to today, it may not tomorrow

@@ -1,0 +1,82 @@
+"""Ends a stream's wait for its peer when something more important happens."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any, TypeVar
+
+from gradwire.wire.errors import GradwireError, Stalled
+
+T = TypeVar("T")
+
+
+class StreamGuard:
+    """Wraps the reads and writes of one stream, whose handler is the current task.
+
+    `interrupt` makes the read or write under way, or the next one, raise an error of our table; what runs between them
+    (a commit) is left alone. Cancelling the handler's task from outside (the peer hung up) goes through unchanged.
+    """
+
+    def __init__(self, stall_timeout_seconds: float) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._loop = asyncio.get_running_loop()
+        self._stall_timeout_seconds = stall_timeout_seconds
+        self._error: GradwireError | None = None
+        self._reading = False
+        self._writing = False
+        self._drain: GradwireError | None = None
+
+    def interrupt(self, error: GradwireError) -> None:
+        """Ends the stream with ``error`` at its next or present read or write."""
+        if self._error is None:
+            self._error = error
+            if self._reading or self._writing:
+                self._task.cancel()
+
+    def drain(self, error: GradwireError) -> None:
+        """Ends the stream at its next or present read: what has been received whole is still answered."""
+        if self._drain is None:
+            self._drain = error
+            if self._reading and self._error is None:
+                self._task.cancel()
+
+    async def read(self, read: Callable[[], Awaitable[T]]) -> T:
+        if self._error is not None or self._drain is not None:
+            raise self._error or self._drain  # type: ignore[misc]
+        self._reading = True
+        try:
+            return await read()
+        except asyncio.CancelledError:
+            error = self._error or self._drain
+            if error is None:
+                raise
+            raise error from None
+        finally:
+            self._reading = False
+
+    async def write(self, write: Callable[[Any], Awaitable[None]], message: object) -> None:
+        if self._error is not None:
+            raise self._error
+        timer = self._loop.call_later(self._stall_timeout_seconds, self._stalled)
+        self._writing = True
+        try:
+            await write(message)
+        except asyncio.CancelledError:
+            if self._error is None:
+                raise
+            raise self._error from None
+        finally:
+            self._writing = False
+            timer.cancel()
+
+    def _stalled(self) -> None:
+        self.interrupt(
+            Stalled(
+                f"a reply was not taken off the stream for {self._stall_timeout_seconds:g} s; read while you write",
+                applied=None,
+                stall_timeout_seconds=self._stall_timeout_seconds,
+            )
+        )

@@ -1,0 +1,125 @@
+"""Runs by name."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from bisect import bisect_right
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gradwire.server.config import ServerConfig
+from gradwire.server.devices.base import Device
+from gradwire.server.memory import MemoryBudget
+from gradwire.server.run import Run, RunSpec
+from gradwire.server.upload import Upload
+from gradwire.wire.errors import Draining, ProtocolViolation, RunAlreadyExists, RunNotFound, TooManyParameters, shorten
+from gradwire.wire.layout import MAX_ELEMENTS, Layout
+
+MAX_PAGE = 1000
+
+
+@dataclass(eq=False)
+class Creation:
+    """A run that is not visible yet; its initial values are still arriving."""
+
+    run: Run
+    upload: Upload
+    replace: bool
+
+
+class Registry:
+    """All runs of one server process, and what they share: device, memory, threads."""
+
+    def __init__(self, config: ServerConfig, device: Device) -> None:
+        self.config = config
+        self.device = device
+        self.budget = MemoryBudget(config.max_memory)
+        self.executor = ThreadPoolExecutor(config.worker_threads, thread_name_prefix="gradwire-bulk")
+        self.server_instance = uuid.uuid4().hex
+        self.draining = False
+        self._runs: dict[str, Run] = {}
+
+    def get(self, name: str) -> Run:
+        """The run ``runs/NAME``. Raises RunNotFound."""
+        run = self._runs.get(name)
+        if run is None:
+            raise RunNotFound(f"there is no run {shorten(name)!r} on this server", run=shorten(name))
+        return run
+
+    def existing(self, name: str, request_id: str) -> Run | None:
+        """The run that the same creation request has made before, if it has."""
+        run = self._runs.get(name)
+        return run if run is not None and run.request_id == request_id else None
+
+    def page(self, after: str, size: int) -> tuple[list[Run], str]:
+        """Up to ``size`` runs (0: a whole page) whose names follow ``after``, and the next page's ``after``."""
+        names = sorted(self._runs)
+        start = bisect_right(names, after)
+        chosen = names[start : start + min(size or MAX_PAGE, MAX_PAGE)]
+        more = start + len(chosen) < len(names)
+        return [self._runs[name] for name in chosen], chosen[-1] if more else ""
+
+    def check_size(self, layout: Layout) -> None:
+        """Raises TooManyParameters before anything is allocated for a layout that is too large."""
+        limit = min(self.config.max_parameters, MAX_ELEMENTS)
+        if layout.elements > limit:
+            raise TooManyParameters(
+                f"the run has {layout.elements} elements; this server accepts at most {limit}", max_parameters=limit
+            )
+
+    def begin_creation(self, spec: RunSpec, request_id: str, replace: bool, wire: np.dtype[Any]) -> Creation:
+        """Allocates a run. Raises RunAlreadyExists, TooManyParameters, MemoryLimitExceeded, Draining."""
+        self.require_open()
+        if not request_id or len(request_id) > 128:
+            raise ProtocolViolation(f"request_id has {len(request_id)} characters; expected 1 to 128")
+        self._require_free(spec.name, replace)
+        self.check_size(spec.layout)
+        run = Run(spec, self.device, self.budget, self.executor, request_id)
+        upload = Upload(self.device, spec.layout, [run.state.params], wire, "the initial values")
+        return Creation(run, upload, replace)
+
+    async def prepare(self, spec: RunSpec) -> None:
+        """Compiles what the run's steps will call, in a thread: never at a step, never on the event loop."""
+
+        def compile_all() -> None:
+            self.device.warm_up([(kernel, spec.dtype) for kernel in {group.kernel for group in spec.groups}])
+            for group in spec.groups:
+                group.varying(1, 1, 1, spec.dtype)
+
+        await asyncio.get_running_loop().run_in_executor(self.executor, compile_all)
+
+    async def finish_creation(self, creation: Creation) -> Run:
+        """Makes the run visible, in the place of an older one if that was asked for."""
+        creation.upload.require_complete()
+        run = creation.run
+        self._require_free(run.spec.name, creation.replace)
+        old = self._runs.get(run.spec.name)
+        self._runs[run.spec.name] = run
+        if old is not None:
+            await old.exclusive.run(old.delete)
+        return run
+
+    async def delete(self, name: str) -> int:
+        """Deletes a run, after any commit that is under way; returns its step. Raises RunNotFound."""
+        run = self.get(name)
+        del self._runs[name]
+        await run.exclusive.run(run.delete)
+        return run.step
+
+    def require_open(self) -> None:
+        """Raises Draining when the server is about to stop."""
+        if self.draining:
+            raise Draining("the server is about to stop and takes no further work")
+
+    def _require_free(self, name: str, replace: bool) -> None:
+        if name in self._runs and not replace:
+            raise RunAlreadyExists(f"{name} exists already, at step {self._runs[name].step}", run=name)
+
+    def close(self) -> None:
+        """Waits for work in threads."""
+        self.executor.shutdown()
+        self.device.close()

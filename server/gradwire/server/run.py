@@ -1,0 +1,289 @@
+"""A run: parameters, optimizer state, and the rules by which one block after another is applied to them."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field, replace
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gradwire.server.block import Receipt, Returns
+from gradwire.server.devices.base import Bools, Device, DeviceArray, State, Write
+from gradwire.server.exclusive import Exclusive
+from gradwire.server.memory import MemoryBudget, Reservation
+from gradwire.server.optimizers.base import Hyperparameters
+from gradwire.server.staging import StagedBlock, clip_segments
+from gradwire.wire.errors import Fenced, GradwireError, NonFiniteGradient, RunBusy, RunNotFound
+from gradwire.wire.layout import Layout, Range, shape_text
+
+MAX_WORKERS = 1024
+"""Workers whose last result a run remembers; the one that has been away longest is forgotten first."""
+
+
+class NonFinitePolicy(IntEnum):
+    """What happens to a block whose gradients hold NaN or infinity."""
+
+    REJECT = 1
+    SKIP = 2
+    ALLOW = 3
+
+
+@dataclass(frozen=True)
+class RunSpec:
+    """What a run is from its creation on. ``name`` is the whole resource name."""
+
+    name: str
+    layout: Layout
+    dtype: np.dtype[Any]
+    groups: tuple[Hyperparameters, ...]
+    non_finite_policy: NonFinitePolicy = NonFinitePolicy.REJECT
+
+    @property
+    def slots(self) -> tuple[str, ...]:
+        """The state vectors of the run: those that any group uses, in the optimizer's order."""
+        used = {slot for group in self.groups for slot in group.kernel.used_slots}
+        return tuple(dict.fromkeys(slot for group in self.groups for slot in group.kernel.slots if slot in used))
+
+    @property
+    def vector_bytes(self) -> int:
+        """Size of one flat vector."""
+        return self.layout.elements * self.dtype.itemsize
+
+    @property
+    def state_bytes(self) -> int:
+        """Size of parameters and slots."""
+        return self.vector_bytes * (1 + len(self.slots))
+
+
+@dataclass
+class WorkerRecord:
+    """What is remembered of a worker: enough to answer its last block again."""
+
+    last_sequence: int = 0
+    receipt: Receipt | None = None
+    returns: Returns = Returns.NONE
+    steps: int = 0
+    ranges: tuple[Range, ...] = ()
+    trajectory: DeviceArray | None = None
+    reservation: Reservation | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows of the remembered result: the trajectory's, 1 for the last parameters, 0 for a receipt alone."""
+        if self.returns is Returns.TRAJECTORY:
+            return self.steps
+        return 1 if self.returns is Returns.LAST else 0
+
+
+@dataclass(eq=False)
+class Holder:
+    """One worker's hold on a run. It ends when somebody else takes the run or its values are replaced."""
+
+    worker_id: str
+    epoch: int
+    record: WorkerRecord
+    step: int
+    """The run's step at the attachment."""
+    on_end: Callable[[GradwireError], None] = field(default=lambda error: None)
+
+
+class Run:
+    """One optimisation.
+
+    Methods block and are not safe against each other: call them through ``exclusive``. Only `preview` needs no lock,
+    because writes swap arrays instead of changing them, and a commit belongs to the one holder that previews.
+    """
+
+    def __init__(
+        self, spec: RunSpec, device: Device, budget: MemoryBudget, executor: Executor, request_id: str = ""
+    ) -> None:
+        self.spec = spec
+        self.request_id = request_id
+        self.device = device
+        self.budget = budget
+        self.exclusive = Exclusive(executor)
+        self._reservation = budget.reserve(spec.state_bytes, f"run {spec.name!r}")
+        self.state: State = device.allocate_state(spec.slots, spec.layout.elements, spec.dtype)
+        self.groups = spec.groups
+        self.step = 0
+        self.tensor_steps: npt.NDArray[np.int64] = np.zeros(len(spec.layout.tensors), np.int64)
+        self.epoch = 0
+        self.version = 0
+        """Rises with everything that changes parameters, state or hyperparameters; a preview is worth one version."""
+        self.holder: Holder | None = None
+        self.deleted = False
+        self._workers: OrderedDict[str, WorkerRecord] = OrderedDict()
+
+    # --- who holds the run ---------------------------------------------------------------------------------------
+
+    def attach(self, worker_id: str, takeover: bool, on_end: Callable[[GradwireError], None]) -> Holder:
+        """Gives the run to a worker; the older stream of the same worker, or the one taken over, is fenced.
+
+        Raises RunBusy when another worker holds it and ``takeover`` is false.
+        """
+        self.require_alive()
+        if self.holder is not None and self.holder.worker_id != worker_id and not takeover:
+            raise RunBusy(
+                f"worker {self.holder.worker_id!r} is attached to {self.spec.name}; ask for a takeover to replace it",
+                attached_worker_id=self.holder.worker_id,
+            )
+        self.fence(f"worker {worker_id!r} has attached to {self.spec.name}")
+        record = self._workers.setdefault(worker_id, WorkerRecord())
+        self._workers.move_to_end(worker_id)
+        if len(self._workers) > MAX_WORKERS:
+            _, forgotten = self._workers.popitem(last=False)
+            _forget(forgotten)
+        self.holder = Holder(worker_id, self.epoch, record, self.step, on_end)
+        return self.holder
+
+    def detach(self, holder: Holder) -> None:
+        """Ends a hold, if it is still the current one."""
+        if self.holder is holder:
+            self.holder = None
+
+    def fence(self, why: str) -> None:
+        """Raises the epoch and ends the current hold."""
+        self.epoch += 1
+        holder, self.holder = self.holder, None
+        if holder is not None:
+            holder.on_end(Fenced(f"{why}; this stream no longer holds it", applied=None, epoch=self.epoch))
+
+    def require_holder(self, holder: Holder) -> None:
+        """Raises Fenced unless ``holder`` still holds the run, RunNotFound when the run is gone."""
+        self.require_alive()
+        if self.holder is not holder:
+            raise Fenced(f"this stream no longer holds {self.spec.name}", epoch=self.epoch)
+
+    def require_alive(self) -> None:
+        """Raises RunNotFound when the run has been deleted."""
+        if self.deleted:
+            raise RunNotFound(f"{self.spec.name} has been deleted", run=self.spec.name)
+
+    def delete(self) -> None:
+        """Ends the run and frees what it holds."""
+        self.deleted = True
+        holder, self.holder = self.holder, None
+        if holder is not None:
+            holder.on_end(RunNotFound(f"{self.spec.name} has been deleted", run=self.spec.name))
+        for record in self._workers.values():
+            _forget(record)
+        self._workers.clear()
+        self._reservation.release()
+
+    # --- steps ---------------------------------------------------------------------------------------------------
+
+    def preview(self, block: StagedBlock, part: Range) -> npt.NDArray[Any]:
+        """The parameters ``[1 or K, part]`` as the block will leave them, from a state that stays as it is."""
+        rows = block.header.steps if block.header.returns is Returns.TRAJECTORY else 1
+        out = self.device.allocate(rows, part.stop - part.start, self.spec.dtype)
+        write = Write.TRAJECTORY if block.header.returns is Returns.TRAJECTORY else Write.LAST
+        segments = clip_segments(block.segments, part)
+        self.device.update(
+            block.state, block.gradients, segments, commit=False, out=out, out_start=part.start, write=write
+        )
+        return self.device.read(out, Range(0, rows), Range(0, part.stop - part.start))
+
+    def commit(self, holder: Holder, block: StagedBlock) -> Receipt:
+        """Applies a block whose gradients have all arrived, and remembers its result. All of it or nothing.
+
+        Raises Fenced when the hold is lost or the run has changed since the block began, NonFiniteGradient when the
+        policy is REJECT.
+        """
+        self.require_holder(holder)
+        if block.version != self.version:
+            raise Fenced(f"{self.spec.name} has changed since this block began", epoch=self.epoch)
+        header = block.header
+        keep_all = self.spec.non_finite_policy is NonFinitePolicy.ALLOW
+        sums = self.device.square_sums(block.gradients, header.steps - 1 if keep_all else 0, block.ranges)
+        applied = None if keep_all else self._finite_rows(block, sums)
+        count = header.steps if applied is None else int(np.count_nonzero(applied))
+        self.device.update(
+            self.state,
+            block.gradients,
+            block.segments,
+            commit=True,
+            applied=applied,
+            out=block.trajectory,
+            write=Write.NOTHING if block.trajectory is None else Write.TRAJECTORY,
+        )
+        self.step += count
+        self.tensor_steps[block.present] += count
+        self.groups = block.groups
+        self.version += 1
+        receipt = Receipt(
+            step=self.step,
+            gradient_norm=math.sqrt(sums[-1]),
+            learning_rates=tuple(group.learning_rate(max(self.step, 1)) for group in self.groups),
+            skipped_steps=() if applied is None else tuple(np.flatnonzero(~applied).tolist()),
+        )
+        _forget(holder.record)
+        holder.record.last_sequence = block.sequence
+        holder.record.receipt = replace(receipt, repeated=True)
+        holder.record.returns = header.returns
+        holder.record.steps = header.steps
+        holder.record.ranges = block.ranges
+        holder.record.trajectory = block.trajectory
+        holder.record.reservation = block.give_result_memory()
+        return receipt
+
+    def _finite_rows(self, block: StagedBlock, sums: npt.NDArray[np.float64]) -> Bools | None:
+        """Which rows hold finite numbers only; None: all of them. Raises NonFiniteGradient where the policy says so."""
+        finite: Bools = np.isfinite(sums)
+        if finite.all():
+            return None
+        for row in np.flatnonzero(~finite).tolist():
+            first = self._first_non_finite(block, row)
+            if first is None:  # the squares of large float64 numbers overflowed, the numbers are finite
+                finite[row] = True
+            elif self.spec.non_finite_policy is NonFinitePolicy.REJECT:
+                element, value = first
+                tensor = self.spec.layout.tensor_at(element)
+                raise NonFiniteGradient(
+                    f"the gradient of tensor {shape_text(tensor)} is {value} at its element {element - tensor.start}, "
+                    f"in step {row} of the block; expected finite numbers. Nothing was applied",
+                    tensor=tensor.name,
+                    block_step=row,
+                )
+        return None if finite.all() else finite
+
+    def _first_non_finite(self, block: StagedBlock, row: int) -> tuple[int, float] | None:
+        for part in block.ranges:
+            values = self.device.read(block.gradients, Range(row, row + 1), part)[0]
+            bad = np.flatnonzero(~np.isfinite(values))
+            if bad.size:
+                return part.start + int(bad[0]), float(values[bad[0]])
+        return None
+
+    # --- values --------------------------------------------------------------------------------------------------
+
+    def replace_parameters(self, params: DeviceArray) -> None:
+        """Puts a whole new parameter vector in place and fences the holder."""
+        self.require_alive()
+        self.state = State(params, self.state.slots)
+        self._replaced("the parameters")
+
+    def replace_state(self, slots: dict[str, DeviceArray], step: int, tensor_steps: npt.NDArray[np.int64]) -> None:
+        """Puts whole new slots and counts in place and fences the holder."""
+        self.require_alive()
+        self.state = State(self.state.params, slots)
+        self.step = step
+        self.tensor_steps = tensor_steps
+        self._replaced("the optimizer state")
+
+    def _replaced(self, what: str) -> None:
+        self.version += 1
+        self.fence(f"{what} of {self.spec.name} have been replaced")
+
+
+def _forget(record: WorkerRecord) -> None:
+    """Drops a remembered result and its memory, not the sequence number."""
+    record.trajectory = None
+    if record.reservation is not None:
+        record.reservation.release()
+        record.reservation = None

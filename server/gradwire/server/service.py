@@ -1,0 +1,252 @@
+"""The gRPC servicer: decode, one domain call, encode. Nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import grpc
+
+from gradwire.server.codec import decode_gradients, decode_spec, encode_reply, encode_run, placements
+from gradwire.server.guard import StreamGuard
+from gradwire.server.registry import Registry
+from gradwire.server.run import Run
+from gradwire.server.session import Session
+from gradwire.server.transfer import (
+    check_state,
+    parameters_of,
+    put_parameters,
+    put_state,
+    slots_of,
+    snapshot,
+    upload_parameters,
+    upload_state,
+)
+from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc, train_pb2
+from gradwire.wire.encoding import dtype_of, encode, wire_dtype
+from gradwire.wire.errors import (
+    STATUS_DETAILS_KEY,
+    Draining,
+    GradwireError,
+    InternalError,
+    ProtocolViolation,
+    to_status,
+)
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+_CODES = {code.value[0]: code for code in grpc.StatusCode}
+
+
+async def abort(context: Any, error: GradwireError) -> None:
+    """Ends a call with the status of the error table."""
+    status = to_status(error)
+    metadata = ((STATUS_DETAILS_KEY, status.SerializeToString()),)
+    await context.abort(_CODES[status.code], status.message, metadata)
+
+
+def refusing(method: Callable[[Any, Any, Any], Awaitable[T]]) -> Callable[[Any, Any, Any], Awaitable[T]]:
+    """Turns the exceptions of a handler into statuses."""
+
+    @functools.wraps(method)
+    async def wrapper(self: Any, request: Any, context: Any) -> T:
+        try:
+            return await method(self, request, context)
+        except GradwireError as error:
+            refusal = error
+        except MemoryError:
+            log.exception("out of memory in %s", method.__name__)
+            refusal = InternalError("the server ran out of memory", applied=None)
+        except (grpc.aio.AbortError, grpc.aio.UsageError):
+            raise
+        except Exception:
+            log.exception("unexpected error in %s", method.__name__)
+            refusal = InternalError(f"unexpected error in {method.__name__}; the server's log says more", applied=None)
+        await abort(context, refusal)
+        raise AssertionError("abort raises")
+
+    return wrapper
+
+
+class OptimizerServicer(service_pb2_grpc.OptimizerServiceServicer):
+    """See ``gradwire/v1/service.proto``.
+
+    Server streams are coroutines that write, which the generated types, made for generators, do not know.
+    """
+
+    def __init__(self, registry: Registry) -> None:
+        self._registry = registry
+        self._guards: set[StreamGuard] = set()
+
+    def drain(self) -> None:
+        """No new work; streams end when what they have received whole has been answered."""
+        self._registry.draining = True
+        for guard in list(self._guards):
+            guard.drain(Draining("the server is about to stop; this block was not applied"))
+
+    @contextmanager
+    def _guarded(self) -> Iterator[StreamGuard]:
+        guard = StreamGuard(self._registry.config.stall_timeout_seconds)
+        self._guards.add(guard)
+        try:
+            yield guard
+        finally:
+            self._guards.discard(guard)
+
+    def _encode(self, run: Run) -> run_pb2.Run:
+        return encode_run(run, self._registry.server_instance)
+
+    @refusing
+    async def CreateRun(self, requests: Any, context: Any) -> service_pb2.CreateRunResponse:
+        first = await _first(requests)
+        header: service_pb2.CreateRunHeader = first.header
+        spec = decode_spec(header.spec)
+        existing = self._registry.existing(spec.name, header.request_id)
+        if existing is not None:
+            return service_pb2.CreateRunResponse(run=self._encode(existing), created=False)
+        wire = wire_dtype(header.encoding, spec.dtype)
+        creation = self._registry.begin_creation(spec, header.request_id, header.replace, wire)
+        try:
+            await self._registry.prepare(spec)
+            async for request in requests:
+                _require(request, "slice")
+                creation.upload.add(0, request.slice.offset, request.slice.data)
+            run = await self._registry.finish_creation(creation)
+        except BaseException:
+            creation.run.delete()
+            raise
+        return service_pb2.CreateRunResponse(run=self._encode(run), created=True)
+
+    @refusing
+    async def GetRun(self, request: service_pb2.GetRunRequest, context: Any) -> service_pb2.GetRunResponse:
+        run = self._registry.get(request.name)
+        return service_pb2.GetRunResponse(run=await run.exclusive.run(lambda: self._encode(run)))
+
+    @refusing
+    async def ListRuns(self, request: service_pb2.ListRunsRequest, context: Any) -> service_pb2.ListRunsResponse:
+        runs, token = self._registry.page(request.page_token, request.page_size)
+        summaries = [
+            service_pb2.RunSummary(
+                name=run.spec.name,
+                step=run.step,
+                elements=run.spec.layout.elements,
+                dtype=dtype_of(run.spec.dtype),
+                attached_worker_id=run.holder.worker_id if run.holder else "",
+            )
+            for run in runs
+        ]
+        return service_pb2.ListRunsResponse(runs=summaries, next_page_token=token)
+
+    @refusing
+    async def DeleteRun(self, request: service_pb2.DeleteRunRequest, context: Any) -> service_pb2.DeleteRunResponse:
+        return service_pb2.DeleteRunResponse(step=await self._registry.delete(request.name))
+
+    @refusing
+    async def Train(self, requests: Any, context: Any) -> None:  # type: ignore[override]
+        with self._guarded() as guard:
+            self._registry.require_open()
+            first = await guard.read(context.read)
+            _require(first, "attach")
+            attach: train_pb2.Attach = first.attach
+            run = self._registry.get(attach.run)
+            parameter_wire = wire_dtype(attach.parameter_encoding, run.spec.dtype)
+            session = await Session.attach(
+                run,
+                attach.worker_id,
+                attach.takeover,
+                guard.interrupt,
+                gradient_wire=wire_dtype(attach.gradient_encoding, run.spec.dtype),
+                parameter_wire=parameter_wire,
+                max_result_bytes=self._registry.config.max_result,
+                executor=self._registry.executor,
+            )
+            try:
+                await guard.write(context.write, self._attached(session))
+                while (request := await guard.read(context.read)) is not grpc.aio.EOF:
+                    _require(request, "gradients")
+                    async for reply in session.receive(decode_gradients(request.gradients)):
+                        await guard.write(context.write, encode_reply(reply, parameter_wire))
+            finally:
+                await asyncio.shield(session.close())
+
+    def _attached(self, session: Session) -> train_pb2.TrainResponse:
+        return train_pb2.TrainResponse(
+            attached=train_pb2.Attached(
+                step=session.holder.step,
+                last_sequence=session.holder.record.last_sequence,
+                epoch=session.holder.epoch,
+                server_instance=self._registry.server_instance,
+                placements=placements(session.run),
+            )
+        )
+
+    @refusing
+    async def ReadParameters(self, request: service_pb2.ReadParametersRequest, context: Any) -> None:  # type: ignore[override]
+        run = self._registry.get(request.name)
+        wire = wire_dtype(request.encoding, run.spec.dtype)
+        with self._guarded() as guard:
+            async with snapshot(run, parameters_of, 1) as copy:
+                header = service_pb2.ReadParametersHeader(step=copy.step, epoch=copy.epoch)
+                await guard.write(context.write, service_pb2.ReadParametersResponse(header=header))
+                for _, offset, values in copy.slices(wire.itemsize):
+                    part = run_pb2.Slice(offset=offset, data=encode(values, wire))
+                    await guard.write(context.write, service_pb2.ReadParametersResponse(slice=part))
+
+    @refusing
+    async def ReadState(self, request: service_pb2.ReadStateRequest, context: Any) -> None:  # type: ignore[override]
+        run = self._registry.get(request.name)
+        with self._guarded() as guard:
+            async with snapshot(run, slots_of, len(run.spec.slots)) as copy:
+                header = service_pb2.StateHeader(step=copy.step, tensor_steps=copy.tensor_steps, slots=run.spec.slots)
+                await guard.write(context.write, service_pb2.ReadStateResponse(header=header))
+                for slot, offset, values in copy.slices(run.spec.dtype.itemsize):
+                    part = service_pb2.SlotSlice(slot=slot, offset=offset, data=encode(values, run.spec.dtype))
+                    await guard.write(context.write, service_pb2.ReadStateResponse(slice=part))
+
+    @refusing
+    async def WriteParameters(self, requests: Any, context: Any) -> service_pb2.WriteParametersResponse:
+        self._registry.require_open()
+        header: service_pb2.WriteParametersHeader = (await _first(requests)).header
+        run = self._registry.get(header.name)
+        with upload_parameters(run, wire_dtype(header.encoding, run.spec.dtype)) as upload:
+            async for request in requests:
+                _require(request, "slice")
+                upload.add(0, request.slice.offset, request.slice.data)
+            step, epoch = await put_parameters(run, upload)
+        return service_pb2.WriteParametersResponse(step=step, epoch=epoch)
+
+    @refusing
+    async def WriteState(self, requests: Any, context: Any) -> service_pb2.WriteStateResponse:
+        self._registry.require_open()
+        header: service_pb2.WriteStateHeader = (await _first(requests)).header
+        run = self._registry.get(header.name)
+        state = header.state
+        tensor_steps = check_state(run, state.slots, state.step, state.tensor_steps)
+        with upload_state(run) as upload:
+            async for request in requests:
+                _require(request, "slice")
+                upload.add(request.slice.slot, request.slice.offset, request.slice.data)
+            step, epoch = await put_state(run, upload, state.slots, state.step, tensor_steps)
+        return service_pb2.WriteStateResponse(step=step, epoch=epoch)
+
+
+async def _first(requests: AsyncIterator[Any]) -> Any:
+    """The header message of an upload. Raises ProtocolViolation."""
+    async for request in requests:
+        _require(request, "header")
+        return request
+    raise ProtocolViolation("the stream ended before its header")
+
+
+def _require(request: Any, kind: str) -> None:
+    """Raises ProtocolViolation unless ``request`` is a message of this kind."""
+    found = None if request is grpc.aio.EOF else request.WhichOneof("message")
+    if found != kind:
+        raise ProtocolViolation(
+            f"expected {kind!r} here, got {'the end of the stream' if found is None else repr(found)}"
+        )

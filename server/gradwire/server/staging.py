@@ -1,0 +1,109 @@
+"""A block while its gradients arrive: where they are kept, what they will be applied with, what is still missing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gradwire.server.block import BlockHeader
+from gradwire.server.coverage import Coverage
+from gradwire.server.devices.base import DeviceArray, Segment, State
+from gradwire.server.memory import Reservation
+from gradwire.server.optimizers.base import Hyperparameters
+from gradwire.wire.errors import InvalidHyperparameter, ProtocolViolation
+from gradwire.wire.layout import Range
+
+if TYPE_CHECKING:
+    from gradwire.server.run import Run
+
+
+@dataclass(eq=False)
+class StagedBlock:
+    """One sequence of one worker, from its first message to its commit. Dropping it leaves the run as it was."""
+
+    sequence: int
+    header: BlockHeader
+    version: int
+    state: State
+    """The arrays that the run had when the block began; previews read them."""
+    groups: tuple[Hyperparameters, ...]
+    """With the block's overrides; they become the run's at commit."""
+    ranges: tuple[Range, ...]
+    """The present elements."""
+    present: npt.NDArray[np.intp] | slice
+    """The present tensors."""
+    segments: list[Segment]
+    coverage: Coverage
+    gradients: DeviceArray
+    trajectory: DeviceArray | None
+    result_memory: Reservation | None
+    previews: bool
+    """Whether slices are answered before the block is whole."""
+
+    def give_result_memory(self) -> Reservation | None:
+        """Hands the trajectory's reservation to whoever remembers the trajectory."""
+        reservation, self.result_memory = self.result_memory, None
+        return reservation
+
+    def drop(self) -> None:
+        """Frees what the block alone holds."""
+        if self.result_memory is not None:
+            self.result_memory.release()
+            self.result_memory = None
+
+
+def override_groups(
+    groups: tuple[Hyperparameters, ...], overrides: Mapping[int, Mapping[str, float]]
+) -> tuple[Hyperparameters, ...]:
+    """The groups with new numbers. Raises InvalidHyperparameter, ProtocolViolation for a group that is not there."""
+    if not overrides:
+        return groups
+    changed = list(groups)
+    for index, changes in overrides.items():
+        if not 0 <= index < len(groups):
+            raise ProtocolViolation(f"an override names group {index}; this run has groups 0 to {len(groups) - 1}")
+        try:
+            changed[index] = changed[index].replace(changes)
+        except InvalidHyperparameter as error:
+            raise error.within(f"override of group {index}") from None
+        if changed[index].kernel.used_slots != groups[index].kernel.used_slots:
+            raise InvalidHyperparameter(f"override of group {index}: it would change the state that the group keeps")
+    return tuple(changed)
+
+
+def segments_of(run: Run, header: BlockHeader, groups: tuple[Hyperparameters, ...]) -> list[Segment]:
+    """Neighbouring present tensors of equal (group, t) as one segment each, with the scalars of all steps."""
+    dtype = run.spec.dtype
+    scalars: dict[tuple[int, int], tuple[npt.NDArray[Any], npt.NDArray[Any]]] = {}
+    segments: list[Segment] = []
+    last_key: tuple[int, int] | None = None
+    for index, tensor in enumerate(run.spec.layout.tensors):
+        if tensor.size == 0:
+            continue
+        if index in header.absent_tensors:
+            last_key = None
+            continue
+        key = (tensor.group, int(run.tensor_steps[index]))
+        if key == last_key:
+            segments[-1] = segments[-1]._replace(stop=tensor.stop)
+            continue
+        last_key = key
+        group = groups[tensor.group]
+        if key not in scalars:
+            varying = group.varying(run.step + 1, key[1] + 1, header.steps, dtype)
+            scalars[key] = (np.array(group.constants(), dtype), varying)
+        segments.append(Segment(tensor.start, tensor.stop, group.kernel, *scalars[key]))
+    return segments
+
+
+def clip_segments(segments: Sequence[Segment], part: Range) -> list[Segment]:
+    """Those parts of ``segments`` that lie in ``part``."""
+    return [
+        segment._replace(start=max(segment.start, part.start), stop=min(segment.stop, part.stop))
+        for segment in segments
+        if segment.start < part.stop and segment.stop > part.start
+    ]
