@@ -1,0 +1,100 @@
+"""The interface of a device over whole numpy arrays: one formula per line, no kernels, no threads.
+
+It takes part in the conformance suite, so that the suite is known to ask for no more than the interface says, and it is
+what the other devices' results are compared with bit for bit: same scalars, same order of operations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gradwire.server.devices.base import NORM_CHUNK, Bools, Device, DeviceArray, Segment, State, Write
+from gradwire.server.optimizers.base import Floats
+from gradwire.wire.layout import Range
+
+
+class ReferenceDevice(Device):
+    name = "reference"
+
+    def allocate(self, rows: int, length: int, dtype: np.dtype[Any]) -> DeviceArray:
+        return np.zeros((rows, length), dtype)
+
+    def write(self, target: DeviceArray, offset: int, values: npt.NDArray[Any]) -> None:
+        rows, length = values.shape
+        with np.errstate(over="ignore"):
+            target[:rows, offset : offset + length] = values.astype(target.dtype)
+
+    def read(self, source: DeviceArray, rows: Range, columns: Range) -> Floats:
+        return np.array(source[slice(*rows), slice(*columns)])
+
+    def copy(self, source: DeviceArray) -> DeviceArray:
+        return np.array(source)
+
+    def square_sums(self, gradients: DeviceArray, first_row: int, ranges: Sequence[Range]) -> npt.NDArray[np.float64]:
+        total = np.zeros(gradients.shape[0] - first_row)
+        for start, stop in ranges:
+            while start < stop:
+                end = min(stop, start - start % NORM_CHUNK + NORM_CHUNK)
+                total += np.square(gradients[first_row:, start:end].astype(np.float64)).sum(axis=1)
+                start = end
+        return total
+
+    def update(
+        self,
+        state: State,
+        gradients: DeviceArray,
+        segments: Sequence[Segment],
+        *,
+        commit: bool,
+        applied: Bools | None = None,
+        out: DeviceArray | None = None,
+        out_start: int = 0,
+        write: Write = Write.NOTHING,
+    ) -> None:
+        for segment in segments:
+            here = slice(segment.start, segment.stop)
+            there = slice(segment.start - out_start, segment.stop - out_start)
+            used = segment.kernel.used_slots
+            values = [state.params[0, here]] + [state.slots[name][0, here] for name in used]
+            rows = iter(segment.varying)
+            for k in range(gradients.shape[0]):
+                if applied is None or applied[k]:
+                    with np.errstate(all="ignore"):
+                        values = adam(values, gradients[k, here], segment, next(rows))
+                if write == Write.TRAJECTORY:
+                    assert out is not None
+                    out[k, there] = values[0]
+            if write == Write.LAST:
+                assert out is not None
+                out[0, there] = values[0]
+            if commit:
+                state.params[0, here] = values[0]
+                for name, value in zip(used, values[1:], strict=True):
+                    state.slots[name][0, here] = value
+
+
+def adam(values: list[Floats], g: Floats, segment: Segment, varying: Floats) -> list[Floats]:
+    """One step of Adam or AMSGrad from the scalars that the optimizer hands to a device."""
+    beta1, one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay, low, high = segment.constants
+    decay, step_size, root_correction2, correction2 = varying
+    coupled, amsgrad, plain, corrected_maximum = segment.kernel.statics
+    p, m, v = values[:3]
+    p = p * decay
+    if coupled:
+        g = g + weight_decay * p
+    m = beta1 * m + one_minus_beta1 * g
+    v = beta2 * v + one_minus_beta2 * g * g
+    u = v / correction2 if corrected_maximum else v
+    maximum = []
+    if amsgrad:
+        u = np.maximum(values[3], u)
+        maximum = [u]
+    root = np.sqrt(u)
+    if plain and not corrected_maximum:
+        root = root / root_correction2
+    p = np.clip(p - step_size * m / (root + eps), low, high)
+    return [p, m, v, *maximum]

@@ -1,0 +1,55 @@
+"""The generated CUDA source: arithmetic whose rounding is spelled out."""
+
+from __future__ import annotations
+
+import ast
+import re
+
+import numpy as np
+import pytest
+
+from gradwire.server.devices.cuda_driver import cuda_kernel_source, explicit_rounding, square_sums_source
+from gradwire.server.optimizers.adam import AdamHyperparameters
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("a * b + c", "add(mul(a, b), c)"),
+        ("a - b / c", "add(a, -div(b, c))"),
+        ("a - b - c", "add(add(a, -b), -c)"),
+        ("sqrt(a * b)", "sqrt(mul(a, b))"),
+        ("-a * b", "mul(-a, b)"),
+    ],
+)
+def test_operators_become_calls(written: str, expected: str) -> None:
+    source = f"def update(a, b, c):\n    return {written}"
+    assert ast.unparse(ast.parse(explicit_rounding(source))) == f"def update(a, b, c):\n    return {expected}"
+
+
+def test_augmented_assignment_becomes_a_call() -> None:
+    assert "a = add(a, -mul(b, b))" in explicit_rounding("def update(a, b):\n    a -= b * b\n    return a")
+
+
+def test_other_operators_are_refused() -> None:
+    with pytest.raises(NotImplementedError, match=re.escape("not a ** 2")):
+        explicit_rounding("def update(a):\n    return a ** 2")
+
+
+@pytest.mark.parametrize(("dtype", "letter"), [(np.float32, "f"), (np.float64, "d")])
+def test_gpu_kernel_uses_the_functions_of_its_type(dtype: type, letter: str) -> None:
+    source = cuda_kernel_source(AdamHyperparameters(amsgrad=True).kernel, np.dtype(dtype), simulated=False)
+    assert set(re.findall(r"import (\w+)_rn as", source)) == {
+        f"{letter}{name}" for name in ("add", "div", "mul", "sqrt")
+    }
+    (update,) = (node for node in ast.parse(source).body if getattr(node, "name", "") == "update")
+    operators = [type(node.op).__name__ for node in ast.walk(update) if isinstance(node, ast.BinOp)]
+    assert operators == [], "an operator is left that the compiler may contract"
+
+
+def test_generated_source_is_valid_python_for_every_kernel() -> None:
+    for simulated in (False, True):
+        for amsgrad in (False, True):
+            kernel = AdamHyperparameters(amsgrad=amsgrad).kernel
+            ast.parse(cuda_kernel_source(kernel, np.dtype(np.float32), simulated))
+        ast.parse(square_sums_source(256, simulated))
