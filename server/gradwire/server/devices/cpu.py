@@ -32,7 +32,8 @@ class CpuDevice(Device):
     name = "cpu"
 
     def __init__(self, threads: int | None = None) -> None:
-        self.threads = threads or len(os.sched_getaffinity(0))
+        affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
+        self.threads = threads or (len(affinity(0)) if affinity else os.cpu_count() or 1)
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="gradwire-cpu") if self.threads > 1 else None
 
     def allocate(self, rows: int, length: int, dtype: np.dtype[Any]) -> DeviceArray:

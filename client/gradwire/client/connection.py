@@ -1,0 +1,294 @@
+"""Finding a server and asking it for runs."""
+
+from __future__ import annotations
+
+import os
+import time
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+import grpc
+import numpy as np
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from gradwire.client import flat as flats
+from gradwire.client.embedded import EmbeddedServer
+from gradwire.client.errors import ConnectionLost, LayoutMismatch, connection_lost
+from gradwire.client.optimizers import Adam, ParamGroup
+from gradwire.client.retry import RetryPolicy, retrying
+from gradwire.client.run import Run, RunOptions
+from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc
+from gradwire.wire.encoding import MAX_MESSAGE_BYTES, dtype_of
+from gradwire.wire.errors import RunAlreadyExists, RunNotFound
+from gradwire.wire.layout import Layout, parse_run_name
+
+DEFAULT_TARGET = "localhost:50051"
+SERVICE = service_pb2.DESCRIPTOR.services_by_name["OptimizerService"].full_name
+CONNECT_TIMEOUT_SECONDS = 15.0
+PROBE_TIMEOUT_SECONDS = 1.0
+
+_CHANNEL_OPTIONS = [
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES + 64 * 1024),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES + 64 * 1024),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    (
+        "grpc.use_local_subchannel_pool",
+        1,
+    ),  # a connection of our own: two clients in a process do not share one's backoff
+]
+_NON_FINITE = {
+    "reject": run_pb2.NON_FINITE_POLICY_REJECT,
+    "skip": run_pb2.NON_FINITE_POLICY_SKIP,
+    "allow": run_pb2.NON_FINITE_POLICY_ALLOW,
+}
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One line of `Server.list_runs`."""
+
+    name: str
+    step: int
+    elements: int
+    dtype: str
+    attached_worker_id: str
+
+
+def connect(target: str | None = None, *, timeout_seconds: float = CONNECT_TIMEOUT_SECONDS) -> Server:
+    """Connects to a gradwire server.
+
+    Args:
+        target: ``host:port``, ``unix:PATH``, or ``"embedded"`` for a server in a child process that ends with this one.
+            None: ``$GRADWIRE_TARGET``, else ``localhost:50051`` if a gradwire server answers there, else embedded.
+        timeout_seconds: how long a server that is starting may take to turn SERVING.
+
+    Raises ConnectionLost when nothing serves there, EmbeddedServerError when the embedded server does not start.
+    """
+    if target is None:
+        target = os.environ.get("GRADWIRE_TARGET")
+        if target:
+            return Server(target, f"{target}, from GRADWIRE_TARGET", timeout_seconds=timeout_seconds)
+        if _answers(DEFAULT_TARGET):
+            return Server(DEFAULT_TARGET, f"{DEFAULT_TARGET}, which answers", timeout_seconds=timeout_seconds)
+        target = "embedded"
+    if target == "embedded":
+        embedded = EmbeddedServer()
+        try:
+            return Server(
+                embedded.target,
+                f"an embedded server, process {embedded.pid}, which ends with this one",
+                embedded=embedded,
+                timeout_seconds=timeout_seconds,
+            )
+        except BaseException:
+            embedded.close()
+            raise
+    return Server(target, target, timeout_seconds=timeout_seconds)
+
+
+class Server:
+    """A connection; a context manager. ``origin`` says in words which server it is and why."""
+
+    def __init__(
+        self,
+        target: str,
+        origin: str,
+        *,
+        embedded: EmbeddedServer | None = None,
+        timeout_seconds: float = CONNECT_TIMEOUT_SECONDS,
+    ) -> None:
+        self.target = target
+        self.origin = origin
+        self.embedded = embedded
+        self._channel = grpc.insecure_channel(target, _CHANNEL_OPTIONS)
+        self._stub = service_pb2_grpc.OptimizerServiceStub(self._channel)
+        self._runs: list[Run] = []
+        try:
+            _wait_serving(self._channel, target, timeout_seconds)
+        except BaseException:
+            self._channel.close()
+            raise
+
+    def create_run(
+        self,
+        name: str,
+        params: Mapping[str, Any] | Sequence[ParamGroup],
+        optimizer: Adam,
+        *,
+        on_existing: str = "error",
+        dtype: str | None = None,
+        non_finite: str = "reject",
+        retry: RetryPolicy | None = None,
+        **options: Any,
+    ) -> Run:
+        """Creates a run and attaches to it.
+
+        Args:
+            name: 1 to 128 of ``A-Z a-z 0-9 . _ -``.
+            params: name -> initial array, or a list of `ParamGroup`. They are copied; the run's own are ``run.params``.
+            optimizer: a preset such as ``AMSGrad(lr=1e-2)``.
+            on_existing: ``"error"``; ``"resume"``: attach to the run of this name, keeping its values, if its tensors
+                are the same; ``"replace"``: put the new run in its place once it is whole.
+            dtype: ``"float32"`` or ``"float64"``; None: float64 if all arrays are, else float32.
+            non_finite: what the server does with gradients that are not finite: ``"reject"`` the block, ``"skip"`` the
+                step, ``"allow"`` them.
+            retry: see `RetryPolicy`.
+            options: see `RunOptions`.
+
+        Raises ValueError or TypeError for malformed arguments, LayoutMismatch, GradwireError as the error table says.
+        """
+        if on_existing not in ("error", "resume", "replace"):
+            raise ValueError(f"on_existing is {on_existing!r}; expected 'error', 'resume' or 'replace'")
+        if non_finite not in _NON_FINITE:
+            raise ValueError(f"non_finite is {non_finite!r}; expected one of {', '.join(map(repr, _NON_FINITE))}")
+        run_options = RunOptions(retry=retry or RetryPolicy(), **options)
+        groups = [ParamGroup(params)] if isinstance(params, Mapping) else list(params)
+        arrays = [{key: flats.as_array(key, value) for key, value in group.params.items()} for group in groups]
+        layout = Layout([[(key, array.shape) for key, array in group.items()] for group in arrays])
+        state = _run_dtype(dtype, arrays)
+        spec = run_pb2.RunSpec(name=_resource(name), dtype=dtype_of(state), non_finite_policy=_NON_FINITE[non_finite])
+        for group in groups:
+            spec.groups.add(adam=optimizer.replace(group.hyperparameters).to_message())
+        for tensor in layout.tensors:
+            spec.groups[tensor.group].tensors.add(name=tensor.name, shape=tensor.shape)
+        if on_existing == "resume":
+            try:
+                return self._resume(name, layout, state, run_options)
+            except RunNotFound:
+                pass
+        merged = {key: array for group in arrays for key, array in group.items()}
+        flat = flats.flatten(layout, merged, state, "the parameters")
+        request_id = uuid.uuid4().hex
+
+        def requests() -> Iterator[service_pb2.CreateRunRequest]:
+            header = service_pb2.CreateRunHeader(spec=spec, request_id=request_id, replace=on_existing == "replace")
+            yield service_pb2.CreateRunRequest(header=header)
+            for part in flats.value_slices(flat, state):
+                yield service_pb2.CreateRunRequest(slice=part)
+
+        try:
+            response = retrying(lambda: self._stub.CreateRun(requests()), run_options.retry, self.target)
+        except RunAlreadyExists:
+            if on_existing != "resume":
+                raise
+            return self._resume(name, layout, state, run_options)  # somebody else was faster
+        return self._track(Run(self._stub, self.target, response.run, run_options, flat))
+
+    def attach(self, name: str, *, retry: RetryPolicy | None = None, **options: Any) -> Run:
+        """Attaches to an existing run and reads its parameters. Raises RunNotFound, RunBusy."""
+        run_options = RunOptions(retry=retry or RetryPolicy(), **options)
+        return self._track(Run(self._stub, self.target, self._get(name, run_options.retry), run_options))
+
+    def list_runs(self) -> list[RunSummary]:
+        """All runs of the server, ordered by name."""
+        summaries: list[RunSummary] = []
+        token = ""
+        while True:
+            request = service_pb2.ListRunsRequest(page_token=token)
+            page = retrying(lambda request=request: self._stub.ListRuns(request), RetryPolicy(), self.target)  # type: ignore[misc]
+            for run in page.runs:
+                dtype = run_pb2.Dtype.Name(run.dtype).removeprefix("DTYPE_").lower()
+                name = run.name.removeprefix("runs/")
+                summaries.append(RunSummary(name, run.step, run.elements, dtype, run.attached_worker_id))
+            token = page.next_page_token
+            if not token:
+                return summaries
+
+    def delete_run(self, name: str) -> int:
+        """Deletes a run and returns the step it had reached. Raises RunNotFound."""
+        request = service_pb2.DeleteRunRequest(name=_resource(name))
+        # Not tried again: after a lost answer the second attempt would find nothing.
+        return retrying(lambda: self._stub.DeleteRun(request), RetryPolicy(deadline_seconds=0), self.target).step
+
+    def close(self) -> None:
+        """Closes all runs of this connection, the channel, and the embedded server where there is one."""
+        for run in self._runs:
+            run.close()
+        self._runs.clear()
+        self._channel.close()
+        if self.embedded is not None:
+            self.embedded.close()
+
+    def __enter__(self) -> Server:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _get(self, name: str, policy: RetryPolicy) -> run_pb2.Run:
+        request = service_pb2.GetRunRequest(name=_resource(name))
+        return retrying(lambda: self._stub.GetRun(request), policy, self.target).run
+
+    def _resume(self, name: str, layout: Layout, dtype: np.dtype[Any], options: RunOptions) -> Run:
+        message = self._get(name, options.retry)
+        spec = message.spec
+        theirs = [[(t.name, tuple(t.shape)) for t in group.tensors] for group in spec.groups]
+        ours = [[(t.name, t.shape) for t in layout.tensors if t.group == group] for group in range(layout.groups)]
+        if theirs != ours or spec.dtype != dtype_of(dtype):
+            raise LayoutMismatch(
+                f"run {name!r} exists with other tensors, groups or dtype; it cannot be resumed with these"
+            )
+        return self._track(Run(self._stub, self.target, message, options))
+
+    def _track(self, run: Run) -> Run:
+        self._runs.append(run)
+        return run
+
+
+def _resource(name: str) -> str:
+    resource = f"runs/{name}"
+    parse_run_name(resource)
+    return resource
+
+
+def _run_dtype(dtype: str | None, groups: Sequence[Mapping[str, Any]]) -> np.dtype[Any]:
+    if dtype is None:
+        arrays = [array for group in groups for array in group.values()]
+        return np.dtype(np.float64 if arrays and all(a.dtype == np.float64 for a in arrays) else np.float32)
+    if dtype not in ("float32", "float64"):
+        raise ValueError(f"dtype is {dtype!r}; expected 'float32' or 'float64'")
+    return np.dtype(dtype)
+
+
+def _check(channel: grpc.Channel, timeout_seconds: float) -> int:
+    request = health_pb2.HealthCheckRequest(service=SERVICE)
+    status: int = health_pb2_grpc.HealthStub(channel).Check(request, timeout=timeout_seconds).status
+    return status
+
+
+def _answers(target: str) -> bool:
+    """Whether a gradwire server, SERVING or starting, is at ``target``."""
+    with grpc.insecure_channel(target) as channel:
+        try:
+            _check(channel, PROBE_TIMEOUT_SECONDS)
+        except grpc.RpcError:
+            return False
+    return True
+
+
+def _wait_serving(channel: grpc.Channel, target: str, timeout_seconds: float) -> None:
+    deadline = time.monotonic() + timeout_seconds
+    while True:
+        failure: ConnectionLost | None = None
+        try:
+            status = _check(channel, max(0.1, deadline - time.monotonic()))
+            if status == health_pb2.HealthCheckResponse.SERVING:
+                return
+            failure = ConnectionLost(f"{target} is not serving: it is starting or about to stop", applied=False)
+        except grpc.RpcError as error:
+            failure = connection_lost(error, target, applied=False)
+            code: Any = error
+            if code.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED):
+                raise ConnectionLost(f"{target} is no gradwire server", applied=False) from None
+        if time.monotonic() > deadline:
+            raise failure
+        time.sleep(0.05)

@@ -1,0 +1,70 @@
+"""A server of one's own, in a child process that ends with the client, even when the client is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from typing import IO
+
+from gradwire.client.errors import EmbeddedServerError
+
+START_TIMEOUT_SECONDS = 120.0
+"""The first start on a machine compiles kernels; later ones take a second."""
+
+STOP_TIMEOUT_SECONDS = 10.0
+
+
+class EmbeddedServer:
+    """Starts ``python -m gradwire.server`` on a unix socket that only this user can reach.
+
+    The child holds the read end of a pipe; when this process ends, however it ends, the pipe does too and the child
+    leaves. Raises EmbeddedServerError.
+    """
+
+    def __init__(self) -> None:
+        self._directory = tempfile.mkdtemp(prefix="gradwire-")  # mode 0700
+        self.target = f"unix:{self._directory}/socket"
+        command = [sys.executable, "-m", "gradwire.server", "serve", "--embedded", "--listen", self.target]
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("GRADWIRE_LISTEN")}
+        with tempfile.TemporaryFile() as errors:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment
+            )
+            # Reading in a thread bounds the wait: a pipe has no time-out.
+            answer: list[bytes] = []
+            assert self._process.stdout is not None
+            reader = threading.Thread(target=_read_line, args=(self._process.stdout, answer), daemon=True)
+            reader.start()
+            reader.join(START_TIMEOUT_SECONDS)
+            if not answer or not answer[0]:
+                self.close()
+                errors.seek(0)
+                said = errors.read().decode(errors="replace").strip()[-2000:]
+                raise EmbeddedServerError(f"the embedded server did not start: {said or 'it said nothing'}")
+        self.addresses: list[str] = json.loads(answer[0])["addresses"]
+
+    @property
+    def pid(self) -> int:
+        """Process id of the server."""
+        return self._process.pid
+
+    def close(self) -> None:
+        """Ends the server and waits for it."""
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+        try:
+            self._process.wait(STOP_TIMEOUT_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        shutil.rmtree(self._directory, ignore_errors=True)
+
+
+def _read_line(pipe: IO[bytes], answer: list[bytes]) -> None:
+    answer.append(pipe.readline())

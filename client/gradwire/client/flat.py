@@ -1,0 +1,107 @@
+"""The client's side of the flat vector: named arrays <-> slices of messages."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from gradwire.v1 import run_pb2, service_pb2
+from gradwire.wire.encoding import SLICE_BYTES, Array, decode, encode
+from gradwire.wire.layout import Layout, Range
+
+_FLOATS = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+
+
+def as_array(name: str, value: Any) -> Array:
+    """``value`` as a floating numpy array. Raises TypeError for other types, complex and integer arrays included."""
+    if isinstance(value, (bool, int, float, list, tuple)):
+        value = np.asarray(value, np.float32)
+    elif not isinstance(value, (np.ndarray, np.generic)):
+        try:
+            value = np.asarray(value)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise TypeError(
+                f"{name!r} is a {type(value).__name__}; expected a floating numpy array ({error})"
+            ) from None
+    array = np.asarray(value)
+    if array.dtype.newbyteorder("=") not in _FLOATS:
+        raise TypeError(f"{name!r} has dtype {array.dtype}; expected float32, float64, float16 or bfloat16")
+    return array
+
+
+def views(layout: Layout, flat: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
+    """Each tensor's part of ``flat`` under its name, in its shape; they share memory."""
+    return {t.name: flat[t.start : t.stop].reshape(t.shape) for t in layout.tensors}
+
+
+def gather(layout: Layout, rows: Sequence[Array | None], part: Range) -> Array:
+    """Columns ``part`` of the tensors' ``[K, size]`` arrays. The tensors in ``part`` must all have one."""
+    pieces = []
+    index = bisect_right(layout.tensors, part.start, key=lambda tensor: tensor.start) - 1
+    while index < len(layout.tensors) and layout.tensors[index].start < part.stop:
+        tensor, array = layout.tensors[index], rows[index]
+        if array is not None:
+            pieces.append(array[:, max(part.start - tensor.start, 0) : part.stop - tensor.start])
+        index += 1
+    return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
+
+
+def tiles(ranges: Sequence[Range], row_bytes: int) -> Iterator[Range]:
+    """Cuts ``ranges`` into pieces of about SLICE_BYTES, ``row_bytes`` an element."""
+    length = max(1, SLICE_BYTES // row_bytes)
+    for part in ranges:
+        for start in range(part.start, part.stop, length):
+            yield Range(start, min(start + length, part.stop))
+
+
+def flatten(layout: Layout, values: Mapping[str, Any], dtype: np.dtype[Any], what: str) -> npt.NDArray[Any]:
+    """A new flat vector from one array for each tensor.
+
+    Raises ValueError for a missing or unknown name or a wrong shape, TypeError for a wrong dtype.
+    """
+    check_names(layout, values, what)
+    missing = [tensor.name for tensor in layout.tensors if tensor.name not in values]
+    if missing:
+        raise ValueError(f"{what} lack {missing[:5]}; expected one array for each of {len(layout.tensors)} tensors")
+    flat = np.empty(layout.elements, dtype)
+    for tensor in layout.tensors:
+        array = as_array(tensor.name, values[tensor.name])
+        check_shape(tensor.name, array.shape, tensor.shape)
+        flat[tensor.start : tensor.stop] = array.reshape(-1)
+    return flat
+
+
+def check_names(layout: Layout, values: Mapping[str, Any], what: str) -> None:
+    """Raises ValueError for a name that the run does not have."""
+    unknown = [name for name in values if name not in layout.index]
+    if unknown:
+        raise ValueError(f"{what} name {unknown[:5]}, which this run does not have; it has {list(layout.index)[:20]}")
+
+
+def check_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) -> None:
+    """Raises ValueError."""
+    if shape != expected:
+        raise ValueError(f"{name!r} has shape {shape}; expected {expected}")
+
+
+def value_slices(flat: npt.NDArray[Any], wire: np.dtype[Any]) -> Iterator[run_pb2.Slice]:
+    """A whole vector as messages."""
+    for part in tiles((Range(0, flat.size),), wire.itemsize):
+        yield run_pb2.Slice(offset=part.start, data=encode(flat[part.start : part.stop], wire))
+
+
+def slot_slices(slot: int, flat: npt.NDArray[Any]) -> Iterator[service_pb2.SlotSlice]:
+    """A whole slot as messages, in its own dtype."""
+    for part in value_slices(flat, flat.dtype):
+        yield service_pb2.SlotSlice(slot=slot, offset=part.offset, data=part.data)
+
+
+def place(flat: npt.NDArray[Any], offset: int, data: bytes, wire: np.dtype[Any]) -> None:
+    """Writes one slice's values into ``flat``."""
+    values = decode(data, wire)[0]
+    flat[offset : offset + values.size] = values

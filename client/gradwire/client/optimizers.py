@@ -1,0 +1,202 @@
+"""Optimizer presets. The class picks the defaults, the keywords change them; the server does the arithmetic."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from gradwire.v1 import run_pb2
+
+_Adam = run_pb2.Adam
+
+_SCHEDULES = {"constant": _Adam.SCHEDULE_CONSTANT, "inverse-sqrt": _Adam.SCHEDULE_INVERSE_SQRT}
+_MAXIMA = {"raw": _Adam.MAXIMUM_OF_RAW, "bias-corrected": _Adam.MAXIMUM_OF_BIAS_CORRECTED}
+
+
+@dataclass(frozen=True)
+class WeightDecay:
+    """Weight decay as ``labml_nn.optimizers.WeightDecay`` names it.
+
+    Args:
+        weight_decay: the factor, >= 0.
+        weight_decouple: True: ``p *= 1 - lr*weight_decay`` before the update (AdamW).
+            False: ``g += weight_decay*p`` (L2).
+        absolute: with ``weight_decouple``: ``p *= 1 - weight_decay``.
+    """
+
+    weight_decay: float = 0.0
+    weight_decouple: bool = True
+    absolute: bool = False
+
+    def __post_init__(self) -> None:
+        if self.absolute and not self.weight_decouple:
+            raise ValueError("WeightDecay(absolute=True) needs weight_decouple=True: L2 decay has no absolute form")
+
+    @property
+    def mode(self) -> run_pb2.Adam.WeightDecayMode.ValueType:
+        if not self.weight_decouple:
+            return _Adam.WEIGHT_DECAY_MODE_COUPLED
+        return _Adam.WEIGHT_DECAY_MODE_DECOUPLED_ABSOLUTE if self.absolute else _Adam.WEIGHT_DECAY_MODE_DECOUPLED
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adam:
+    """Adam with labml's defaults (Kingma and Ba 2015; ``labml_nn.optimizers.adam``).
+
+    Args:
+        lr: learning rate, >= 0.
+        betas: decay of the first and second moment, each in [0, 1).
+        eps: added to the denominator, >= 0.
+        weight_decay: a `WeightDecay`, or a number for the preset's own kind of decay.
+        optimized_update: True: the epsilon-hat form ``lr*sqrt(1-b2^t)/(1-b1^t) * m/(sqrt(v)+eps)``.
+            False: the plain form ``lr/(1-b1^t) * m/(sqrt(v)/sqrt(1-b2^t)+eps)``, torch's.
+        amsgrad: divide by the maximum of v over all steps (Reddi, Kale and Kumar 2018).
+        maximum_of: ``"raw"`` (the paper, labml, torch) or ``"bias-corrected"`` (optax; needs ``amsgrad``,
+            ``bias_correction`` and ``optimized_update=False``).
+        bias_correction: False leaves out all ``1-b^t``, as the AMSGrad paper does.
+        schedule: ``"constant"``, or ``"inverse-sqrt"``: lr/sqrt(t) at the run's step t = 1, 2, ...
+        bounds: (low, high), every element is clamped to them after each step; None: no bounds.
+
+    Raises ValueError or TypeError for a malformed argument; ranges are checked by the server (InvalidHyperparameter).
+    """
+
+    decoupled_by_default: ClassVar[bool] = True
+
+    lr: float = 1e-3
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-16
+    weight_decay: WeightDecay | float = 0.0
+    optimized_update: bool = True
+    amsgrad: bool = False
+    maximum_of: str = "raw"
+    bias_correction: bool = True
+    schedule: str = "constant"
+    bounds: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        _pair("betas", self.betas)
+        if self.bounds is not None:
+            _pair("bounds", self.bounds)
+        if self.maximum_of not in _MAXIMA:
+            raise ValueError(f"maximum_of is {self.maximum_of!r}; expected one of {', '.join(map(repr, _MAXIMA))}")
+        if self.schedule not in _SCHEDULES:
+            raise ValueError(f"schedule is {self.schedule!r}; expected one of {', '.join(map(repr, _SCHEDULES))}")
+        for name in ("lr", "eps"):
+            _number(name, getattr(self, name))
+        if not isinstance(self.weight_decay, WeightDecay):
+            _number("weight_decay", self.weight_decay)
+
+    def replace(self, changes: Mapping[str, Any]) -> Adam:
+        """A copy with other hyperparameters. Raises TypeError for a name that there is none of."""
+        names = {field.name for field in dataclasses.fields(self)}
+        for name in changes:
+            if name not in names:
+                raise TypeError(
+                    f"{type(self).__name__} has no hyperparameter {name!r}; expected one of {sorted(names)}"
+                )
+        return dataclasses.replace(self, **changes)
+
+    def to_message(self) -> run_pb2.Adam:
+        """This choice in the contract's words."""
+        decay = self._decay()
+        message = _Adam(
+            lr=self.lr,
+            beta1=self.betas[0],
+            beta2=self.betas[1],
+            eps=self.eps,
+            weight_decay=decay.weight_decay,
+            weight_decay_mode=decay.mode,
+            amsgrad=self.amsgrad,
+            epsilon_placement=(
+                _Adam.EPSILON_PLACEMENT_EPS_HAT if self.optimized_update else _Adam.EPSILON_PLACEMENT_PLAIN
+            ),
+            maximum_of=_MAXIMA[self.maximum_of],
+            bias_correction=self.bias_correction,
+            schedule=_SCHEDULES[self.schedule],
+        )
+        if self.bounds is not None:
+            message.low, message.high = self.bounds
+        return message
+
+    def _decay(self) -> WeightDecay:
+        if isinstance(self.weight_decay, WeightDecay):
+            return self.weight_decay
+        return WeightDecay(self.weight_decay, weight_decouple=self.decoupled_by_default)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AMSGrad(Adam):
+    """AMSGrad with labml's defaults (``labml_nn.optimizers.amsgrad``). ``amsgrad=False`` is Adam, also per group."""
+
+    amsgrad: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchAdam(Adam):
+    """``torch.optim.Adam``: eps 1e-8, the plain form, a number as ``weight_decay`` is L2."""
+
+    decoupled_by_default: ClassVar[bool] = False
+
+    eps: float = 1e-8
+    optimized_update: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TorchAdamW(TorchAdam):
+    """``torch.optim.AdamW``: as TorchAdam, with decoupled weight decay 0.01."""
+
+    decoupled_by_default: ClassVar[bool] = True
+
+    weight_decay: WeightDecay | float = 1e-2
+
+
+class ParamGroup:
+    """Tensors with hyperparameters of their own.
+
+    Args:
+        params: name -> array.
+        hyperparameters: those that differ from the run's optimizer.
+    """
+
+    def __init__(self, params: Mapping[str, Any], **hyperparameters: Any) -> None:
+        self.params = dict(params)
+        self.hyperparameters = hyperparameters
+
+    def __repr__(self) -> str:
+        return f"ParamGroup({list(self.params)}, {self.hyperparameters})"
+
+
+def to_override(group: int, changes: Mapping[str, Any]) -> run_pb2.Override:
+    """New numbers for one group: ``lr``, ``betas``, ``eps``, ``weight_decay``, ``bounds``. Raises TypeError."""
+    override = run_pb2.Override(group=group)
+    for name, value in changes.items():
+        if name in ("lr", "eps", "weight_decay"):
+            setattr(override, name, _number(name, value))
+        elif name == "betas":
+            override.beta1, override.beta2 = _pair(name, value)
+        elif name == "bounds":
+            override.low, override.high = _pair(name, value)
+        else:
+            raise TypeError(f"{name!r} cannot change during a run; expected lr, betas, eps, weight_decay or bounds")
+    return override
+
+
+def _number(name: str, value: Any) -> float:
+    item = getattr(value, "item", None)
+    if callable(item) and getattr(value, "size", 1) != 0:  # a numpy or torch scalar
+        with contextlib.suppress(RuntimeError, ValueError):
+            value = item()
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"{name} is {value!r}; expected a number")
+    return float(value)
+
+
+def _pair(name: str, value: Any) -> tuple[float, float]:
+    try:
+        first, second = value
+    except (TypeError, ValueError):
+        raise TypeError(f"{name} is {value!r}; expected two numbers") from None
+    return _number(name, first), _number(name, second)

@@ -1,0 +1,68 @@
+"""How long and how often a client tries again."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import grpc
+
+from gradwire.client.errors import connection_lost, from_rpc_error, is_transient
+from gradwire.wire.errors import Draining, GradwireError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RetryPolicy:
+    """Exponential backoff with jitter."""
+
+    deadline_seconds: float = 60.0
+    """From the first failure on; then the exception goes to the caller. 0: never try again."""
+    initial_backoff_seconds: float = 0.1
+    max_backoff_seconds: float = 3.0
+
+
+class Attempts:
+    """The failures of one operation so far."""
+
+    def __init__(self, policy: RetryPolicy, target: str) -> None:
+        self._policy = policy
+        self._target = target
+        self._give_up_at: float | None = None
+        self._backoff_seconds = policy.initial_backoff_seconds
+        self.failed_internally = False
+
+    def pause(self, error: grpc.RpcError, *, applied: bool | None) -> None:
+        """Sleeps before the next attempt, or raises what ``error`` means where no further one is due.
+
+        ``applied`` is what a ConnectionLost would say of the step.
+        """
+        refusal = from_rpc_error(error)
+        if refusal is not None and not isinstance(refusal, Draining):
+            raise refusal from None
+        self.pause_for(refusal or connection_lost(error, self._target, applied=applied), refusal or is_transient(error))
+
+    def pause_for(self, failure: GradwireError, transient: object) -> None:
+        """As `pause`, for a failure that is ours already."""
+        now = time.monotonic()
+        if self._give_up_at is None:
+            self._give_up_at = now + self._policy.deadline_seconds
+        sleep_seconds = self._backoff_seconds * random.uniform(0.5, 1.0)
+        if not transient or now + sleep_seconds > self._give_up_at:
+            raise failure from None
+        time.sleep(sleep_seconds)
+        self._backoff_seconds = min(self._backoff_seconds * 2, self._policy.max_backoff_seconds)
+
+
+def retrying(call: Callable[[], T], policy: RetryPolicy, target: str) -> T:
+    """Result of an idempotent ``call()``. Raises the refusal, or ConnectionLost when the policy's deadline is over."""
+    attempts = Attempts(policy, target)
+    while True:
+        try:
+            return call()
+        except grpc.RpcError as error:
+            attempts.pause(error, applied=None)

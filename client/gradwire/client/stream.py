@@ -1,0 +1,93 @@
+"""One Train stream: messages out from a thread of gRPC's, messages in from the caller's."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import grpc
+
+from gradwire.v1 import service_pb2_grpc, train_pb2
+from gradwire.wire.errors import ProtocolViolation
+
+CLOSE_TIMEOUT_SECONDS = 2.0
+
+
+class StreamEnded(grpc.RpcError):
+    """Raised when the server ended a stream in the middle without a status that says why."""
+
+    def code(self) -> grpc.StatusCode:
+        return grpc.StatusCode.UNAVAILABLE
+
+    def details(self) -> str:
+        return "the server ended the stream"
+
+    def trailing_metadata(self) -> tuple[()]:
+        return ()
+
+
+class TrainStream:
+    """An attached stream. gRPC pulls requests from a queue in its own thread, so reading and writing overlap: a client
+    that wrote all slices before it read any would deadlock in flow control.
+
+    Raises grpc.RpcError, also from the constructor, which waits for the attachment.
+    """
+
+    def __init__(self, stub: service_pb2_grpc.OptimizerServiceStub, attach: train_pb2.Attach) -> None:
+        self._jobs: queue.SimpleQueue[Iterable[train_pb2.TrainRequest] | None] = queue.SimpleQueue()
+        self._call: Any = stub.Train(self._requests())
+        self.send([train_pb2.TrainRequest(attach=attach)])
+        try:
+            self.attached = self.receive().attached
+        except BaseException:
+            self.abandon()
+            raise
+
+    def send(self, messages: Iterable[train_pb2.TrainRequest]) -> None:
+        """Hands messages to the sending thread, which makes them one by one as the connection takes them."""
+        self._jobs.put(messages)
+
+    def receive(self) -> train_pb2.TrainResponse:
+        """The next message."""
+        try:
+            response: train_pb2.TrainResponse = next(self._call)
+        except StopIteration:
+            raise StreamEnded from None
+        return response
+
+    def collect(self, sequence: int, accept: Callable[[train_pb2.Parameters], None]) -> train_pb2.Receipt:
+        """Passes the answer to block ``sequence`` on, message by message, and returns its receipt."""
+        while True:
+            parameters = self.receive().parameters
+            if parameters.sequence != sequence:
+                raise ProtocolViolation(
+                    f"the server answered block {parameters.sequence}; expected {sequence}", applied=None
+                )
+            if parameters.data:
+                accept(parameters)
+            if parameters.HasField("receipt"):
+                return parameters.receipt
+
+    def close(self) -> None:
+        """Ends the stream in order and waits, briefly, until the server has given the run back."""
+        self._jobs.put(None)
+        timer = threading.Timer(CLOSE_TIMEOUT_SECONDS, self._call.cancel)
+        timer.start()
+        try:
+            for _ in self._call:
+                pass
+        except grpc.RpcError:
+            pass  # it was broken already
+        finally:
+            timer.cancel()
+
+    def abandon(self) -> None:
+        """Drops the stream as it is."""
+        self._jobs.put(None)
+        self._call.cancel()
+
+    def _requests(self) -> Iterator[train_pb2.TrainRequest]:
+        while (job := self._jobs.get()) is not None:
+            yield from job
