@@ -1,0 +1,138 @@
+"""The experiment in which Adam converges to the wrong end and AMSGrad does not, with the optimizer on a server.
+
+``f_t(x) = 1010 x`` when ``t % 101 == 1`` (stochastic variant: with probability 0.01), else ``-10 x``, for x in [-1, 1].
+The optimum of the sum is x = -1; regret counts ``f_t(x_t) - f_t(-1)``. Source: Reddi, Kale and Kumar, "On the
+Convergence of Adam and Beyond" (2018), section 3, as ``labml_nn.optimizers.amsgrad`` runs it: t from 0, betas (0.9, 0.99).
+
+The gradient does not depend on x, so steps may travel in blocks without changing a bit of the result.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import signal
+import sys
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import FrameType
+
+import numpy as np
+import numpy.typing as npt
+from synthetic_report import Progress, Result, Track, write_report
+
+from gradwire.client import Adam, AMSGrad, GradwireError, Server, connect
+
+OPTIMIZERS = {"adam": Adam, "amsgrad": AMSGrad}
+RATES = {"constant": 1e-2, "inverse-sqrt": 0.5}
+
+
+def slopes(variant: str, seed: int, steps: int, block: int) -> Iterator[npt.NDArray[np.float32]]:
+    """The gradients of f_0 .. f_(steps-1), ``block`` at a time; how they are cut does not change them."""
+    random = np.random.default_rng(seed)
+    for start in range(0, steps, block):
+        count = min(block, steps - start)
+        steep = random.random(count) < 0.01 if variant == "stochastic" else np.arange(start, start + count) % 101 == 1
+        yield np.where(steep, np.float32(1010), np.float32(-10))
+
+
+def experiment(
+    server: Server, optimizer: str, schedule: str, options: argparse.Namespace, stop: Callable[[], bool]
+) -> tuple[Result, Track]:
+    """Runs one optimizer with one schedule until its steps are done or ``stop()``."""
+    choice = OPTIMIZERS[optimizer](lr=RATES[schedule], betas=(0.9, 0.99), schedule=schedule, bounds=(-1, 1))
+    track = Track(optimizer, schedule, options.steps)
+    name = f"synthetic-{uuid.uuid4().hex[:12]}"
+    run = server.create_run(name, {"x": np.zeros((), np.float32)}, choice)
+    started = time.perf_counter()
+    with Progress(f"{optimizer}, {schedule}", options.steps) as progress:
+        for gradient in slopes(options.variant, options.seed, options.steps, options.block):
+            if stop():
+                break
+            before = run.params["x"].copy()  # the loss counts before the step
+            if options.block == 1:
+                run.step({"x": gradient[0]})
+                after = run.params["x"].reshape(1)
+            else:
+                after = run.step_many({"x": gradient}, returns="trajectory")["x"]
+            track.add(np.concatenate([before.reshape(1), after[:-1]]), gradient, float(after[-1]))
+            progress.update(track.steps, track.x, track.average_regret)
+    seconds = time.perf_counter() - started
+    run.close()
+    server.delete_run(name)
+    return Result(optimizer, schedule, options.variant, track.steps, track.x, track.average_regret, seconds), track
+
+
+def main() -> None:
+    options = parse_arguments()
+    stopped = False
+
+    def on_interrupt(number: int, frame: FrameType | None) -> None:
+        nonlocal stopped
+        stopped = True
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C does not wait
+
+    signal.signal(signal.SIGINT, on_interrupt)
+    choices = {"optimizer": list(OPTIMIZERS), "schedule": list(RATES)}
+    optimizers, schedules = (
+        every if (one := getattr(options, key)) == "both" else [one] for key, every in choices.items()
+    )
+    done: list[tuple[Result, Track]] = []
+    try:
+        with connect(options.target) as server:
+            print(f"optimizer server: {server.origin}", file=sys.stderr)
+            for schedule, optimizer in itertools.product(schedules, optimizers):
+                if not stopped:
+                    done.append(experiment(server, optimizer, schedule, options, lambda: stopped))
+    except GradwireError as error:
+        print(f"error: {error}", file=sys.stderr)
+    if done:
+        write_report(done, options.out)
+    if stopped:
+        print("stopped early by Ctrl-C; the results are those of the steps that were taken", file=sys.stderr)
+    elif len(done) < len(optimizers) * len(schedules):
+        sys.exit(1)
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description="Adam against AMSGrad on the synthetic problem of the AMSGrad paper, driven remotely.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument(
+        "--target",
+        help="host:port, unix:PATH or 'embedded'; without it: $GRADWIRE_TARGET, else localhost:50051 if a gradwire "
+        "server answers there, else embedded",
+    )
+    parser.add_argument("--steps", type=positive, default=10_000_000, help="steps of each run")
+    parser.add_argument("--optimizer", choices=[*OPTIMIZERS, "both"], default="both", help="what to run")
+    parser.add_argument(
+        "--schedule", choices=[*RATES, "both"], default="both", help="constant: lr 0.01; inverse-sqrt: lr 0.5/sqrt(t)"
+    )
+    parser.add_argument("--block", type=block_size, default=200_000, help="steps a message; 1: one round trip a step")
+    parser.add_argument(
+        "--variant", choices=["deterministic", "stochastic"], default="deterministic", help="when the slope is 1010"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the stochastic variant")
+    parser.add_argument("--out", type=Path, default=Path("out"), help="directory for the results")
+    return parser.parse_args()
+
+
+def positive(text: str) -> int:
+    value = int(text.replace("_", ""))
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value}: expected 1 or more")
+    return value
+
+
+def block_size(text: str) -> int:
+    value = positive(text)
+    if value > 2**20:
+        raise argparse.ArgumentTypeError(f"{value}: expected at most {2**20}, so that a block fits one message")
+    return value
+
+
+if __name__ == "__main__":
+    main()
