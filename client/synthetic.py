@@ -2,7 +2,7 @@
 
 ``f_t(x) = 1010 x`` when ``t % 101 == 1`` (stochastic variant: with probability 0.01), else ``-10 x``, for x in [-1, 1].
 The optimum of the sum is x = -1; regret counts ``f_t(x_t) - f_t(-1)``. Source: Reddi, Kale and Kumar, "On the
-Convergence of Adam and Beyond" (2018), section 3, as ``labml_nn.optimizers.amsgrad`` runs it: t from 0, betas (0.9, 0.99).
+Convergence of Adam and Beyond" (2018), section 3, as ``labml_nn.optimizers.amsgrad`` runs it: t from 0.
 
 The gradient does not depend on x, so steps may travel in blocks without changing a bit of the result.
 """

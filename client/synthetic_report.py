@@ -175,5 +175,6 @@ def draw(tracks: Sequence[Track], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     left.axhline(-1, color="0.4", linewidth=0.8, linestyle=":")
     right.axhline(0, color="0.4", linewidth=0.8, linestyle=":")
+    right.set_ylim(-0.05, 1.05)  # the first large slope lifts the average to hundreds
     left.legend(frameon=False, fontsize=9, loc="upper left")
     figure.savefig(path)
