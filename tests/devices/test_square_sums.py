@@ -26,7 +26,7 @@ def elements(request: pytest.FixtureRequest, device: Device, monkeypatch: pytest
         yield 20 if SIMULATED else 1003
     elif SIMULATED:
         monkeypatch.setattr(importlib.import_module(type(device).__module__), "NORM_CHUNK", 16)
-        yield 71
+        yield 41
     else:
         yield 200_003
 
@@ -72,6 +72,17 @@ def test_does_not_depend_on_how_the_wire_was_cut(device: Device, elements: int) 
     assert device.square_sums(sliced, 0, whole).tolist() == expected.tolist()
     for k in range(4):
         assert device.square_sums(upload(device, values[k : k + 1]), 0, whole).tolist() == [expected[k]]
+
+
+def test_adds_fixed_chunks_of_the_layout_in_order(device: Device, elements: int) -> None:
+    """A range that begins within a chunk does not move the borders of the chunks behind it."""
+    chunk = importlib.import_module(type(device).__module__).NORM_CHUNK
+    array = upload(device, draw(1, elements, np.dtype(np.float64)))
+    edges = [3, *range(chunk, elements, chunk), elements]
+    total = 0.0
+    for a, b in pairwise(edges):
+        total += float(device.square_sums(array, 0, [Range(a, b)])[0])
+    assert device.square_sums(array, 0, [Range(3, elements)]).tolist() == [total]
 
 
 def test_does_not_depend_on_the_number_of_threads() -> None:
