@@ -96,7 +96,7 @@ class ReferenceAdam:
             p = p * scalar(1 - lr * wd)
         elif config.weight_decay_mode == "decoupled_absolute":
             p = p * scalar(1 - wd)
-        else:
+        elif config.weight_decay != 0:  # torch leaves the term out; 0 times an infinite parameter would be NaN
             g = g + scalar(wd) * p
 
         # 2. moments

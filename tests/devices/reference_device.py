@@ -84,7 +84,7 @@ def adam(values: list[Floats], g: Floats, segment: Segment, varying: Floats) -> 
     coupled, amsgrad, plain, corrected_maximum = segment.kernel.statics
     p, m, v = values[:3]
     p = p * decay
-    if coupled:
+    if coupled and weight_decay > 0:
         g = g + weight_decay * p
     m = beta1 * m + one_minus_beta1 * g
     v = beta2 * v + one_minus_beta2 * g * g

@@ -152,7 +152,7 @@ class Server:
         groups = [ParamGroup(params)] if isinstance(params, Mapping) else list(params)
         arrays = [{key: flats.as_array(key, value) for key, value in group.params.items()} for group in groups]
         layout = Layout([[(key, array.shape) for key, array in group.items()] for group in arrays])
-        state = _run_dtype(dtype, arrays)
+        state = _run_dtype(dtype, groups)
         spec = run_pb2.RunSpec(name=_resource(name), dtype=dtype_of(state), non_finite_policy=_NON_FINITE[non_finite])
         for group in groups:
             spec.groups.add(adam=optimizer.replace(group.hyperparameters).to_message())
@@ -250,10 +250,11 @@ def _resource(name: str) -> str:
     return resource
 
 
-def _run_dtype(dtype: str | None, groups: Sequence[Mapping[str, Any]]) -> np.dtype[Any]:
+def _run_dtype(dtype: str | None, groups: Sequence[ParamGroup]) -> np.dtype[Any]:
     if dtype is None:
-        arrays = [array for group in groups for array in group.values()]
-        return np.dtype(np.float64 if arrays and all(a.dtype == np.float64 for a in arrays) else np.float32)
+        values = [(name, value) for group in groups for name, value in group.params.items()]
+        found = {flats.as_array(name, value).dtype for name, value in values if not flats.is_plain(value)}
+        return np.dtype(np.float64 if found == {np.dtype(np.float64)} else np.float32)
     if dtype not in ("float32", "float64"):
         raise ValueError(f"dtype is {dtype!r}; expected 'float32' or 'float64'")
     return np.dtype(dtype)

@@ -18,12 +18,13 @@ _FLOATS = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16), np.
 
 
 def as_array(name: str, value: Any) -> Array:
-    """``value`` as a floating numpy array. Raises TypeError for other types, complex and integer arrays included."""
-    if isinstance(value, (bool, int, float, list, tuple)):
-        value = np.asarray(value, np.float32)
-    elif not isinstance(value, (np.ndarray, np.generic)):
+    """``value`` as a floating numpy array; a plain one (see `is_plain`) becomes float64, so that it keeps its digits.
+
+    Raises TypeError for other types, complex and integer arrays included.
+    """
+    if not isinstance(value, (np.ndarray, np.generic)):
         try:
-            value = np.asarray(value)
+            value = np.asarray(value, np.float64 if is_plain(value) else None)
         except (TypeError, ValueError, RuntimeError) as error:
             raise TypeError(
                 f"{name!r} is a {type(value).__name__}; expected a floating numpy array ({error})"
@@ -34,19 +35,26 @@ def as_array(name: str, value: Any) -> Array:
     return array
 
 
+def is_plain(value: Any) -> bool:
+    """Whether ``value`` is a Python number or a list, which say nothing of precision (numpy's float64 is a float)."""
+    return isinstance(value, (bool, int, float, list, tuple)) and not isinstance(value, np.generic)
+
+
 def views(layout: Layout, flat: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
     """Each tensor's part of ``flat`` under its name, in its shape; they share memory."""
     return {t.name: flat[t.start : t.stop].reshape(t.shape) for t in layout.tensors}
 
 
-def gather(layout: Layout, rows: Sequence[Array | None], part: Range) -> Array:
-    """Columns ``part`` of the tensors' ``[K, size]`` arrays. The tensors in ``part`` must all have one."""
+def gather(layout: Layout, rows: Sequence[Array | None], part: Range, wire: np.dtype[Any]) -> Array:
+    """Columns ``part`` of the tensors' ``[K, size]`` arrays as ``wire``. The tensors in ``part`` must all have one."""
     pieces = []
     index = bisect_right(layout.tensors, part.start, key=lambda tensor: tensor.start) - 1
     while index < len(layout.tensors) and layout.tensors[index].start < part.stop:
         tensor, array = layout.tensors[index], rows[index]
         if array is not None:
-            pieces.append(array[:, max(part.start - tensor.start, 0) : part.stop - tensor.start])
+            piece = array[:, max(part.start - tensor.start, 0) : part.stop - tensor.start]
+            with np.errstate(over="ignore"):  # to infinity, as the contract says
+                pieces.append(piece.astype(wire, copy=False))
         index += 1
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
 

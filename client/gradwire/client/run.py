@@ -19,7 +19,7 @@ from gradwire.client.optimizers import to_override
 from gradwire.client.retry import Attempts, RetryPolicy, retrying
 from gradwire.client.stream import TrainStream
 from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc, train_pb2
-from gradwire.wire.encoding import Array, decode, encode, state_dtype, wire_dtype
+from gradwire.wire.encoding import Array, decode, state_dtype, wire_dtype
 from gradwire.wire.errors import InternalError, RunNotFound
 from gradwire.wire.layout import Layout, Range
 
@@ -117,6 +117,7 @@ class Run:
         self._stream: TrainStream | None = None
         self._sequence: int | None = None  # the last block that was acknowledged
         self._unresolved = False  # the block after it was sent, and its outcome is not known
+        self._behind = False  # a block that was to return nothing has moved what ``params`` show
         self._open_stream(Attempts(options.retry, target), resuming=False)
         if params is None:
             self.refresh()
@@ -181,7 +182,7 @@ class Run:
             rows = self._rows(arrays, steps)
             trajectory = np.empty((steps, self.layout.elements), self.dtype) if returns == "trajectory" else None
             if trajectory is not None and None in [None if row is None else 0 for row in rows]:
-                if self.stale:
+                if self.stale or self._behind:
                     self.refresh()
                 trajectory[:] = self._flat  # tensors without a gradient keep their values
             self._block(header, rows, trajectory)
@@ -195,9 +196,10 @@ class Run:
         self, header: train_pb2.BlockHeader, rows: list[Array | None], trajectory: npt.NDArray[Any] | None
     ) -> Receipt:
         """Sends one block, exactly once, and takes its answer."""
-        if self.stale:
-            self.refresh()
         absent = frozenset(index for index, row in enumerate(rows) if row is None)
+        nothing_returns = header.returns == train_pb2.RETURNS_NONE
+        if self.stale or (self._behind and absent and not nothing_returns):  # the answer leaves absent tensors out
+            self.refresh()
         header.absent_tensors.extend(sorted(absent))
         ranges = self.layout.present_ranges(absent)
 
@@ -244,9 +246,10 @@ class Run:
                 raise
         self._sequence = sequence
         self._unresolved = False
+        self._behind = nothing_returns
         if trajectory is not None:
             self._flat[:] = trajectory[-1]
-        elif self._incoming is not self._flat:
+        elif self._incoming is not self._flat and not nothing_returns:
             for part in ranges:
                 self._flat[part.start : part.stop] = self._incoming[part.start : part.stop]
         self.stale = False
@@ -284,7 +287,7 @@ class Run:
             gradients = train_pb2.Gradients(
                 sequence=sequence,
                 offset=part.start,
-                data=encode(flats.gather(self.layout, rows, part), self._gradient_wire),
+                data=flats.gather(self.layout, rows, part, self._gradient_wire).tobytes(),
                 last=index == len(parts) - 1,
                 header=header if index == 0 else None,
             )
@@ -375,6 +378,11 @@ class Run:
 
     # --- values --------------------------------------------------------------------------------------------------
 
+    def describe(self) -> run_pb2.Run:
+        """The run as the server holds it now, without its values: ``spec`` has the hyperparameters in force."""
+        request = service_pb2.GetRunRequest(name=self._attach.run)
+        return retrying(lambda: self._stub.GetRun(request), self._options.retry, self._target).run
+
     def read(self) -> dict[str, npt.NDArray[Any]]:
         """A fresh dict of arrays from the server, exact; ``params`` stay as they are."""
         return flats.views(self.layout, self._read()[0])
@@ -385,7 +393,7 @@ class Run:
             values, step = self._read()
             self._flat[:] = values
             self.step_count = step
-            self.stale = False
+            self.stale = self._behind = False
 
     def _read(self) -> tuple[npt.NDArray[Any], int]:
         request = service_pb2.ReadParametersRequest(name=self._attach.run)
@@ -416,7 +424,7 @@ class Run:
 
             retrying(lambda: self._stub.WriteParameters(requests()), self._options.retry, self._target)
             self._flat[:] = values
-            self.stale = False
+            self.stale = self._behind = False
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer state: ``{"step": int, "tensors": {name: {"step": int, slot: array, ...}}}``.

@@ -72,7 +72,7 @@ def update(
 ) -> Any:
     """One element, one step, in the order of the formulas. Comparisons are written so that NaN propagates."""
     p = p * decay
-    if coupled:
+    if coupled and weight_decay > 0:  # 0 times an infinite parameter would be NaN
         g = g + weight_decay * p
     exp_avg = beta1 * exp_avg + one_minus_beta1 * g
     exp_avg_sq = beta2 * exp_avg_sq + one_minus_beta2 * g * g
