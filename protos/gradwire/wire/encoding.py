@@ -23,10 +23,12 @@ SLICE_BYTES = 512 * 2**10
 MAX_ROW_BYTES = 8 * 2**20
 """Largest ``steps * itemsize``, so that a slice of one element always fits a message."""
 
+_BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
 _WIRE_DTYPES: dict[int, np.dtype[Any]] = {
     run_pb2.ENCODING_FLOAT32: np.dtype("<f4"),
     run_pb2.ENCODING_FLOAT64: np.dtype("<f8"),
-    run_pb2.ENCODING_BFLOAT16: np.dtype(ml_dtypes.bfloat16),
+    run_pb2.ENCODING_BFLOAT16: _BFLOAT16,
     run_pb2.ENCODING_FLOAT16: np.dtype("<f2"),
 }
 # ml_dtypes has no byte-swapped bfloat16, and no big-endian machine runs numba.
@@ -64,7 +66,9 @@ def wire_dtype(encoding: run_pb2.Encoding.ValueType, state: np.dtype[Any]) -> np
 def encode(values: Array, wire: np.dtype[Any]) -> bytes:
     """``values`` (any shape, any strides) as dense little-endian bytes, rounded to nearest even where they narrow."""
     if values.dtype != wire:
-        with np.errstate(over="ignore"):  # to infinity, as the contract says
+        with np.errstate(all="ignore"):  # overflow goes to infinity, as the contract says; NaN stays NaN
+            if values.dtype.itemsize == 8 and wire == _BFLOAT16:
+                values = _round_to_odd(values)
             values = values.astype(wire)
     return values.tobytes()
 
@@ -81,3 +85,17 @@ def decode(data: bytes, wire: np.dtype[Any], steps: int = 1) -> Array:
             expected_multiple=row_bytes,
         )
     return np.frombuffer(data, wire).reshape(steps, len(data) // row_bytes)
+
+
+def _round_to_odd(values: Array) -> Array:
+    """float64 as float32 so that a second rounding, to bfloat16, gives what one rounding would.
+
+    ml_dtypes goes from float64 to bfloat16 by way of float32: a value just above the middle between two bfloat16
+    numbers becomes the middle, and then goes to the even one. Here an inexact float32 never has an even last bit.
+    """
+    nearest = np.array(values, np.float32, order="C")
+    bits = nearest.view(np.uint32)
+    inexact = nearest != values
+    bits -= (np.abs(nearest) > np.abs(values)).astype(np.uint32)  # towards zero
+    bits |= inexact.astype(np.uint32)
+    return nearest

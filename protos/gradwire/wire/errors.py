@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import ClassVar
 
 from google.protobuf import any_pb2
+from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 DOMAIN = "gradwire"
@@ -206,7 +207,11 @@ def from_status(status: status_pb2.Status) -> GradwireError | None:
     """
     for detail in status.details:
         info = error_details_pb2.ErrorInfo()
-        if detail.Is(info.DESCRIPTOR) and detail.Unpack(info) and info.domain == DOMAIN:
+        try:
+            found = detail.Unpack(info)
+        except DecodeError:
+            continue
+        if found and info.domain == DOMAIN:
             metadata = dict(info.metadata)
             applied = _TEXT_TO_APPLIED.get(metadata.pop("applied", "unknown"))
             error = TABLE.get(info.reason, GradwireError)(status.message, applied=applied)
