@@ -45,17 +45,17 @@ def views(layout: Layout, flat: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]
     return {t.name: flat[t.start : t.stop].reshape(t.shape) for t in layout.tensors}
 
 
-def gather(layout: Layout, rows: Sequence[Array | None], part: Range, wire: np.dtype[Any]) -> Array:
-    """Columns ``part`` of the tensors' ``[K, size]`` arrays as ``wire``. The tensors in ``part`` must all have one."""
+def gather(layout: Layout, rows: Sequence[Array | None], part: Range) -> Array:
+    """Columns ``part`` of the tensors' ``[K, size]`` arrays. The tensors in ``part`` must all have one."""
     pieces = []
     index = bisect_right(layout.tensors, part.start, key=lambda tensor: tensor.start) - 1
     while index < len(layout.tensors) and layout.tensors[index].start < part.stop:
         tensor, array = layout.tensors[index], rows[index]
         if array is not None:
-            piece = array[:, max(part.start - tensor.start, 0) : part.stop - tensor.start]
-            with np.errstate(over="ignore"):  # to infinity, as the contract says
-                pieces.append(piece.astype(wire, copy=False))
+            pieces.append(array[:, max(part.start - tensor.start, 0) : part.stop - tensor.start])
         index += 1
+    if len({piece.dtype for piece in pieces}) > 1:  # float16 and bfloat16 have no common type but this one
+        pieces = [piece.astype(np.float64) for piece in pieces]
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
 
 

@@ -19,7 +19,7 @@ from gradwire.client.optimizers import to_override
 from gradwire.client.retry import Attempts, RetryPolicy, retrying
 from gradwire.client.stream import TrainStream
 from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc, train_pb2
-from gradwire.wire.encoding import Array, decode, state_dtype, wire_dtype
+from gradwire.wire.encoding import Array, decode, encode, state_dtype, wire_dtype
 from gradwire.wire.errors import InternalError, RunNotFound
 from gradwire.wire.layout import Layout, Range
 
@@ -287,7 +287,7 @@ class Run:
             gradients = train_pb2.Gradients(
                 sequence=sequence,
                 offset=part.start,
-                data=flats.gather(self.layout, rows, part, self._gradient_wire).tobytes(),
+                data=encode(flats.gather(self.layout, rows, part), self._gradient_wire),
                 last=index == len(parts) - 1,
                 header=header if index == 0 else None,
             )
