@@ -97,7 +97,7 @@ class Run:
         self.step_count = message.step
         self.last_receipt: Receipt | None = None
         self.stale = False
-        self._slots = tuple(message.slots)
+        self.slots = tuple(message.slots)
         self._stub = stub
         self._target = target
         self._options = options
@@ -459,9 +459,9 @@ class Run:
             tensors: Mapping[str, Mapping[str, Any]] = state["tensors"]
             flats.check_names(self.layout, tensors, "the state's tensors")
             for name, parts in tensors.items():
-                if set(parts) != {"step", *self._slots}:
+                if set(parts) != {"step", *self.slots}:
                     raise ValueError(
-                        f"the state of {name!r} has {sorted(parts)}; expected {sorted(('step', *self._slots))}"
+                        f"the state of {name!r} has {sorted(parts)}; expected {sorted(('step', *self.slots))}"
                     )
             vectors = [
                 flats.flatten(
@@ -470,14 +470,14 @@ class Run:
                     self.dtype,
                     f"the {slot} values",
                 )
-                for slot in self._slots
+                for slot in self.slots
             ]
             header = service_pb2.WriteStateHeader(
                 name=self._attach.run,
                 state=service_pb2.StateHeader(
                     step=int(state["step"]),
                     tensor_steps=[int(tensors[tensor.name]["step"]) for tensor in self.layout.tensors],
-                    slots=self._slots,
+                    slots=self.slots,
                 ),
             )
             self.close()

@@ -1,0 +1,67 @@
+# `make demo` and `make test` need Python >= 3.10, git and make; they set up environments of their own.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# The OLDEST generator we support: generated code refuses runtimes older than its generator. The floors of grpcio and
+# protobuf in pyproject.toml follow from it.
+STUB_TOOLS := grpcio-tools==1.62.3 mypy-protobuf==3.6.0 'setuptools<81'
+SOURCES := protos server client tests benchmarks
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format types buf stubs constraints benchmarks clean
+
+help:  ## this list
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
+
+demo: .venv-demo/installed  ## see Adam fail and AMSGrad succeed, driven remotely (no torch)
+	.venv-demo/bin/python client/synthetic.py
+
+test: $(VENV)/installed .venv-stubs/installed  ## all tests
+	$(BIN)/python -m pytest
+
+lint: $(VENV)/installed  ## ruff
+	$(BIN)/ruff check $(SOURCES)
+	$(BIN)/ruff format --check $(SOURCES)
+
+format: $(VENV)/installed  ## ruff, in place
+	$(BIN)/ruff check --fix $(SOURCES)
+	$(BIN)/ruff format $(SOURCES)
+
+types: $(VENV)/installed  ## mypy, strict
+	$(BIN)/mypy $(SOURCES)
+
+buf: $(VENV)/installed  ## lint of the contract, and the breaking check against the image
+	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf breaking --against gradwire.v1.binpb
+
+stubs: .venv-stubs/installed $(VENV)/installed  ## generated code and the contract's image, after a change of a .proto
+	PYTHON=../.venv-stubs/bin/python protos/generate.sh
+	cd protos && ../$(BIN)/buf build -o gradwire.v1.binpb
+
+benchmarks: $(VENV)/installed  ## kernels and the experiment, with their floors
+	$(BIN)/python benchmarks/kernels.py
+	$(BIN)/python benchmarks/synthetic.py
+
+constraints: $(VENV)/installed  ## constraints.txt and requirements/demo.txt, anew
+	$(BIN)/pip install --quiet uv
+	$(BIN)/python requirements/compile.py
+
+clean:  ## environments and caches
+	rm -rf .venv .venv-demo .venv-stubs .venv-base .mypy_cache .ruff_cache .pytest_cache .hypothesis out
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "gradwire needs Python 3.10 or newer")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+.venv-demo/installed: pyproject.toml requirements/demo.txt
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "gradwire needs Python 3.10 or newer")'
+	$(PYTHON) -m venv .venv-demo
+	.venv-demo/bin/pip install --quiet --requirement requirements/demo.txt
+	.venv-demo/bin/pip install --quiet --no-deps --editable .
+	@touch $@
+
+.venv-stubs/installed: Makefile
+	$(PYTHON) -m venv .venv-stubs
+	.venv-stubs/bin/pip install --quiet $(STUB_TOOLS)
+	@touch $@
