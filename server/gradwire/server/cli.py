@@ -12,7 +12,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any
 
 import click
 import grpc
@@ -41,19 +41,18 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry)
 
 
-class Size(click.ParamType[int]):
+_UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+
+
+def size(text: str | int) -> int:
     """A number of bytes: ``1000``, ``64KiB``, ``512MiB``, ``2GiB``."""
-
-    name = "size"
-    _units: ClassVar = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        text = str(value).strip()
-        unit = next((unit for unit in self._units if text.endswith(unit)), "")
-        try:
-            return int(float(text[: len(text) - len(unit)]) * self._units.get(unit, 1))
-        except ValueError:
-            self.fail(f"{value!r} is no size; expected a number of bytes, or one with KiB, MiB, GiB or TiB", param, ctx)
+    stripped = str(text).strip()
+    unit = next((unit for unit in _UNITS if stripped.endswith(unit)), "")
+    try:
+        return int(float(stripped.removesuffix(unit)) * _UNITS.get(unit, 1))
+    except (ValueError, OverflowError):
+        expected = "a number of bytes, or one with KiB, MiB, GiB or TiB"
+        raise click.BadParameter(f"{text!r} is no size; expected {expected}") from None
 
 
 def _option(
@@ -87,8 +86,8 @@ def cli() -> None:
 @_option("--threads", "Threads that share a large CPU update.", int, "one for each processor")
 @_option("--worker-threads", "Threads that wait for bulk work.", int)
 @_option("--max-parameters", "Elements that one run may have.", int)
-@_option("--max-memory", "Bound of all runs, staging, results and copies.", Size(), "3/4 of the machine's memory")
-@_option("--max-result", "Largest trajectory that a block may ask for.", Size(), "256MiB")
+@_option("--max-memory", "Bound of all runs, staging, results and copies.", size, "3/4 of the machine's memory")
+@_option("--max-result", "Largest trajectory that a block may ask for.", size, "256MiB")
 @_option("--stall-timeout", "Seconds a reply may wait for its peer.", float, key="stall_timeout_seconds")
 @_option("--keepalive", "Seconds between probes of an idle connection.", float, key="keepalive_seconds")
 @_option("--drain-timeout", "Seconds that running steps get after SIGTERM.", float, key="drain_timeout_seconds")
