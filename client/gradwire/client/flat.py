@@ -22,14 +22,12 @@ def as_array(name: str, value: Any) -> Array:
 
     Raises TypeError for other types, complex and integer arrays included.
     """
-    if not isinstance(value, (np.ndarray, np.generic)):
-        try:
-            value = np.asarray(value, np.float64 if is_plain(value) else None)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise TypeError(
-                f"{name!r} is a {type(value).__name__}; expected a floating numpy array ({error})"
-            ) from None
-    array = np.asarray(value)
+    try:
+        array = np.asarray(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name!r} is a {type(value).__name__}; expected a floating numpy array ({error})") from None
+    if is_plain(value) and array.dtype.kind in "biuf":  # numpy would make numbers of text, and NaN of None
+        array = array.astype(np.float64)
     if array.dtype.newbyteorder("=") not in _FLOATS:
         raise TypeError(f"{name!r} has dtype {array.dtype}; expected float32, float64, float16 or bfloat16")
     return array
