@@ -39,7 +39,8 @@ class ServerProcess:
         assert self.process.stdout is not None
         assert self.process.stderr is not None
         self.log: list[str] = []
-        threading.Thread(target=self._drain_log, daemon=True).start()
+        self._log_reader = threading.Thread(target=self._drain_log, daemon=True)
+        self._log_reader.start()
         timer = threading.Timer(START_TIMEOUT_SECONDS, self.process.kill)
         timer.start()
         line = self.process.stdout.readline()
@@ -79,6 +80,9 @@ class ServerProcess:
             self.process.wait(10)
         except subprocess.TimeoutExpired:
             self.kill()
+        self._log_reader.join(5)
+        if self.process.stderr is not None:
+            self.process.stderr.close()
 
     def __enter__(self) -> ServerProcess:
         return self
