@@ -82,7 +82,7 @@ def _groups(run: Run) -> list[run_pb2.Adam]:
     for number, group in enumerate(groups):
         if group.maximum_of == run_pb2.Adam.MAXIMUM_OF_BIAS_CORRECTED:
             raise ValueError(
-                f"group {number} keeps the maximum of the bias-corrected moment; torch.optim.Adam keeps that of the raw one"
+                f"group {number} keeps the maximum of the bias-corrected moment; torch.optim.Adam that of the raw one"
             )
     return groups
 
