@@ -29,6 +29,12 @@ class Creation:
     run: Run
     upload: Upload
     replace: bool
+    published: bool = False
+
+    def abandon(self) -> None:
+        """Frees the run, unless it has become visible."""
+        if not self.published:
+            self.run.delete()
 
 
 class Registry:
@@ -99,6 +105,7 @@ class Registry:
         self._require_free(run.spec.name, creation.replace)
         old = self._runs.get(run.spec.name)
         self._runs[run.spec.name] = run
+        creation.published = True
         if old is not None:
             await old.exclusive.run(old.delete)
         return run

@@ -43,11 +43,29 @@ T = TypeVar("T")
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
+_ABORT_SECONDS = 1.0
+
+_aborts: set[asyncio.Task[None]] = set()
+
+
 async def abort(context: Any, error: GradwireError) -> None:
-    """Ends a call with the status of the error table."""
+    """Ends a call with the status of the error table; the handler has nothing to do after it but to return.
+
+    gRPC sends a status after all messages before it. A peer that does not read would hold the handler here for good,
+    so it is left after a second; the status waits in gRPC, with at most one message, until the peer reads or is gone.
+    """
     status = to_status(error)
     metadata = ((STATUS_DETAILS_KEY, status.SerializeToString()),)
-    await context.abort(_CODES[status.code], status.message, metadata)
+    sending = asyncio.ensure_future(context.abort(_CODES[status.code], status.message, metadata))
+    _aborts.add(sending)  # the event loop itself keeps only weak references
+    sending.add_done_callback(_aborted)
+    await asyncio.wait({sending}, timeout=_ABORT_SECONDS)
+
+
+def _aborted(sending: asyncio.Task[None]) -> None:
+    _aborts.discard(sending)
+    if not sending.cancelled():
+        sending.exception()  # always AbortError, or the peer was gone: gRPC knows
 
 
 def refusing(method: Callable[[Any, Any, Any], Awaitable[T]]) -> Callable[[Any, Any, Any], Awaitable[T]]:
@@ -68,7 +86,7 @@ def refusing(method: Callable[[Any, Any, Any], Awaitable[T]]) -> Callable[[Any, 
             log.exception("unexpected error in %s", method.__name__)
             refusal = InternalError(f"unexpected error in {method.__name__}; the server's log says more", applied=None)
         await abort(context, refusal)
-        raise AssertionError("abort raises")
+        return None  # type: ignore[return-value]  # gRPC does not look at it after an abort
 
     return wrapper
 
@@ -117,9 +135,8 @@ class OptimizerServicer(service_pb2_grpc.OptimizerServiceServicer):
                 _require(request, "slice")
                 creation.upload.add(0, request.slice.offset, request.slice.data)
             run = await self._registry.finish_creation(creation)
-        except BaseException:
-            creation.run.delete()
-            raise
+        finally:
+            creation.abandon()
         return service_pb2.CreateRunResponse(run=self._encode(run), created=True)
 
     @refusing
