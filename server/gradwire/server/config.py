@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+import math
 import os
 from dataclasses import dataclass
 
@@ -63,8 +64,8 @@ class ServerConfig:
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 1 or more")
         for name in ("stall_timeout_seconds", "keepalive_seconds", "drain_timeout_seconds"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"{name} is {getattr(self, name)}; expected more than 0")
+            if not 0 < getattr(self, name) < math.inf:
+                raise ConfigError(f"{name} is {getattr(self, name)}; expected a finite number above 0")
         if not self.max_memory:
             memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
             object.__setattr__(self, "max_memory", memory * 3 // 4)
@@ -77,9 +78,12 @@ def is_local(address: str) -> bool:
             raise ConfigError("'unix:' has no path; expected unix:PATH")
         return True
     host, separator, port = address.rpartition(":")
-    if not separator or not port.isdecimal() or int(port) > 65535 or not host:
+    if not separator or not (port.isascii() and port.isdecimal()) or int(port) > 65535 or not host:
         raise ConfigError(f"{address!r} is no address; expected HOST:PORT or unix:PATH")
-    host = host.strip("[]")
+    if host.startswith("[") and host.endswith("]"):
+        host = host[1:-1]
+    elif ":" in host:  # gRPC would take all of it for the host, and choose the port itself
+        raise ConfigError(f"{address!r} is no address; expected an IPv6 host in brackets, as in [::1]:50051")
     if host == "localhost":
         return True
     try:

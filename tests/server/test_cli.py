@@ -1,0 +1,219 @@
+"""The command line: flags win over the environment, which wins over the defaults."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner, Result
+
+from gradwire.server import cli
+from gradwire.server.config import ServerConfig
+from tests.serving import ServerProcess
+
+OPTIONS: dict[str, tuple[str, str, Any, Any]] = {
+    # field: (flag, a text for the environment, what it means, another value for the flag)
+    "device": ("--device", "cpu", "cpu", "cuda:1"),
+    "threads": ("--threads", "3", 3, 4),
+    "worker_threads": ("--worker-threads", "2", 2, 5),
+    "max_parameters": ("--max-parameters", "1000", 1000, 7),
+    "max_memory": ("--max-memory", "1.5GiB", 3 * 2**29, 4096),
+    "max_result": ("--max-result", "64KiB", 2**16, 12),
+    "stall_timeout_seconds": ("--stall-timeout", "2.5", 2.5, 9.0),
+    "keepalive_seconds": ("--keepalive", "20", 20.0, 0.5),
+    "drain_timeout_seconds": ("--drain-timeout", "1", 1.0, 4.0),
+    "log_format": ("--log-format", "json", "json", "text"),
+}
+each_option = pytest.mark.parametrize("field", OPTIONS)
+
+
+@pytest.fixture
+def started(monkeypatch: pytest.MonkeyPatch) -> list[ServerConfig]:
+    """What the command would have served with; nothing is served."""
+    configs: list[ServerConfig] = []
+
+    async def serve(config: ServerConfig, embedded: bool) -> None:
+        configs.append(config)
+
+    monkeypatch.setattr(cli, "_serve", serve)
+    monkeypatch.setattr(cli, "_set_up_logging", lambda log_format, level: None)
+    for name in list(os.environ):
+        if name.startswith("GRADWIRE_"):
+            monkeypatch.delenv(name)
+    return configs
+
+
+def serve(*arguments: str, **environment: str) -> Result:
+    return CliRunner().invoke(cli.cli, ["serve", *arguments], env=environment)
+
+
+def variable(flag: str) -> str:
+    return "GRADWIRE_" + flag.strip("-").replace("-", "_").upper()
+
+
+def test_every_setting_has_an_option() -> None:
+    assert {field.name for field in dataclasses.fields(ServerConfig)} == {*OPTIONS, "listen", "insecure", "reflection"}
+
+
+def test_without_flags_the_defaults_hold(started: list[ServerConfig]) -> None:
+    assert serve().exit_code == 0
+    assert started == [ServerConfig()]
+
+
+@each_option
+def test_environment_wins_over_the_default(started: list[ServerConfig], field: str) -> None:
+    flag, text, meant, _ = OPTIONS[field]
+    result = serve(**{variable(flag): text})
+    assert result.exit_code == 0, result.output
+    assert started == [dataclasses.replace(ServerConfig(), **{field: meant})]
+    assert meant != getattr(ServerConfig(), field)
+
+
+@each_option
+def test_flag_wins_over_the_environment(started: list[ServerConfig], field: str) -> None:
+    flag, text, _, other = OPTIONS[field]
+    result = serve(flag, str(other), **{variable(flag): text})
+    assert result.exit_code == 0, result.output
+    assert getattr(started[0], field) == other
+
+
+def test_listen_may_be_repeated(started: list[ServerConfig]) -> None:
+    serve("--listen", "127.0.0.1:1", "--listen", "unix:x")
+    serve(GRADWIRE_LISTEN="127.0.0.1:2 unix:y")
+    assert [config.listen for config in started] == [("127.0.0.1:1", "unix:x"), ("127.0.0.1:2", "unix:y")]
+
+
+def test_switches(started: list[ServerConfig]) -> None:
+    serve("--insecure", "--reflection", "--listen", "0.0.0.0:1")
+    serve(GRADWIRE_INSECURE="1", GRADWIRE_REFLECTION="true", GRADWIRE_LISTEN="0.0.0.0:1")
+    serve(GRADWIRE_INSECURE="0", GRADWIRE_REFLECTION="false")
+    assert [(config.insecure, config.reflection) for config in started] == [(True, True), (True, True), (False, False)]
+
+
+@pytest.mark.parametrize(
+    ("text", "meant"), [("1000", 1000), ("64KiB", 65536), (" 2MiB ", 2**21), ("0.5GiB", 2**29), ("1e3", 1000)]
+)
+def test_sizes(started: list[ServerConfig], text: str, meant: int) -> None:
+    assert serve("--max-memory", text).exit_code == 0
+    assert started[0].max_memory == meant
+
+
+@pytest.mark.parametrize("text", ["", "many", "KiB", "1 kB", "1KB", "nan", "inf", "1e999", "0x10"])
+def test_malformed_size_says_what_was_expected(started: list[ServerConfig], text: str) -> None:
+    result = serve("--max-memory", text)
+    assert result.exit_code == 2
+    assert "expected a number of bytes" in " ".join(result.output.split())
+    assert started == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "what"),
+    [
+        (["--listen", "0.0.0.0:50051"], "pass --insecure"),
+        (["--listen", "nowhere"], "expected HOST:PORT or unix:PATH"),
+        (["--max-parameters", "0"], "expected 1 or more"),
+        (["--keepalive", "inf"], "expected a finite number"),
+        (["--log-format", "xml"], "'text', 'json'"),
+        (["--threads", "two"], "not a valid integer"),
+        (["--speed", "11"], "No such option"),
+        (["extra"], "unexpected extra argument"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else None,
+)
+def test_refusal_is_a_message_and_no_traceback(started: list[ServerConfig], arguments: list[str], what: str) -> None:
+    result = serve(*arguments)
+    assert result.exit_code != 0
+    assert isinstance(result.exception, SystemExit)
+    assert what in " ".join(result.output.split())
+    assert started == []
+
+
+def test_help_names_every_flag_variable_and_default() -> None:
+    result = CliRunner().invoke(cli.cli, ["serve", "--help"], terminal_width=110)
+    assert result.exit_code == 0
+    for flag, *_ in OPTIONS.values():
+        assert flag in result.output
+        assert f"env var: {variable(flag)}" in " ".join(result.output.split())
+    for text in ("--listen", "--insecure", "--reflection", "127.0.0.1:50051", "60.0", "256MiB"):
+        assert text in result.output
+    assert "--embedded" not in result.output, "for our own client, not for people"
+
+
+def test_version_is_the_distributions() -> None:
+    result = CliRunner().invoke(cli.cli, ["--version"])
+    assert result.exit_code == 0
+    assert "0.1.0" in result.output
+
+
+def test_json_log_line_holds_message_and_traceback() -> None:
+    try:
+        raise ValueError("line one\nline two")
+    except ValueError:
+        record = logging.LogRecord("a.b", logging.ERROR, "f", 1, "what %s", ("happened\n",), sys.exc_info())
+    text = cli.JsonFormatter().format(record)
+    assert "\n" not in text
+    entry = json.loads(text)
+    assert (entry["level"], entry["logger"], entry["message"]) == ("ERROR", "a.b", "what happened\n")
+    assert "line two" in entry["exception"]
+
+
+def test_server_logs_its_effective_configuration_as_json_lines(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "gradwire.server", "serve", "--device", "cpu", "--log-format", "json"]
+    command += ["--listen", f"unix:{tmp_path}/socket", "--stall-timeout", "5"]
+    environment = {**os.environ, "GRADWIRE_STALL_TIMEOUT": "7", "GRADWIRE_MAX_PARAMETERS": "1234"}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        entries = []
+        for line in process.stderr:
+            entries.append(json.loads(line))
+            if "serving on" in entries[-1]["message"]:
+                process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    messages = [entry["message"] for entry in entries]
+    (configuration,) = [text for text in messages if text.startswith("effective configuration: ")]
+    shown = json.loads(configuration.removeprefix("effective configuration: "))
+    assert set(shown) == {field.name for field in dataclasses.fields(ServerConfig)}
+    assert (shown["stall_timeout_seconds"], shown["max_parameters"], shown["keepalive_seconds"]) == (5.0, 1234, 10.0)
+    assert shown["max_memory"] > 0, "the effective value, not the placeholder"
+    assert messages[-1] == "stopped"
+
+
+def test_promise_6_a_reachable_server_needs_the_word() -> None:
+    """The refusal comes from the real command; with --insecure the same address is served."""
+    command = [sys.executable, "-m", "gradwire.server", "serve", "--listen", "0.0.0.0:0"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == 1
+    assert result.stderr.startswith("Error: refusing to listen on '0.0.0.0:0'")
+    assert "Traceback" not in result.stderr
+    with ServerProcess("--insecure", "--device", "cpu", listen="0.0.0.0:0") as process:
+        port = int(process.target.rpartition(":")[2])
+        health = [sys.executable, "-m", "gradwire.server", "health", "--target", f"localhost:{port}"]
+        checked = subprocess.run(health, capture_output=True, text=True, check=False, timeout=60)
+        assert (checked.returncode, checked.stdout) == (0, f"localhost:{port}: SERVING\n")
+
+
+def test_health_of_nothing_is_an_error() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    result = CliRunner().invoke(cli.cli, ["health", "--target", f"127.0.0.1:{port}", "--timeout", "5"])
+    assert result.exit_code == 1
+    assert "UNAVAILABLE" in result.output
+
+
+def test_address_in_use_is_a_message_and_an_exit() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        command = [sys.executable, "-m", "gradwire.server", "serve", "--device", "cpu", "--listen", address]
+        result = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert result.returncode == 1
+    assert f"Error: cannot listen on {address}" in result.stderr
+    assert "Traceback" not in result.stderr

@@ -1,0 +1,118 @@
+"""What a server can be told, and what it refuses to be told."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from gradwire.server.config import ConfigError, ServerConfig, is_local
+from gradwire.wire.layout import MAX_ELEMENTS
+
+LOCAL = [
+    "127.0.0.1:50051",
+    "127.255.0.9:1",
+    "localhost:0",
+    "[::1]:50051",
+    "[0:0:0:0:0:0:0:1]:65535",
+    "unix:/tmp/socket",
+    "unix:relative",
+]
+REACHABLE = [
+    "0.0.0.0:50051",
+    "[::]:50051",
+    "192.168.1.5:50051",
+    "[fe80::1]:50051",
+    "example.org:50051",
+    "localhost.example.org:50051",
+    "127.0.0.1.example.org:50051",
+    "my-host:50051",
+    "127.1:50051",
+    "*:50051",
+]
+MALFORMED = [
+    "",
+    "127.0.0.1",
+    "50051",
+    ":50051",
+    "127.0.0.1:",
+    "127.0.0.1:http",
+    "127.0.0.1:-1",
+    "127.0.0.1:65536",
+    "127.0.0.1:٣",
+    "unix:",
+    "::1:50051",
+    "::1",
+    "[::1]",
+    "http://127.0.0.1",
+    "dns:///127.0.0.1:50051",
+]
+
+
+def test_defaults_are_the_documented_ones() -> None:
+    config = ServerConfig()
+    assert config.listen == ("127.0.0.1:50051",)
+    assert (config.insecure, config.device, config.reflection, config.log_format) == (False, "auto", False, "text")
+    assert config.max_parameters == MAX_ELEMENTS
+    assert (config.stall_timeout_seconds, config.drain_timeout_seconds) == (60, 30)
+
+
+def test_memory_limit_defaults_to_a_share_of_the_machine() -> None:
+    with open("/proc/meminfo") as lines:
+        total = int(next(lines).split()[1]) * 1024
+    assert ServerConfig().max_memory == pytest.approx(total * 3 / 4, rel=0.01)
+    assert ServerConfig(max_memory=5).max_memory == 5
+
+
+@pytest.mark.parametrize("address", LOCAL)
+def test_loopback_needs_no_permission(address: str) -> None:
+    assert is_local(address)
+    assert ServerConfig(listen=(address,)).listen == (address,)
+
+
+@pytest.mark.parametrize("address", REACHABLE)
+def test_promise_6_closed_by_default(address: str) -> None:
+    """Nothing but loopback is served unless told so, and the refusal says why and what to do."""
+    assert not is_local(address)
+    with pytest.raises(ConfigError, match="can be reached from other machines") as caught:
+        ServerConfig(listen=(address,))
+    assert repr(address) in str(caught.value)
+    assert "neither encryption nor authentication" in str(caught.value)
+    assert "--insecure" in str(caught.value)
+    assert ServerConfig(listen=(address,), insecure=True).listen == (address,)
+
+
+def test_one_reachable_address_among_local_ones_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"refusing to listen on '0\.0\.0\.0:1'"):
+        ServerConfig(listen=("127.0.0.1:0", "unix:x", "0.0.0.0:1"))
+
+
+@pytest.mark.parametrize("insecure", [False, True])
+@pytest.mark.parametrize("address", MALFORMED)
+def test_malformed_address_is_refused_whether_insecure_or_not(address: str, insecure: bool) -> None:
+    with pytest.raises(ConfigError, match="expected"):
+        ServerConfig(listen=(address,), insecure=insecure)
+
+
+@pytest.mark.parametrize(
+    ("settings", "what"),
+    [
+        ({"listen": ()}, "no address to listen on"),
+        ({"log_format": "xml"}, "log format is 'xml'; expected 'text' or 'json'"),
+        ({"threads": -1}, "threads is -1; expected 0 or more"),
+        ({"max_memory": -1}, "max_memory is -1; expected 0 or more"),
+        ({"worker_threads": 0}, "worker_threads is 0; expected 1 or more"),
+        ({"max_parameters": 0}, "max_parameters is 0; expected 1 or more"),
+        ({"max_result": -5}, "max_result is -5; expected 1 or more"),
+        *(
+            ({name: value}, f"{name} is {value}; expected a finite number above 0")
+            for name in ("stall_timeout_seconds", "keepalive_seconds", "drain_timeout_seconds")
+            for value in (0, -1.5, math.nan, math.inf)
+        ),
+    ],
+    ids=str,
+)
+def test_setting_out_of_range_is_refused(settings: dict[str, Any], what: str) -> None:
+    with pytest.raises(ConfigError, match=what):
+        ServerConfig(**settings)
