@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import logging
@@ -11,7 +12,8 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -124,13 +126,28 @@ async def _serve(config: ServerConfig, embedded: bool) -> None:
     def ready(server: Server) -> None:
         log.info("serving on %s, device %s; runs live in memory only", ", ".join(server.addresses), server.device.name)
         if embedded:
-            print(json.dumps({"addresses": server.addresses}), flush=True)
+            with contextlib.suppress(BrokenPipeError):  # the parent ended meanwhile; `watch_parent` stops the server
+                print(json.dumps({"addresses": server.addresses}), flush=True)
 
     if embedded:
         # Ctrl-C in a terminal reaches the whole process group, but the parent decides when this server ends.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         threading.Thread(target=watch_parent, name="gradwire-parent", daemon=True).start()
-    await serve(config, ready, stop if embedded else None, () if embedded else (signal.SIGINT,))
+    try:
+        await serve(config, ready, stop if embedded else None, () if embedded else (signal.SIGINT,))
+    finally:
+        if embedded:
+            _remove_socket_directories(config.listen)
+
+
+def _remove_socket_directories(addresses: Sequence[str]) -> None:
+    """Removes what the parent made for an embedded server's socket; a parent that was killed could not."""
+    for address in addresses:
+        socket = Path(address.removeprefix("unix:"))
+        if address.startswith("unix:") and socket.parent.name.startswith("gradwire-"):
+            with contextlib.suppress(OSError):  # above all: the directory holds something else too
+                socket.unlink(missing_ok=True)
+                socket.parent.rmdir()
 
 
 def _set_up_logging(log_format: str, level: int) -> None:
