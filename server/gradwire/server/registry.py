@@ -48,6 +48,7 @@ class Registry:
         self.server_instance = uuid.uuid4().hex
         self.draining = False
         self._runs: dict[str, Run] = {}
+        self._endings: set[asyncio.Task[None]] = set()
 
     def get(self, name: str) -> Run:
         """The run ``runs/NAME``. Raises RunNotFound."""
@@ -107,15 +108,22 @@ class Registry:
         self._runs[run.spec.name] = run
         creation.published = True
         if old is not None:
-            await old.exclusive.run(old.delete)
+            await self._end(old)
         return run
 
     async def delete(self, name: str) -> int:
         """Deletes a run, after any commit that is under way; returns its step. Raises RunNotFound."""
         run = self.get(name)
         del self._runs[name]
-        await run.exclusive.run(run.delete)
+        await self._end(run)
         return run.step
+
+    async def _end(self, run: Run) -> None:
+        """Deletes a run that nobody finds any more, also when the caller is cancelled."""
+        ending = asyncio.ensure_future(run.exclusive.run(run.delete))
+        self._endings.add(ending)  # the event loop itself keeps only weak references
+        ending.add_done_callback(self._endings.discard)
+        await asyncio.shield(ending)
 
     def require_open(self) -> None:
         """Raises Draining when the server is about to stop."""

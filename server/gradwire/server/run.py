@@ -109,7 +109,11 @@ class Run:
         self.budget = budget
         self.exclusive = Exclusive(executor)
         self._reservation = budget.reserve(spec.state_bytes, f"run {spec.name!r}")
-        self.state: State = device.allocate_state(spec.slots, spec.layout.elements, spec.dtype)
+        try:
+            self.state: State = device.allocate_state(spec.slots, spec.layout.elements, spec.dtype)
+        except BaseException:
+            self._reservation.release()
+            raise
         self.groups = spec.groups
         self.step = 0
         self.tensor_steps: npt.NDArray[np.int64] = np.zeros(len(spec.layout.tensors), np.int64)

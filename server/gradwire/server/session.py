@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import functools
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
@@ -13,10 +12,10 @@ import numpy as np
 from gradwire.server.block import BlockHeader, GradientSlice, Receipt, Reply, Returns
 from gradwire.server.coverage import Coverage
 from gradwire.server.devices.base import DeviceArray
-from gradwire.server.exclusive import BULK_ELEMENTS
+from gradwire.server.exclusive import BULK_ELEMENTS, in_thread
 from gradwire.server.memory import Reservation
 from gradwire.server.run import Holder, NonFinitePolicy, Run
-from gradwire.server.staging import StagedBlock, override_groups, segments_of
+from gradwire.server.staging import StagedBlock, override_groups, scalar_bytes, segments_of
 from gradwire.wire.encoding import MAX_ROW_BYTES, SLICE_BYTES, decode
 from gradwire.wire.errors import Fenced, GradwireError, ProtocolViolation, ResultTooLarge, SequenceMismatch
 from gradwire.wire.layout import Range
@@ -94,7 +93,7 @@ class Session:
         if work < BULK_ELEMENTS:
             previewed = stage()
         else:
-            previewed = await asyncio.get_running_loop().run_in_executor(self._executor, stage)
+            previewed = await in_thread(self._executor, stage)
         if previewed is not None:
             for tile in self._tiles(place, previewed.shape[0]):
                 columns = slice(tile.start - place.start, tile.stop - place.start)
@@ -133,7 +132,9 @@ class Session:
             if part.header is None:
                 raise ProtocolViolation(f"the first message of block {part.sequence} has no header")
             header = part.header
-            self._block = block = await self.run.exclusive.run(lambda: self._begin(part.sequence, header))
+            # The scalars of a million steps take a while, those of one step do not.
+            work = header.steps * len(self.run.spec.layout.tensors)
+            block = await self.run.exclusive.run(lambda: self._begin(part.sequence, header), work=work)
         elif part.sequence != block.sequence:
             raise ProtocolViolation(
                 f"a message of block {part.sequence} came before block {block.sequence} was whole; "
@@ -158,37 +159,49 @@ class Session:
                 raise ProtocolViolation(f"absent tensor {index} is not there; this run has tensors 0 to {tensors - 1}")
         groups = override_groups(run.groups, header.overrides)
         block_bytes = spec.vector_bytes * header.steps
-        trajectory, result_memory = None, None
+        if header.returns is Returns.TRAJECTORY and block_bytes > self._max_result_bytes:
+            raise ResultTooLarge(
+                f"the trajectory of {header.steps} steps has {block_bytes} bytes; this server remembers at most "
+                f"{self._max_result_bytes}. Send smaller blocks or ask for the last parameters only",
+                max_bytes=self._max_result_bytes,
+            )
         self._reserve_gradients(header.steps, block_bytes)
-        if header.returns is Returns.TRAJECTORY:
-            if block_bytes > self._max_result_bytes:
-                raise ResultTooLarge(
-                    f"the trajectory of {header.steps} steps has {block_bytes} bytes; this server remembers at most "
-                    f"{self._max_result_bytes}. Send smaller blocks or ask for the last parameters only",
-                    max_bytes=self._max_result_bytes,
-                )
-            result_memory = run.budget.reserve(block_bytes, f"a trajectory of {spec.name}")
-            trajectory = run.device.allocate(header.steps, spec.layout.elements, spec.dtype)
         ranges = spec.layout.present_ranges(header.absent_tensors)
         present: Any = slice(None)
         if header.absent_tensors:
             present = np.array([i for i in range(tensors) if i not in header.absent_tensors], np.intp)
-        return StagedBlock(
-            sequence=sequence,
-            header=header,
-            version=run.version,
-            state=run.state,
-            groups=groups,
-            ranges=ranges,
-            present=present,
-            segments=segments_of(run, header, groups),
-            coverage=Coverage(spec.layout, ranges),
-            gradients=self._gradients,
-            trajectory=trajectory,
-            result_memory=result_memory,
-            # SKIP can leave out a step only once it has seen all of it, so nothing can be told beforehand.
-            previews=header.returns is not Returns.NONE and spec.non_finite_policy is not NonFinitePolicy.SKIP,
-        )
+        trajectory, result_memory = None, None
+        # The scalars of a few steps are too small to count, those of a million steps outweigh a small gradient.
+        scalars = scalar_bytes(run, header) if header.steps * tensors >= BULK_ELEMENTS else 0
+        scalar_memory = run.budget.reserve(scalars, f"the scalars of {header.steps} steps of {spec.name}")
+        try:
+            if header.returns is Returns.TRAJECTORY:
+                result_memory = run.budget.reserve(block_bytes, f"a trajectory of {spec.name}")
+                trajectory = run.device.allocate(header.steps, spec.layout.elements, spec.dtype)
+            # Kept here and not by the caller, who may have been cancelled meanwhile.
+            self._block = StagedBlock(
+                sequence=sequence,
+                header=header,
+                version=run.version,
+                state=run.state,
+                groups=groups,
+                ranges=ranges,
+                present=present,
+                segments=segments_of(run, header, groups),
+                coverage=Coverage(spec.layout, ranges),
+                gradients=self._gradients,
+                scalar_memory=scalar_memory,
+                trajectory=trajectory,
+                result_memory=result_memory,
+                # SKIP can leave out a step only once it has seen all of it, so nothing can be told beforehand.
+                previews=header.returns is not Returns.NONE and spec.non_finite_policy is not NonFinitePolicy.SKIP,
+            )
+        except BaseException:
+            scalar_memory.release()
+            if result_memory is not None:
+                result_memory.release()
+            raise
+        return self._block
 
     def _reserve_gradients(self, steps: int, block_bytes: int) -> None:
         if self._gradients is not None and self._gradient_rows == steps:

@@ -39,6 +39,7 @@ class StagedBlock:
     segments: list[Segment]
     coverage: Coverage
     gradients: DeviceArray
+    scalar_memory: Reservation
     trajectory: DeviceArray | None
     result_memory: Reservation | None
     previews: bool
@@ -51,6 +52,7 @@ class StagedBlock:
 
     def drop(self) -> None:
         """Frees what the block alone holds."""
+        self.scalar_memory.release()
         if self.result_memory is not None:
             self.result_memory.release()
             self.result_memory = None
@@ -98,6 +100,17 @@ def segments_of(run: Run, header: BlockHeader, groups: tuple[Hyperparameters, ..
             scalars[key] = (np.array(group.constants(), dtype), varying)
         segments.append(Segment(tensor.start, tensor.stop, group.kernel, *scalars[key]))
     return segments
+
+
+def scalar_bytes(run: Run, header: BlockHeader) -> int:
+    """Size of the scalars that `segments_of` computes: one row a step, for each (group, t) that is present."""
+    keys = {
+        (tensor.group, int(run.tensor_steps[index]))
+        for index, tensor in enumerate(run.spec.layout.tensors)
+        if tensor.size and index not in header.absent_tensors
+    }
+    columns = sum(run.groups[group].kernel.varying for group, _ in keys)
+    return columns * header.steps * run.spec.dtype.itemsize
 
 
 def clip_segments(segments: Sequence[Segment], part: Range) -> list[Segment]:

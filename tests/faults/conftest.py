@@ -1,0 +1,68 @@
+"""Servers that faults can be tried on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import grpc
+import pytest
+
+from gradwire.v1 import service_pb2_grpc
+from tests.faults.bare import Stub, channel_to
+from tests.faults.gated import GatedDevice
+from tests.faults.hosted import HostedServer, eventually
+from tests.serving import ServerProcess
+
+
+@pytest.fixture(scope="package")
+def process() -> Iterator[ServerProcess]:
+    """A server process with default settings that no test harms; give runs names of your own."""
+    with ServerProcess() as server:
+        yield server
+
+
+@pytest.fixture
+def connect_bare() -> Iterator[Callable[[str], Stub]]:
+    """Makes stubs with a connection of their own, closed after the test."""
+    channels: list[grpc.Channel] = []
+
+    def connect(target: str) -> Stub:
+        channels.append(channel_to(target))
+        return service_pb2_grpc.OptimizerServiceStub(channels[-1])
+
+    yield connect
+    for channel in channels:
+        channel.close()
+
+
+@pytest.fixture
+def stub(process: ServerProcess, connect_bare: Callable[[str], Stub]) -> Stub:
+    """The bare stub of the shared process."""
+    return connect_bare(process.target)
+
+
+@pytest.fixture
+def device() -> GatedDevice:
+    """The device of `hosted`."""
+    return GatedDevice()
+
+
+@pytest.fixture
+def hosted(device: GatedDevice) -> Iterator[HostedServer]:
+    """A server in this process; stalled peers are given up after a second. At its end nothing may be left over."""
+    with HostedServer(device, stall_timeout_seconds=1.0) as server:
+        yield server
+        check_nothing_is_left(server)
+
+
+@pytest.fixture
+def hosted_stub(hosted: HostedServer, connect_bare: Callable[[str], Stub]) -> Stub:
+    """The bare stub of `hosted`."""
+    return connect_bare(hosted.target)
+
+
+def check_nothing_is_left(server: HostedServer) -> None:
+    """Deletes the runs; then no memory may be counted any more."""
+    for name in server.call(lambda: [run.spec.name for run in server.registry.page("", 0)[0]]):
+        server.delete(name)
+    eventually(lambda: server.used_bytes == 0, f"{server.used_bytes} bytes given back")
