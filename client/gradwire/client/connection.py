@@ -21,18 +21,17 @@ from gradwire.client.optimizers import Adam, ParamGroup
 from gradwire.client.retry import RetryPolicy, retrying
 from gradwire.client.run import Run, RunOptions
 from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc
-from gradwire.wire.encoding import MAX_MESSAGE_BYTES, dtype_of
+from gradwire.wire.encoding import dtype_of
 from gradwire.wire.errors import RunAlreadyExists, RunNotFound
 from gradwire.wire.layout import Layout, parse_run_name
+from gradwire.wire.service import MESSAGE_OPTIONS, SERVICE_NAME, local_options
 
 DEFAULT_TARGET = "localhost:50051"
-SERVICE = service_pb2.DESCRIPTOR.services_by_name["OptimizerService"].full_name
 CONNECT_TIMEOUT_SECONDS = 15.0
 PROBE_TIMEOUT_SECONDS = 1.0
 
 _CHANNEL_OPTIONS = [
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES + 64 * 1024),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES + 64 * 1024),
+    *MESSAGE_OPTIONS,
     ("grpc.keepalive_time_ms", 10_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.max_pings_without_data", 0),
@@ -107,7 +106,7 @@ class Server:
         self.target = target
         self.origin = origin
         self.embedded = embedded
-        self._channel = grpc.insecure_channel(target, _CHANNEL_OPTIONS)
+        self._channel = grpc.insecure_channel(target, [*_CHANNEL_OPTIONS, *local_options(target)])
         self._stub = service_pb2_grpc.OptimizerServiceStub(self._channel)
         self._runs: list[Run] = []
         try:
@@ -261,14 +260,14 @@ def _run_dtype(dtype: str | None, groups: Sequence[ParamGroup]) -> np.dtype[Any]
 
 
 def _check(channel: grpc.Channel, timeout_seconds: float) -> int:
-    request = health_pb2.HealthCheckRequest(service=SERVICE)
+    request = health_pb2.HealthCheckRequest(service=SERVICE_NAME)
     status: int = health_pb2_grpc.HealthStub(channel).Check(request, timeout=timeout_seconds).status
     return status
 
 
 def _answers(target: str) -> bool:
     """Whether a gradwire server, SERVING or starting, is at ``target``."""
-    with grpc.insecure_channel(target) as channel:
+    with grpc.insecure_channel(target, local_options(target)) as channel:
         try:
             _check(channel, PROBE_TIMEOUT_SECONDS)
         except grpc.RpcError:

@@ -17,14 +17,10 @@ from gradwire.server.devices.select import open_device
 from gradwire.server.optimizers.adam import AdamHyperparameters, EpsilonPlacement
 from gradwire.server.registry import Registry
 from gradwire.server.service import OptimizerServicer
-from gradwire.v1 import service_pb2, service_pb2_grpc
-from gradwire.wire.encoding import MAX_MESSAGE_BYTES
+from gradwire.v1 import service_pb2_grpc
+from gradwire.wire.service import MESSAGE_OPTIONS, SERVICE_NAME
 
 log = logging.getLogger(__name__)
-
-SERVICE = service_pb2.DESCRIPTOR.services_by_name["OptimizerService"].full_name
-
-_MESSAGE_OVERHEAD_BYTES = 64 * 1024
 
 
 class Server:
@@ -42,8 +38,7 @@ class Server:
         keepalive_ms = int(config.keepalive_seconds * 1000)
         self._grpc = grpc.aio.server(
             options=[
-                ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES + _MESSAGE_OVERHEAD_BYTES),
-                ("grpc.max_send_message_length", MAX_MESSAGE_BYTES + _MESSAGE_OVERHEAD_BYTES),
+                *MESSAGE_OPTIONS,
                 ("grpc.so_reuseport", 0),  # a second server on the same port is an error, not a coin toss
                 ("grpc.keepalive_time_ms", keepalive_ms),
                 ("grpc.keepalive_timeout_ms", keepalive_ms),
@@ -63,7 +58,7 @@ class Server:
         if self.config.reflection:
             from grpc_reflection.v1alpha import reflection
 
-            names = (SERVICE, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
+            names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._grpc)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         for address in self.config.listen:
@@ -103,7 +98,7 @@ class Server:
         await self._stopped.wait()
 
     async def _set_health(self, status: int) -> None:
-        for name in ("", SERVICE):
+        for name in ("", SERVICE_NAME):
             await self._health.set(name, status)
 
 

@@ -11,36 +11,24 @@ import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from gradwire.server.app import SERVICE, Server, serve
 from gradwire.server.config import ConfigError, ServerConfig
+from gradwire.server.logs import set_up_logging
+from gradwire.wire.service import SERVICE_NAME, local_options
+
+if TYPE_CHECKING:
+    from gradwire.server.app import Server
 
 log = logging.getLogger("gradwire.server")
 
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(ServerConfig)}
-
-
-class JsonFormatter(logging.Formatter):
-    """One JSON object a line: time, level, logger, message, and the traceback where there is one."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        entry = {
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created)) + f".{int(record.msecs):03d}Z",
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            entry["exception"] = self.formatException(record.exc_info)
-        return json.dumps(entry)
 
 
 _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -102,7 +90,7 @@ def serve_command(embedded: bool, **settings: Any) -> None:
         config = ServerConfig(**settings)
     except ConfigError as error:
         raise click.ClickException(str(error)) from None
-    _set_up_logging(config.log_format, logging.WARNING if embedded else logging.INFO)
+    set_up_logging(config.log_format, logging.WARNING if embedded else logging.INFO)
     log.info("effective configuration: %s", json.dumps(dataclasses.asdict(config)))
     try:
         asyncio.run(_serve(config, embedded))
@@ -111,6 +99,8 @@ def serve_command(embedded: bool, **settings: Any) -> None:
 
 
 async def _serve(config: ServerConfig, embedded: bool) -> None:
+    from gradwire.server.app import serve  # numba and all: a health check every few seconds does without
+
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -150,25 +140,15 @@ def _remove_socket_directories(addresses: Sequence[str]) -> None:
                 socket.parent.rmdir()
 
 
-def _set_up_logging(log_format: str, level: int) -> None:
-    handler = logging.StreamHandler()
-    handler.setFormatter(
-        JsonFormatter()
-        if log_format == "json"
-        else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
-    )
-    logging.basicConfig(level=level, handlers=[handler])
-
-
 @cli.command("health")
 @click.option("--target", default="localhost:50051", envvar="GRADWIRE_TARGET", show_default=True, show_envvar=True)
 @click.option("--timeout", default=3.0, show_default=True, help="Seconds.")
 def health_command(target: str, timeout: float) -> None:
     """Exit 0 if a gradwire server is SERVING at TARGET, else 1."""
-    with grpc.insecure_channel(target) as channel:
+    with grpc.insecure_channel(target, local_options(target)) as channel:
         stub = health_pb2_grpc.HealthStub(channel)
         try:
-            answer = stub.Check(health_pb2.HealthCheckRequest(service=SERVICE), timeout=timeout)
+            answer = stub.Check(health_pb2.HealthCheckRequest(service=SERVICE_NAME), timeout=timeout)
         except grpc.RpcError as error:
             raise click.ClickException(f"{target}: {error.code().name}: {error.details()}") from None
     name = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)

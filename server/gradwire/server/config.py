@@ -6,6 +6,7 @@ import ipaddress
 import math
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from gradwire.wire.layout import MAX_ELEMENTS
 
@@ -31,7 +32,7 @@ class ServerConfig:
     max_parameters: int = MAX_ELEMENTS
     """Elements that one run may have."""
     max_memory: int = 0
-    """Bytes for runs, staging, remembered results and copies together; 0: three quarters of the machine's memory."""
+    """Bytes for runs, staging, results and copies together; 0: three quarters of the machine's or container's memory."""
     max_result: int = 256 * 2**20
     """Bytes of the largest trajectory that a block may ask for."""
     stall_timeout_seconds: float = 60.0
@@ -67,8 +68,18 @@ class ServerConfig:
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected a finite number above 0")
         if not self.max_memory:
-            memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-            object.__setattr__(self, "max_memory", memory * 3 // 4)
+            object.__setattr__(self, "max_memory", available_memory_bytes() * 3 // 4)
+
+
+def available_memory_bytes() -> int:
+    """The machine's memory, or less where a container's control group says so."""
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    for path in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):  # version 2, version 1
+        try:
+            memory = min(memory, int(Path(path).read_text()))
+        except (OSError, ValueError):  # not there, or "max"
+            continue
+    return memory
 
 
 def is_local(address: str) -> bool:
