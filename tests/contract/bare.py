@@ -32,7 +32,7 @@ def amsgrad(**fields: Any) -> run_pb2.Adam:
     return run_pb2.Adam(amsgrad=True, **fields)
 
 
-def group(optimizer: run_pb2.Adam | None = None, **shapes: Sequence[int]) -> run_pb2.Group:
+def group(optimizer: run_pb2.Adam | None = None, /, **shapes: Sequence[int]) -> run_pb2.Group:
     """A group of tensors, AMSGrad if nothing else is said."""
     tensors = [run_pb2.Tensor(name=name, shape=shape) for name, shape in shapes.items()]
     return run_pb2.Group(tensors=tensors, adam=optimizer or amsgrad())

@@ -14,7 +14,7 @@ from gradwire.server.run import NonFinitePolicy, Run, RunSpec
 from gradwire.server.schedules import Schedule
 from gradwire.v1 import run_pb2, train_pb2
 from gradwire.wire.encoding import dtype_of, encode, state_dtype
-from gradwire.wire.errors import InvalidHyperparameter, InvalidSpec, ProtocolViolation
+from gradwire.wire.errors import GradwireError, InvalidHyperparameter, InvalidSpec, ProtocolViolation
 from gradwire.wire.layout import Layout, parse_run_name
 
 _NUMBERS = ("lr", "beta1", "beta2", "eps", "weight_decay", "low", "high")
@@ -68,7 +68,7 @@ def decode_gradients(message: train_pb2.Gradients) -> GradientSlice:
     if message.HasField("header"):
         header = BlockHeader(
             steps=message.header.steps or 1,
-            returns=_choice(Returns, message.header.returns, "returns"),
+            returns=_choice(Returns, message.header.returns, "returns", ProtocolViolation),
             absent_tensors=frozenset(message.header.absent_tensors),
             overrides=_decode_overrides(message.header),
         )
@@ -143,11 +143,9 @@ def _present_numbers(message: run_pb2.Adam | run_pb2.Override) -> dict[str, floa
     return {name: getattr(message, name) for name in _NUMBERS if message.HasField(name)}  # type: ignore[arg-type]
 
 
-def _choice(enum: Any, value: int, field: str) -> Any:
+def _choice(enum: Any, value: int, field: str, error: type[GradwireError] = InvalidSpec) -> Any:
     """The member of ``enum``; 0 (unspecified) is its first one, which is the documented default."""
     try:
         return enum(value or 1)
     except ValueError:
-        raise InvalidSpec(
-            f"{field} is {value}; expected one of {', '.join(f'{m.value} ({m.name})' for m in enum)}"
-        ) from None
+        raise error(f"{field} is {value}; expected one of {', '.join(f'{m.value} ({m.name})' for m in enum)}") from None

@@ -14,9 +14,9 @@ import numpy as np
 from gradwire.server.config import ServerConfig
 from gradwire.server.devices.base import Device
 from gradwire.server.memory import MemoryBudget
-from gradwire.server.run import Run, RunSpec
+from gradwire.server.run import Run, RunSpec, check_id
 from gradwire.server.upload import Upload
-from gradwire.wire.errors import Draining, ProtocolViolation, RunAlreadyExists, RunNotFound, TooManyParameters, shorten
+from gradwire.wire.errors import Draining, RunAlreadyExists, RunNotFound, TooManyParameters, shorten
 from gradwire.wire.layout import MAX_ELEMENTS, Layout
 
 MAX_PAGE = 1000
@@ -81,8 +81,7 @@ class Registry:
     def begin_creation(self, spec: RunSpec, request_id: str, replace: bool, wire: np.dtype[Any]) -> Creation:
         """Allocates a run. Raises RunAlreadyExists, TooManyParameters, MemoryLimitExceeded, Draining."""
         self.require_open()
-        if not request_id or len(request_id) > 128:
-            raise ProtocolViolation(f"request_id has {len(request_id)} characters; expected 1 to 128")
+        check_id("request_id", request_id)
         self._require_free(spec.name, replace)
         self.check_size(spec.layout)
         run = Run(spec, self.device, self.budget, self.executor, request_id)
@@ -100,9 +99,15 @@ class Registry:
         await asyncio.get_running_loop().run_in_executor(self.executor, compile_all)
 
     async def finish_creation(self, creation: Creation) -> Run:
-        """Makes the run visible, in the place of an older one if that was asked for."""
+        """Makes the run visible, in the place of an older one if that was asked for, and returns it.
+
+        Where another attempt of the same creation was faster, its run stays and is returned.
+        """
         creation.upload.require_complete()
         run = creation.run
+        earlier = self.existing(run.spec.name, run.request_id)
+        if earlier is not None:
+            return earlier
         self._require_free(run.spec.name, creation.replace)
         old = self._runs.get(run.spec.name)
         self._runs[run.spec.name] = run

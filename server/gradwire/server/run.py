@@ -19,11 +19,15 @@ from gradwire.server.exclusive import Exclusive
 from gradwire.server.memory import MemoryBudget, Reservation
 from gradwire.server.optimizers.base import Hyperparameters
 from gradwire.server.staging import StagedBlock, clip_segments
-from gradwire.wire.errors import Fenced, GradwireError, NonFiniteGradient, RunBusy, RunNotFound
+from gradwire.wire.errors import Fenced, GradwireError, NonFiniteGradient, ProtocolViolation, RunBusy, RunNotFound
 from gradwire.wire.layout import Layout, Range, shape_text
 
 MAX_WORKERS = 1024
 """Workers whose last result a run remembers; the one that has been away longest is forgotten first."""
+
+
+MAX_ID_BYTES = 128
+"""Length of a worker's or a request's id."""
 
 
 class NonFinitePolicy(IntEnum):
@@ -283,6 +287,13 @@ class Run:
     def _replaced(self, what: str) -> None:
         self.version += 1
         self.fence(f"{what} of {self.spec.name} have been replaced")
+
+
+def check_id(field: str, value: str) -> None:
+    """Raises ProtocolViolation for an empty or overlong id of a worker or a request."""
+    size = len(value.encode())
+    if not 1 <= size <= MAX_ID_BYTES:
+        raise ProtocolViolation(f"{field} has {size} bytes; expected 1 to {MAX_ID_BYTES}")
 
 
 def _forget(record: WorkerRecord) -> None:

@@ -137,7 +137,7 @@ class OptimizerServicer(service_pb2_grpc.OptimizerServiceServicer):
             run = await self._registry.finish_creation(creation)
         finally:
             creation.abandon()
-        return service_pb2.CreateRunResponse(run=self._encode(run), created=True)
+        return service_pb2.CreateRunResponse(run=self._encode(run), created=run is creation.run)
 
     @refusing
     async def GetRun(self, request: service_pb2.GetRunRequest, context: Any) -> service_pb2.GetRunResponse:

@@ -14,7 +14,7 @@ from gradwire.server.coverage import Coverage
 from gradwire.server.devices.base import DeviceArray
 from gradwire.server.exclusive import BULK_ELEMENTS, in_thread
 from gradwire.server.memory import Reservation
-from gradwire.server.run import Holder, NonFinitePolicy, Run
+from gradwire.server.run import Holder, NonFinitePolicy, Run, check_id
 from gradwire.server.staging import StagedBlock, override_groups, scalar_bytes, segments_of
 from gradwire.wire.encoding import MAX_ROW_BYTES, SLICE_BYTES, decode
 from gradwire.wire.errors import Fenced, GradwireError, ProtocolViolation, ResultTooLarge, SequenceMismatch
@@ -61,8 +61,7 @@ class Session:
         **options: Any,
     ) -> Session:
         """Takes the run for a worker, after any commit that is under way. Raises RunBusy, RunNotFound."""
-        if not worker_id or len(worker_id) > 128:
-            raise ProtocolViolation(f"worker_id has {len(worker_id)} characters; expected 1 to 128")
+        check_id("worker_id", worker_id)
         holder = await run.exclusive.run(lambda: run.attach(worker_id, takeover, on_end))
         return cls(run, holder, **options)
 
@@ -126,7 +125,7 @@ class Session:
             if part.sequence != expected:
                 raise SequenceMismatch(
                     f"block {part.sequence} is neither the next one, {expected}, nor a repeat of the last one",
-                    applied=part.sequence < expected,
+                    applied=0 < part.sequence < expected,
                     expected_sequence=expected,
                 )
             if part.header is None:
