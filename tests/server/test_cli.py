@@ -45,7 +45,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[ServerConfig]:
         configs.append(config)
 
     monkeypatch.setattr(cli, "_serve", serve)
-    monkeypatch.setattr(cli, "_set_up_logging", lambda log_format, level: None)
+    monkeypatch.setattr(cli, "set_up_logging", lambda log_format, level: None)
     for name in list(os.environ):
         if name.startswith("GRADWIRE_"):
             monkeypatch.delenv(name)

@@ -32,7 +32,7 @@ class ServerConfig:
     max_parameters: int = MAX_ELEMENTS
     """Elements that one run may have."""
     max_memory: int = 0
-    """Bytes for runs, staging, results and copies together; 0: three quarters of the machine's or container's memory."""
+    """Bytes for runs, staging, results and copies together; 0: three quarters of what there is."""
     max_result: int = 256 * 2**20
     """Bytes of the largest trajectory that a block may ask for."""
     stall_timeout_seconds: float = 60.0
