@@ -18,6 +18,7 @@ from click.testing import CliRunner, Result
 
 from gradwire.server import cli
 from gradwire.server.config import ServerConfig
+from gradwire.server.logs import JsonFormatter
 from tests.serving import ServerProcess
 
 OPTIONS: dict[str, tuple[str, str, Any, Any]] = {
@@ -159,7 +160,7 @@ def test_json_log_line_holds_message_and_traceback() -> None:
         raise ValueError("line one\nline two")
     except ValueError:
         record = logging.LogRecord("a.b", logging.ERROR, "f", 1, "what %s", ("happened\n",), sys.exc_info())
-    text = cli.JsonFormatter().format(record)
+    text = JsonFormatter().format(record)
     assert "\n" not in text
     entry = json.loads(text)
     assert (entry["level"], entry["logger"], entry["message"]) == ("ERROR", "a.b", "what happened\n")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
 
+from gradwire.server import config
 from gradwire.server.config import ConfigError, ServerConfig, is_local
 from gradwire.wire.layout import MAX_ELEMENTS
 
@@ -51,18 +54,42 @@ MALFORMED = [
 
 
 def test_defaults_are_the_documented_ones() -> None:
-    config = ServerConfig()
-    assert config.listen == ("127.0.0.1:50051",)
-    assert (config.insecure, config.device, config.reflection, config.log_format) == (False, "auto", False, "text")
-    assert config.max_parameters == MAX_ELEMENTS
-    assert (config.stall_timeout_seconds, config.drain_timeout_seconds) == (60, 30)
+    made = ServerConfig()
+    assert made.listen == ("127.0.0.1:50051",)
+    assert (made.insecure, made.device, made.reflection, made.log_format) == (False, "auto", False, "text")
+    assert made.max_parameters == MAX_ELEMENTS
+    assert (made.stall_timeout_seconds, made.drain_timeout_seconds) == (60, 30)
 
 
-def test_memory_limit_defaults_to_a_share_of_the_machine() -> None:
-    with open("/proc/meminfo") as lines:
-        total = int(next(lines).split()[1]) * 1024
-    assert ServerConfig().max_memory == pytest.approx(total * 3 / 4, rel=0.01)
+def test_memory_limit_defaults_to_a_share_of_what_there_is() -> None:
+    assert ServerConfig().max_memory == config.available_memory_bytes() * 3 // 4
     assert ServerConfig(max_memory=5).max_memory == 5
+
+
+@pytest.mark.parametrize(
+    ("files", "limit"),
+    [
+        ({}, None),
+        ({"/sys/fs/cgroup/memory.max": "max\n"}, None),
+        ({"/sys/fs/cgroup/memory.max": "1048576\n"}, 2**20),
+        ({"/sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n"}, None),
+        ({"/sys/fs/cgroup/memory/memory.limit_in_bytes": "4194304\n"}, 2**22),
+        ({"/sys/fs/cgroup/memory.max": "?"}, None),
+    ],
+    ids=["no file", "v2 unlimited", "v2", "v1 unlimited", "v1", "nonsense"],
+)
+def test_memory_is_what_the_container_may_use(
+    monkeypatch: pytest.MonkeyPatch, files: dict[str, str], limit: int | None
+) -> None:
+    def read_text(path: Path) -> str:
+        try:
+            return files[str(path)]
+        except KeyError:
+            raise FileNotFoundError(path) from None
+
+    monkeypatch.setattr(Path, "read_text", read_text)
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert config.available_memory_bytes() == (limit or machine)
 
 
 @pytest.mark.parametrize("address", LOCAL)
