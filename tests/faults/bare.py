@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import queue
+import time
 import uuid
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -15,7 +16,7 @@ from google.rpc import status_pb2
 
 from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc, train_pb2
 from gradwire.wire.encoding import MAX_MESSAGE_BYTES
-from gradwire.wire.errors import STATUS_DETAILS_KEY, GradwireError, from_status
+from gradwire.wire.errors import STATUS_DETAILS_KEY, GradwireError, RunBusy, from_status
 from tests.faults.hosted import WAIT_SECONDS
 
 Floats = npt.NDArray[np.float32]
@@ -97,6 +98,7 @@ def delete(stub: Stub, name: str) -> int:
 def fingerprint(stub: Stub, name: str) -> dict[str, Any]:
     """Everything about a run that a refused step must leave alone, bit by bit."""
     run = stub.GetRun(service_pb2.GetRunRequest(name=f"runs/{name}"), timeout=WAIT_SECONDS).run
+    run.spec.name = ""
     state = list(stub.ReadState(service_pb2.ReadStateRequest(name=f"runs/{name}"), timeout=WAIT_SECONDS))
     return {
         "step": run.step,
@@ -202,6 +204,18 @@ class BareStream:
         self._requests.put(None)
         for _ in self.call:
             pass
+
+
+def attach_when_free(stub: Stub, name: str, worker_id: str) -> BareStream:
+    """Attaches as soon as no other worker holds the run."""
+    deadline = time.monotonic() + WAIT_SECONDS
+    while True:
+        try:
+            return BareStream(stub, name, worker_id)
+        except grpc.RpcError as error:
+            if not isinstance(refusal_of(error), RunBusy) or time.monotonic() > deadline:
+                raise
+            time.sleep(0.01)
 
 
 def values_of(parts: Sequence[train_pb2.Parameters], size: int) -> Floats:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator
 
 import grpc
@@ -48,11 +49,16 @@ def device() -> GatedDevice:
 
 
 @pytest.fixture
-def hosted(device: GatedDevice) -> Iterator[HostedServer]:
-    """A server in this process; stalled peers are given up after a second. At its end nothing may be left over."""
+def hosted(device: GatedDevice, caplog: pytest.LogCaptureFixture) -> Iterator[HostedServer]:
+    """A server in this process; stalled peers are given up after a second.
+
+    At its end no memory may be left over, and no fault of a client may have been logged as an error of the server's.
+    """
     with HostedServer(device, stall_timeout_seconds=1.0) as server:
         yield server
         check_nothing_is_left(server)
+    errors = [record for record in caplog.get_records("call") if record.levelno >= logging.ERROR]
+    assert not errors, [record.getMessage() for record in errors]
 
 
 @pytest.fixture

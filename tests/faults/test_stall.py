@@ -97,3 +97,19 @@ def test_a_reader_that_stops_reading_is_aborted(hosted: HostedServer, hosted_stu
     with pytest.raises(grpc.RpcError) as caught:
         list(answers)
     assert isinstance(refusal_of(caught.value), Stalled)
+
+
+def test_a_reader_whose_connection_breaks_is_no_error_of_the_server(
+    hosted: HostedServer, connect_bare: Callable[[str], Stub]
+) -> None:
+    name, stub = fresh_name("breaks"), connect_bare(hosted.target)
+    create(stub, spec_of(name, SIZE), np.zeros(SIZE, np.float32))
+    run_bytes = hosted.used_bytes
+    with Proxy(hosted.target) as proxy:
+        answers = connect_bare(proxy.target).ReadParameters(service_pb2.ReadParametersRequest(name=f"runs/{name}"))
+        assert next(answers).WhichOneof("message") == "header"
+        eventually(lambda: hosted.used_bytes > run_bytes, "the copy is made")
+        proxy.cut()
+        eventually(lambda: hosted.handler_tasks() == 0, "the call ends")
+        answers.cancel()
+    assert hosted.used_bytes == run_bytes

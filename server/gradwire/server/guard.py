@@ -68,6 +68,9 @@ class StreamGuard:
             if self._error is None:
                 raise
             raise self._error from None
+        except Exception as error:
+            # The peer has gone. Mostly gRPC cancels the handler then, but a write under way may fail before that.
+            raise asyncio.CancelledError from error
         finally:
             self._writing = False
             timer.cancel()
