@@ -1,0 +1,121 @@
+"""Runs by name: pages, and what is left of a creation that came to nothing."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import numpy as np
+import pytest
+
+from gradwire.server import registry as registries
+from gradwire.server.config import ServerConfig
+from gradwire.server.devices.cpu import CpuDevice
+from gradwire.server.optimizers.adam import AdamHyperparameters
+from gradwire.server.registry import Registry
+from gradwire.server.run import Run, RunSpec
+from gradwire.wire.errors import IncompleteValues, RunAlreadyExists, RunNotFound
+from gradwire.wire.layout import Layout
+
+FLOAT32 = np.dtype(np.float32)
+RUN_BYTES = 2 * 4 * 3
+"""Two elements with parameters and two slots."""
+
+
+@pytest.fixture
+def registry() -> Iterator[Registry]:
+    made = Registry(ServerConfig(max_memory=10 * RUN_BYTES), CpuDevice(1))
+    yield made
+    made.close()
+
+
+def spec(name: str) -> RunSpec:
+    return RunSpec(f"runs/{name}", Layout([[("w", (2,))]]), FLOAT32, (AdamHyperparameters(),))
+
+
+async def create(registry: Registry, name: str, request_id: str = "r", replace: bool = False, values: int = 2) -> Run:
+    creation = registry.begin_creation(spec(name), request_id, replace, FLOAT32)
+    try:
+        creation.upload.add(0, 0, bytes(4 * values))
+        return await registry.finish_creation(creation)
+    finally:
+        creation.abandon()
+
+
+def names(runs: list[Run]) -> list[str]:
+    return [run.spec.name.removeprefix("runs/") for run in runs]
+
+
+def test_pages_are_capped_and_ordered(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(registries, "MAX_PAGE", 3)
+
+    async def test() -> None:
+        for name in "dbeac":
+            await create(registry, name)
+        for size in (0, 3, 4, 2**32 - 1):
+            runs, token = registry.page("", size)
+            assert (names(runs), token) == (["a", "b", "c"], "runs/c")
+        runs, token = registry.page("runs/c", 0)
+        assert (names(runs), token) == (["d", "e"], "")
+        runs, token = registry.page("", 1)
+        assert (names(runs), token) == (["a"], "runs/a")
+
+    asyncio.run(test())
+
+
+def test_a_page_may_follow_a_run_that_has_been_deleted_since(registry: Registry) -> None:
+    async def test() -> None:
+        for name in "abc":
+            await create(registry, name)
+        await registry.delete("runs/b")
+        assert names(registry.page("runs/b", 0)[0]) == ["c"]
+        assert registry.page("runs/c", 0) == ([], "")
+
+    asyncio.run(test())
+
+
+def test_a_creation_that_fails_leaves_neither_run_nor_memory(registry: Registry) -> None:
+    async def test() -> None:
+        with pytest.raises(IncompleteValues):
+            await create(registry, "x", values=1)
+        with pytest.raises(RunNotFound):
+            registry.get("runs/x")
+        assert registry.budget.used_bytes == 0
+
+    asyncio.run(test())
+
+
+def test_replacing_ends_and_frees_the_old_run(registry: Registry) -> None:
+    async def test() -> None:
+        old = await create(registry, "x", "one")
+        with pytest.raises(RunAlreadyExists):
+            await create(registry, "x", "two")
+        new = await create(registry, "x", "two", replace=True)
+        assert registry.get("runs/x") is new
+        assert registry.budget.used_bytes == RUN_BYTES
+        with pytest.raises(RunNotFound, match="has been deleted"):
+            old.require_alive()
+
+    asyncio.run(test())
+
+
+def test_a_second_attempt_of_the_same_creation_yields_the_first_ones_run(registry: Registry) -> None:
+    async def test() -> None:
+        first = await create(registry, "x", "one", replace=True)
+        assert await create(registry, "x", "one", replace=True) is first
+        assert registry.existing("runs/x", "one") is first
+        assert registry.existing("runs/x", "two") is None
+        assert registry.budget.used_bytes == RUN_BYTES
+
+    asyncio.run(test())
+
+
+def test_deleting_twice_finds_nothing_the_second_time(registry: Registry) -> None:
+    async def test() -> None:
+        await create(registry, "x")
+        assert await registry.delete("runs/x") == 0
+        assert registry.budget.used_bytes == 0
+        with pytest.raises(RunNotFound, match="no run 'runs/x'"):
+            await registry.delete("runs/x")
+
+    asyncio.run(test())
