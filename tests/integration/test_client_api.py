@@ -88,6 +88,8 @@ def test_params_are_copies_that_are_updated_in_place(server: Server) -> None:
         run.write({"w": 5 * ones(2, 3), "b": ones(3)})
         assert all(run.params[name] is array for name, array in arrays.items())
         assert as_lists(arrays) == {"w": [[5.0] * 3] * 2, "b": [1.0] * 3}
+        assert run.step(mine).step == 6, "a write is no step, and the writer goes on"
+        assert as_lists(arrays) == {"w": [[4.0] * 3] * 2, "b": [0.0] * 3}
     assert as_lists(mine) == {"w": [[1.0] * 3] * 2, "b": [1.0] * 3}
 
 
@@ -106,6 +108,7 @@ def test_read_gives_fresh_arrays(run: Run) -> None:
         ([np.zeros(1), np.zeros(())], None, "float64"),
         ([np.zeros(1), 0.5], None, "float64"),
         ([0.1, [1.0, 2.0]], None, "float32"),
+        ([np.float64(0.1)], None, "float64"),
         ([np.zeros(1), np.zeros(1)], "float32", "float32"),
         ([0.1, zeros(1)], "float64", "float64"),
     ],
