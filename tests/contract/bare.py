@@ -1,4 +1,4 @@
-"""A client written from the .proto files alone: the generated stub, grpc, and struct. Nothing of gradwire's own Python.
+"""A client written from the .proto files alone: generated code, grpc, and struct. Nothing of gradwire's own Python.
 
 Tests drive runs with it, and make the mistakes that the Python client cannot make.
 """
@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import queue
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
 from typing import Any
 
 import grpc
+import pytest
 from google.rpc import error_details_pb2, status_pb2
 
 from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc, train_pb2
@@ -192,3 +193,12 @@ def whole(sequence: int, values: Sequence[float], offset: int = 0, **header: Any
     return train_pb2.Gradients(
         sequence=sequence, offset=offset, data=pack(values), last=True, header=train_pb2.BlockHeader(**header)
     )
+
+
+def refused(reason: str, call: Callable[[], object]) -> Refusal:
+    """What ``call`` is refused with; nothing may have been applied."""
+    with pytest.raises(Refusal) as caught:
+        call()
+    assert caught.value.reason == reason, caught.value
+    assert caught.value.applied == "false"
+    return caught.value
