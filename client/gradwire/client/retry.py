@@ -10,10 +10,12 @@ from typing import TypeVar
 
 import grpc
 
-from gradwire.client.errors import connection_lost, from_rpc_error, is_transient
+from gradwire.client.errors import ConnectionLost, connection_lost, from_rpc_error, is_transient
 from gradwire.wire.errors import Draining, GradwireError
 
 T = TypeVar("T")
+
+_SHORTEST_ATTEMPT_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,11 @@ class RetryPolicy:
     max_backoff_seconds: float = 3.0
 
 
+def may_pass(error: grpc.RpcError, failure: GradwireError) -> bool:
+    """Whether trying again can help after ``error``, which means ``failure``."""
+    return isinstance(failure, Draining) or (isinstance(failure, ConnectionLost) and is_transient(error))
+
+
 class Attempts:
     """The failures of one operation so far."""
 
@@ -36,17 +43,30 @@ class Attempts:
         self._backoff_seconds = policy.initial_backoff_seconds
         self.failed_internally = False
 
+    @property
+    def seconds_left(self) -> float | None:
+        """How long the next attempt may take; None before the first failure."""
+        if self._give_up_at is None:
+            return None
+        return max(self._give_up_at - time.monotonic(), _SHORTEST_ATTEMPT_SECONDS)
+
+    def until_done(self, call: Callable[[], T]) -> T:
+        """Result of an idempotent ``call()``. Raises the refusal, or ConnectionLost when the deadline is over."""
+        while True:
+            try:
+                return call()
+            except grpc.RpcError as error:
+                self.pause(error, applied=None)
+
     def pause(self, error: grpc.RpcError, *, applied: bool | None) -> None:
         """Sleeps before the next attempt, or raises what ``error`` means where no further one is due.
 
         ``applied`` is what a ConnectionLost would say of the step.
         """
-        refusal = from_rpc_error(error)
-        if refusal is not None and not isinstance(refusal, Draining):
-            raise refusal from None
-        self.pause_for(refusal or connection_lost(error, self._target, applied=applied), refusal or is_transient(error))
+        failure = from_rpc_error(error) or connection_lost(error, self._target, applied=applied)
+        self.pause_for(failure, transient=may_pass(error, failure))
 
-    def pause_for(self, failure: GradwireError, transient: object) -> None:
+    def pause_for(self, failure: GradwireError, *, transient: bool) -> None:
         """As `pause`, for a failure that is ours already."""
         now = time.monotonic()
         if self._give_up_at is None:
@@ -60,9 +80,4 @@ class Attempts:
 
 def retrying(call: Callable[[], T], policy: RetryPolicy, target: str) -> T:
     """Result of an idempotent ``call()``. Raises the refusal, or ConnectionLost when the policy's deadline is over."""
-    attempts = Attempts(policy, target)
-    while True:
-        try:
-            return call()
-        except grpc.RpcError as error:
-            attempts.pause(error, applied=None)
+    return Attempts(policy, target).until_done(call)

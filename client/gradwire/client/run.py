@@ -16,7 +16,7 @@ import numpy.typing as npt
 from gradwire.client import flat as flats
 from gradwire.client.errors import RunRolledBack, WorkerConflict, translate
 from gradwire.client.optimizers import to_override
-from gradwire.client.retry import Attempts, RetryPolicy, retrying
+from gradwire.client.retry import Attempts, RetryPolicy, may_pass, retrying
 from gradwire.client.stream import TrainStream
 from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc, train_pb2
 from gradwire.wire.encoding import Array, decode, encode, state_dtype, wire_dtype
@@ -116,8 +116,8 @@ class Run:
         self.params: dict[str, npt.NDArray[Any]] = flats.views(self.layout, self._flat)
         self._stream: TrainStream | None = None
         self._sequence: int | None = None  # the last block that was acknowledged
-        self._unresolved = False  # the block after it was sent, and its outcome is not known
-        self._behind = False  # a block that was to return nothing has moved what ``params`` show
+        self._unresolved = False  # the block after it may have been sent, and its outcome is not known
+        self._behind: set[int] = set()  # tensors of which the server has newer values that nobody asked for
         self._open_stream(Attempts(options.retry, target), resuming=False)
         if params is None:
             self.refresh()
@@ -181,10 +181,6 @@ class Run:
             )
             rows = self._rows(arrays, steps)
             trajectory = np.empty((steps, self.layout.elements), self.dtype) if returns == "trajectory" else None
-            if trajectory is not None and None in [None if row is None else 0 for row in rows]:
-                if self.stale or self._behind:
-                    self.refresh()
-                trajectory[:] = self._flat  # tensors without a gradient keep their values
             self._block(header, rows, trajectory)
             if returns == "none":
                 return {}
@@ -195,13 +191,20 @@ class Run:
     def _block(
         self, header: train_pb2.BlockHeader, rows: list[Array | None], trajectory: npt.NDArray[Any] | None
     ) -> Receipt:
-        """Sends one block, exactly once, and takes its answer."""
+        """Sends one block, exactly once, and takes its answer.
+
+        The order of the assignments matters: Ctrl-C may come between any two of them, and the next step must still do
+        the right thing.
+        """
         absent = frozenset(index for index, row in enumerate(rows) if row is None)
-        nothing_returns = header.returns == train_pb2.RETURNS_NONE
-        if self.stale or (self._behind and absent and not nothing_returns):  # the answer leaves absent tensors out
-            self.refresh()
+        present = set(range(len(rows))) - absent
         header.absent_tensors.extend(sorted(absent))
         ranges = self.layout.present_ranges(absent)
+        answered = header.returns != train_pb2.RETURNS_NONE
+        if self._unresolved:
+            self._drop_stream()  # a step was interrupted; what its stream still brings is not for this one
+        if not answered:
+            self._behind |= present
 
         def accept(reply: train_pb2.Parameters) -> None:
             self.stale = True  # until the receipt, the arrays mix old and new
@@ -216,15 +219,20 @@ class Run:
         sent = False
         while True:
             stream = self._open_stream(attempts, resuming=sent)
+            # Only now, when no older stream of ours can change anything any more.
+            if self.stale or (answered and self._behind & absent):
+                self._refresh(attempts)
+            if trajectory is not None and absent:
+                trajectory[:] = self._flat  # tensors without a gradient keep their values
             assert self._sequence is not None
             sequence = self._sequence + 1
             try:
+                self._unresolved = sent = True
                 if stream.attached.last_sequence == sequence:  # applied before the connection broke
                     again = train_pb2.Gradients(sequence=sequence, last=True)
                     stream.send([train_pb2.TrainRequest(gradients=again)])
                 else:
                     stream.send(self._messages(sequence, header, rows, ranges))
-                self._unresolved = sent = True
                 receipt = stream.collect(sequence, accept)
                 break
             except grpc.RpcError as error:
@@ -236,8 +244,8 @@ class Run:
                     attempts.failed_internally = True
                     continue
                 if refusal.applied is False:
-                    self._unresolved = False
-                elif refusal.applied is None:
+                    self._unresolved = sent = False
+                else:
                     self.stale = True
                 attempts.pause(error, applied=None)
             except BaseException:  # Ctrl-C, or an answer that makes no sense
@@ -246,12 +254,13 @@ class Run:
                 raise
         self._sequence = sequence
         self._unresolved = False
-        self._behind = nothing_returns
         if trajectory is not None:
             self._flat[:] = trajectory[-1]
-        elif self._incoming is not self._flat and not nothing_returns:
+        elif answered and self._incoming is not self._flat:
             for part in ranges:
                 self._flat[part.start : part.stop] = self._incoming[part.start : part.stop]
+        if answered:
+            self._behind -= present
         self.stale = False
         self.step_count = receipt.step
         self.last_receipt = Receipt(
@@ -316,13 +325,13 @@ class Run:
         """The attached stream; attaches where there is none. ``resuming``: a block of ours may have been applied."""
         while self._stream is None:
             try:
-                stream = TrainStream(self._stub, self._attach)
+                stream = TrainStream(self._stub, self._attach, attempts.seconds_left)
             except grpc.RpcError as error:
-                refusal = translate(error, self._target)
-                if isinstance(refusal, RunNotFound):
-                    known = f"the last step this client knows is {self.step_count}"
-                    raise refusal.within(f"{known}") from None
-                attempts.pause(error, applied=None if resuming else False)
+                failure = translate(error, self._target)
+                failure.applied = None if resuming else False  # of the step; the server speaks of the attachment
+                if isinstance(failure, RunNotFound):
+                    raise failure.within(f"the last step this client knows is {self.step_count}") from None
+                attempts.pause_for(failure, transient=may_pass(error, failure))
                 continue
             self._stream = stream
             try:
@@ -385,17 +394,21 @@ class Run:
 
     def read(self) -> dict[str, npt.NDArray[Any]]:
         """A fresh dict of arrays from the server, exact; ``params`` stay as they are."""
-        return flats.views(self.layout, self._read()[0])
+        return flats.views(self.layout, self._read(Attempts(self._options.retry, self._target))[0])
 
     def refresh(self) -> None:
         """Reads the parameters from the server into ``params``."""
         with self._lock:
-            values, step = self._read()
-            self._flat[:] = values
-            self.step_count = step
-            self.stale = self._behind = False
+            self._refresh(Attempts(self._options.retry, self._target))
 
-    def _read(self) -> tuple[npt.NDArray[Any], int]:
+    def _refresh(self, attempts: Attempts) -> None:
+        values, step = self._read(attempts)
+        self._flat[:] = values
+        self.step_count = step
+        self._behind.clear()
+        self.stale = False
+
+    def _read(self, attempts: Attempts) -> tuple[npt.NDArray[Any], int]:
         request = service_pb2.ReadParametersRequest(name=self._attach.run)
 
         def call() -> tuple[npt.NDArray[Any], int]:
@@ -408,7 +421,7 @@ class Run:
                     flats.place(values, response.slice.offset, response.slice.data, self.dtype)
             return values, step
 
-        return retrying(call, self._options.retry, self._target)
+        return attempts.until_done(call)
 
     def write(self, params: Mapping[str, Any]) -> None:
         """Replaces all parameters on the server, all at once, and in ``params``. Raises as `flatten` does."""
@@ -422,9 +435,11 @@ class Run:
                 for part in flats.value_slices(values, self.dtype):
                     yield service_pb2.WriteParametersRequest(slice=part)
 
+            self.stale = True  # until the server has answered, it may hold the old ones or the new ones
             retrying(lambda: self._stub.WriteParameters(requests()), self._options.retry, self._target)
             self._flat[:] = values
-            self.stale = self._behind = False
+            self._behind.clear()
+            self.stale = False
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer state: ``{"step": int, "tensors": {name: {"step": int, slot: array, ...}}}``.

@@ -16,13 +16,17 @@ CLOSE_TIMEOUT_SECONDS = 2.0
 
 
 class StreamEnded(grpc.RpcError):
-    """Raised when the server ended a stream in the middle without a status that says why."""
+    """Raised when a stream ended without a status that says why."""
+
+    def __init__(self, details: str) -> None:
+        super().__init__(details)
+        self._details = details
 
     def code(self) -> grpc.StatusCode:
         return grpc.StatusCode.UNAVAILABLE
 
     def details(self) -> str:
-        return "the server ended the stream"
+        return self._details
 
     def trailing_metadata(self) -> tuple[()]:
         return ()
@@ -32,18 +36,33 @@ class TrainStream:
     """An attached stream. gRPC pulls requests from a queue in its own thread, so reading and writing overlap: a client
     that wrote all slices before it read any would deadlock in flow control.
 
-    Raises grpc.RpcError, also from the constructor, which waits for the attachment.
+    Raises grpc.RpcError, also from the constructor, which waits for the attachment: up to ``timeout_seconds``, or as
+    long as the connection lasts.
     """
 
-    def __init__(self, stub: service_pb2_grpc.OptimizerServiceStub, attach: train_pb2.Attach) -> None:
+    def __init__(
+        self,
+        stub: service_pb2_grpc.OptimizerServiceStub,
+        attach: train_pb2.Attach,
+        timeout_seconds: float | None = None,
+    ) -> None:
         self._jobs: queue.SimpleQueue[Iterable[train_pb2.TrainRequest] | None] = queue.SimpleQueue()
         self._call: Any = stub.Train(self._requests())
         self.send([train_pb2.TrainRequest(attach=attach)])
+        late = threading.Event()
+        timer = None if timeout_seconds is None else threading.Timer(timeout_seconds, self._give_up, (late,))
+        if timer is not None:
+            timer.start()
         try:
             self.attached = self.receive().attached
-        except BaseException:
+        except BaseException as error:
             self.abandon()
+            if late.is_set() and isinstance(error, grpc.RpcError):
+                raise StreamEnded(f"the server did not answer within {timeout_seconds:.1f} s") from None
             raise
+        finally:
+            if timer is not None:
+                timer.cancel()
 
     def send(self, messages: Iterable[train_pb2.TrainRequest]) -> None:
         """Hands messages to the sending thread, which makes them one by one as the connection takes them."""
@@ -54,7 +73,7 @@ class TrainStream:
         try:
             response: train_pb2.TrainResponse = next(self._call)
         except StopIteration:
-            raise StreamEnded from None
+            raise StreamEnded("the server ended the stream") from None
         return response
 
     def collect(self, sequence: int, accept: Callable[[train_pb2.Parameters], None]) -> train_pb2.Receipt:
@@ -86,6 +105,10 @@ class TrainStream:
     def abandon(self) -> None:
         """Drops the stream as it is."""
         self._jobs.put(None)
+        self._call.cancel()
+
+    def _give_up(self, late: threading.Event) -> None:
+        late.set()
         self._call.cancel()
 
     def _requests(self) -> Iterator[train_pb2.TrainRequest]:

@@ -1,0 +1,145 @@
+"""Ctrl-C during a step: the next step does the right thing, whether or not the interrupted one was applied."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+
+from gradwire.client import AMSGrad, ParamGroup, Run, Server, connect
+from tests.faults.bare import fresh_name
+from tests.faults.gated import GatedDevice, gradient
+from tests.faults.hosted import HostedServer, InBackground
+from tests.serving import ServerProcess
+
+SIZE = 200_000
+
+
+@pytest.fixture
+def server(hosted: HostedServer) -> Iterator[Server]:
+    with connect(hosted.target) as connection:
+        yield connection
+
+
+@pytest.mark.parametrize(("operation", "applied"), [("write", False), ("commit", True), ("committed", True)], ids=str)
+def test_ctrl_c_during_a_step(server: Server, device: GatedDevice, operation: str, applied: bool) -> None:
+    run = server.create_run(fresh_name("ctrl-c"), {"w": gradient(SIZE, 0)}, AMSGrad(lr=0.01))
+    with device.hold(operation) as gate:
+
+        def interrupt() -> None:
+            gate.wait_entered()
+            signal.raise_signal(signal.SIGINT)  # Python handles it in the main thread, which is in `step`
+
+        with InBackground(interrupt), pytest.raises(KeyboardInterrupt):
+            run.step({"w": gradient(SIZE, 1)})
+    assert run.stale
+    receipt = run.step({"w": gradient(SIZE, 2)})
+    assert receipt.step == 1 + applied
+
+    twin = server.create_run(fresh_name("twin"), {"w": gradient(SIZE, 0)}, AMSGrad(lr=0.01))
+    for seed in (1, 2) if applied else (2,):
+        twin.step({"w": gradient(SIZE, seed)})
+    assert np.array_equal(run.params["w"], twin.params["w"])
+    assert np.array_equal(run.params["w"], run.read()["w"])
+
+
+class Interruption:
+    """Raises KeyboardInterrupt at the n-th line that runs of the client's ``run.py`` and ``stream.py``."""
+
+    def __init__(self, number: int) -> None:
+        self.left = number
+        self.place = ""
+
+    def __call__(self, frame: FrameType, event: str, argument: object) -> Any:
+        if not frame.f_code.co_filename.endswith(("client/gradwire/client/run.py", "client/gradwire/client/stream.py")):
+            return None
+        if event == "line":
+            self.left -= 1
+            if self.left == 0:
+                self.place = f"{frame.f_code.co_name}, line {frame.f_lineno}"
+                raise KeyboardInterrupt
+        return self
+
+    @contextmanager
+    def during(self) -> Iterator[None]:
+        before = sys.gettrace()
+        sys.settrace(self)
+        try:
+            yield
+        finally:
+            sys.settrace(before)
+
+
+def one_step(run: Run, seed: int) -> None:
+    run.step({"a": gradient(3, seed), "b": gradient(2, seed)})
+
+
+def two_steps(run: Run, seed: int) -> None:
+    run.step_many({"a": gradient(3, seed, 2), "b": gradient(2, seed, 2)})
+
+
+def two_steps_of_which_nothing_returns(run: Run, seed: int) -> None:
+    run.step_many({"a": gradient(3, seed, 2), "b": gradient(2, seed, 2)}, returns="none")
+
+
+def two_steps_with_their_trajectory(run: Run, seed: int) -> None:
+    run.step_many({"a": gradient(3, seed, 2), "b": gradient(2, seed, 2)}, returns="trajectory")
+
+
+Act = Callable[[Run, int], None]
+
+
+@pytest.mark.parametrize("double_buffer", [False, True], ids=["one buffer", "two buffers"])
+@pytest.mark.parametrize(
+    "act", [one_step, two_steps, two_steps_of_which_nothing_returns, two_steps_with_their_trajectory]
+)
+def test_ctrl_c_at_every_line(process: ServerProcess, act: Act, double_buffer: bool) -> None:
+    """After it comes a step of another gradient, which leaves one tensor out."""
+
+    def create(server: Server) -> Run:
+        groups = [ParamGroup({"a": gradient(3, 8)}), ParamGroup({"b": gradient(2, 9)})]
+        return server.create_run(fresh_name("lines"), groups, AMSGrad(lr=0.1), double_buffer=double_buffer)
+
+    def values(run: Run) -> list[npt.NDArray[Any]]:
+        return [run.params["a"], run.params["b"]]
+
+    with connect(process.target) as server:
+        steps = 1 if act is one_step else 2
+        expected = {}
+        for applied in (False, True):
+            with create(server) as twin:
+                if applied:
+                    act(twin, 1)
+                twin.refresh()
+                twin.step({"a": gradient(3, 2)})
+                expected[1 + steps * applied] = [array.copy() for array in values(twin)]
+
+        number, seen = 0, set()
+        while True:
+            number += 1
+            interruption = Interruption(number)
+            with create(server) as run:
+                try:
+                    with interruption.during():
+                        act(run, 1)
+                except KeyboardInterrupt:
+                    pass
+                if not interruption.place:
+                    break
+                receipt = run.step({"a": gradient(3, 2)})
+                assert receipt.step in expected, interruption.place
+                seen.add(receipt.step)
+                for ours, theirs in zip(values(run), expected[receipt.step], strict=True):
+                    assert np.array_equal(ours, theirs), interruption.place
+                act(run, 3)
+                run.refresh()
+                assert run.step_count == receipt.step + steps, interruption.place
+        assert number > 30
+        assert seen == set(expected), "some interruptions came before the commit, some after it"
