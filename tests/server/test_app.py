@@ -1,0 +1,115 @@
+"""The server process: where it listens, what health says, reflection behind a flag."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from gradwire.client import AMSGrad, connect
+from gradwire.server.app import Server
+from gradwire.server.config import ConfigError, ServerConfig
+from tests.faults.hosted import HostedServer
+
+SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
+NAMES = ["", "gradwire.v1.OptimizerService"]
+
+
+@pytest.fixture
+def hosted() -> Iterator[HostedServer]:
+    with HostedServer() as server:
+        yield server
+
+
+@pytest.mark.parametrize("service", NAMES)
+def test_health_knows_the_server_and_the_service_by_name(hosted: HostedServer, service: str) -> None:
+    with grpc.insecure_channel(hosted.target) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        assert stub.Check(health_pb2.HealthCheckRequest(service=service), timeout=10).status == SERVING
+        with pytest.raises(grpc.RpcError) as caught:
+            stub.Check(health_pb2.HealthCheckRequest(service="gradwire.v2.OptimizerService"), timeout=10)
+        assert caught.value.code() is grpc.StatusCode.NOT_FOUND
+
+
+@pytest.mark.parametrize("service", NAMES)
+def test_health_turns_not_serving_before_the_server_stops(hosted: HostedServer, service: str) -> None:
+    """A load balancer that watches hears of the drain."""
+    with grpc.insecure_channel(hosted.target) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        watch = stub.Watch(health_pb2.HealthCheckRequest(service=service), timeout=20)
+        assert next(watch).status == SERVING
+        asyncio.run_coroutine_threadsafe(hosted.server.drain(), hosted.loop)
+        assert next(watch).status == NOT_SERVING
+
+
+def test_server_is_not_serving_until_its_kernels_are_ready(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+
+    async def start() -> None:
+        server = Server(ServerConfig(listen=("127.0.0.1:0",), device="cpu"))
+        loop = asyncio.get_running_loop()
+
+        async def check() -> int:
+            async with grpc.aio.insecure_channel(server.addresses[0]) as channel:
+                stub = health_pb2_grpc.HealthStub(channel)
+                answer = await stub.Check(health_pb2.HealthCheckRequest(), timeout=10)
+                return int(answer.status)
+
+        def warm_up() -> None:
+            seen.append(asyncio.run_coroutine_threadsafe(check(), loop).result(20))
+
+        monkeypatch.setattr(server, "_warm_up", warm_up)
+        await server.start()
+        seen.append(await check())
+        await server.drain()
+
+    asyncio.run(start())
+    assert seen == [NOT_SERVING, SERVING]
+
+
+def services(target: str) -> set[str]:
+    """What reflection lists."""
+    with grpc.insecure_channel(target) as channel:
+        stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+        request = reflection_pb2.ServerReflectionRequest(list_services="")
+        (answer,) = stub.ServerReflectionInfo(iter([request]), timeout=10)
+        return {service.name for service in answer.list_services_response.service}
+
+
+def test_reflection_is_behind_a_flag(hosted: HostedServer) -> None:
+    with pytest.raises(grpc.RpcError) as caught:
+        services(hosted.target)
+    assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+    with HostedServer(reflection=True) as open_server:
+        assert {"gradwire.v1.OptimizerService", "grpc.health.v1.Health"} <= services(open_server.target)
+
+
+def test_listens_on_several_addresses_at_once(tmp_path: Path) -> None:
+    socket = f"unix:{tmp_path}/socket"
+    with HostedServer(listen=("127.0.0.1:0", socket)) as server:
+        first, second = server.server.addresses
+        assert second == socket
+        assert first.startswith("127.0.0.1:")
+        assert not first.endswith(":0"), "the port that was really taken"
+        with connect(first) as one, connect(second) as other:
+            one.create_run("x", {"w": [1.0]}, AMSGrad()).close()
+            assert [run.name for run in other.list_runs()] == ["x"]
+
+
+def test_a_port_in_use_is_an_error_and_not_shared(hosted: HostedServer) -> None:
+    """With SO_REUSEPORT a second server would take every other connection."""
+
+    async def start() -> None:
+        server = Server(ServerConfig(listen=(hosted.target,), device="cpu"))
+        try:
+            with pytest.raises(ConfigError, match=f"cannot listen on {hosted.target}"):
+                await server.start()
+        finally:
+            await server.drain()
+
+    asyncio.run(start())
