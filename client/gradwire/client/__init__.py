@@ -9,8 +9,9 @@ from gradwire.client.errors import (
     WorkerConflict,
 )
 from gradwire.client.optimizers import Adam, AMSGrad, ParamGroup, TorchAdam, TorchAdamW, WeightDecay
+from gradwire.client.options import Receipt, RunOptions
 from gradwire.client.retry import RetryPolicy
-from gradwire.client.run import Receipt, Run, RunOptions
+from gradwire.client.run import Run
 from gradwire.wire.errors import (
     Draining,
     Fenced,

@@ -18,8 +18,9 @@ from gradwire.client import flat as flats
 from gradwire.client.embedded import EmbeddedServer
 from gradwire.client.errors import ConnectionLost, LayoutMismatch, connection_lost
 from gradwire.client.optimizers import Adam, ParamGroup
+from gradwire.client.options import RunOptions
 from gradwire.client.retry import RetryPolicy, retrying
-from gradwire.client.run import Run, RunOptions
+from gradwire.client.run import Run
 from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc
 from gradwire.wire.encoding import dtype_of
 from gradwire.wire.errors import RunAlreadyExists, RunNotFound

@@ -1,0 +1,72 @@
+"""Gradients and changes of hyperparameters as the messages of one block."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from gradwire.client import flat as flats
+from gradwire.client.optimizers import to_override
+from gradwire.v1 import run_pb2, train_pb2
+from gradwire.wire.encoding import Array, encode
+from gradwire.wire.layout import Layout, Range
+
+
+def gradient_rows(layout: Layout, grads: Mapping[str, Any], steps: int | None) -> list[Array | None]:
+    """For each tensor its gradients as ``[K, size]``, or None; ``steps`` None: one gradient without the leading axis.
+
+    Raises ValueError for an unknown name or a wrong shape, TypeError for a wrong dtype.
+    """
+    flats.check_names(layout, grads, "the gradients")
+    rows: list[Array | None] = []
+    for tensor in layout.tensors:
+        value = grads.get(tensor.name)
+        if value is None:
+            rows.append(None)
+            continue
+        array = flats.as_array(tensor.name, value)
+        flats.check_shape(tensor.name, array.shape, tensor.shape if steps is None else (steps, *tensor.shape))
+        rows.append(array.reshape(steps or 1, tensor.size))
+    return rows
+
+
+def block_messages(
+    layout: Layout,
+    sequence: int,
+    header: train_pb2.BlockHeader,
+    rows: list[Array | None],
+    ranges: Sequence[Range],
+    wire: np.dtype[Any],
+) -> Iterator[train_pb2.TrainRequest]:
+    """The messages of one block, made one by one as the connection takes them."""
+    parts = list(flats.tiles(ranges, header.steps * wire.itemsize))
+    if not parts:
+        yield train_pb2.TrainRequest(gradients=train_pb2.Gradients(sequence=sequence, last=True, header=header))
+    for index, part in enumerate(parts):
+        gradients = train_pb2.Gradients(
+            sequence=sequence,
+            offset=part.start,
+            data=encode(flats.gather(layout, rows, part), wire),
+            last=index == len(parts) - 1,
+            header=header if index == 0 else None,
+        )
+        yield train_pb2.TrainRequest(gradients=gradients)
+
+
+def override_messages(
+    groups: int, lr: float | Sequence[float] | None, overrides: Mapping[int, Mapping[str, Any]] | None
+) -> list[run_pb2.Override]:
+    """The changes of ``groups`` groups. Raises ValueError or TypeError."""
+    changes: dict[int, dict[str, Any]] = {group: dict(values) for group, values in (overrides or {}).items()}
+    for group in changes:
+        if not 0 <= group < groups:
+            raise ValueError(f"overrides name group {group}; this run has groups 0 to {groups - 1}")
+    if lr is not None:
+        rates = list(lr) if isinstance(lr, Sequence) else [lr] * groups
+        if len(rates) != groups:
+            raise ValueError(f"lr has {len(rates)} values; expected one number, or one for each of {groups}")
+        for group, rate in enumerate(rates):
+            changes.setdefault(group, {})["lr"] = rate
+    return [to_override(group, values) for group, values in sorted(changes.items())]

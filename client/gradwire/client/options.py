@@ -1,0 +1,72 @@
+"""How a client works on a run, and what it is told about a block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from gradwire.client.retry import RetryPolicy
+from gradwire.v1 import run_pb2, train_pb2
+
+ENCODINGS = {
+    "float32": run_pb2.ENCODING_FLOAT32,
+    "float64": run_pb2.ENCODING_FLOAT64,
+    "bfloat16": run_pb2.ENCODING_BFLOAT16,
+    "float16": run_pb2.ENCODING_FLOAT16,
+}
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a committed block says of itself."""
+
+    step: int
+    """Steps applied to the run after this block."""
+    gradient_norm: float
+    """L2 norm of the block's last gradient, over all tensors that had one."""
+    learning_rates: tuple[float, ...]
+    """Of each group, at the block's last step."""
+    skipped_steps: tuple[int, ...]
+    """Indices of the block's steps that were left out because their gradient was not finite."""
+    durability: str
+    """``"MEMORY"``: the run ends with the server."""
+
+    @property
+    def skipped(self) -> bool:
+        """Whether any step was left out."""
+        return bool(self.skipped_steps)
+
+
+@dataclass(frozen=True)
+class RunOptions:
+    """How a client works on a run."""
+
+    worker_id: str | None = None
+    """Identifies this worker to the server over restarts of its process. None: a new one for each `Run` object."""
+    takeover: bool = False
+    """Take the run from another worker that is attached."""
+    gradient_encoding: str | None = None
+    """``"float32"``, ``"float64"``, ``"bfloat16"``, ``"float16"``; None: the run's own dtype, exact."""
+    parameter_encoding: str | None = None
+    """As above, for the parameters that come back."""
+    double_buffer: bool = False
+    """Keep the old parameters whole until a step is committed, at the price of a second vector."""
+    retry: RetryPolicy = field(default_factory=RetryPolicy)
+
+
+def decode_receipt(message: train_pb2.Receipt) -> Receipt:
+    return Receipt(
+        step=message.step,
+        gradient_norm=message.gradient_norm,
+        learning_rates=tuple(message.learning_rates),
+        skipped_steps=tuple(message.skipped_steps),
+        durability=run_pb2.Durability.Name(message.durability).removeprefix("DURABILITY_"),
+    )
+
+
+def encoding_of(name: str | None) -> run_pb2.Encoding.ValueType:
+    """The contract's word for an encoding; None: the run's own. Raises ValueError."""
+    if name is None:
+        return run_pb2.ENCODING_UNSPECIFIED
+    if name not in ENCODINGS:
+        raise ValueError(f"encoding is {name!r}; expected one of {', '.join(map(repr, ENCODINGS))}")
+    return ENCODINGS[name]

@@ -1,0 +1,124 @@
+"""Whole vectors of a run, out of the server and into it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gradwire.client import flat as flats
+from gradwire.client.retry import Attempts, RetryPolicy, retrying
+from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc
+from gradwire.wire.layout import Layout
+
+
+@dataclass(frozen=True)
+class StateUpload:
+    """An optimizer state that fits its run."""
+
+    header: service_pb2.WriteStateHeader
+    vectors: list[npt.NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class RemoteValues:
+    """The calls that move parameters and state of one run. They raise GradwireError as the error table says."""
+
+    stub: service_pb2_grpc.OptimizerServiceStub
+    target: str
+    name: str
+    layout: Layout
+    dtype: np.dtype[Any]
+    slots: tuple[str, ...]
+    retry: RetryPolicy
+
+    def describe(self) -> run_pb2.Run:
+        """The run without its values."""
+        request = service_pb2.GetRunRequest(name=self.name)
+        return retrying(lambda: self.stub.GetRun(request), self.retry, self.target).run
+
+    def read(self, attempts: Attempts) -> tuple[npt.NDArray[Any], int]:
+        """All parameters, exact, and the step they are of."""
+        request = service_pb2.ReadParametersRequest(name=self.name)
+
+        def call() -> tuple[npt.NDArray[Any], int]:
+            values = np.empty(self.layout.elements, self.dtype)
+            step = 0
+            for response in self.stub.ReadParameters(request):
+                if response.WhichOneof("message") == "header":
+                    step = response.header.step
+                else:
+                    flats.place(values, response.slice.offset, response.slice.data, self.dtype)
+            return values, step
+
+        return attempts.until_done(call)
+
+    def write(self, values: npt.NDArray[Any]) -> None:
+        """Replaces all parameters."""
+
+        def requests() -> Iterator[service_pb2.WriteParametersRequest]:
+            yield service_pb2.WriteParametersRequest(header=service_pb2.WriteParametersHeader(name=self.name))
+            for part in flats.value_slices(values, self.dtype):
+                yield service_pb2.WriteParametersRequest(slice=part)
+
+        retrying(lambda: self.stub.WriteParameters(requests()), self.retry, self.target)
+
+    def read_state(self) -> dict[str, Any]:
+        """See `Run.state_dict`."""
+        request = service_pb2.ReadStateRequest(name=self.name)
+
+        def call() -> dict[str, Any]:
+            header = service_pb2.StateHeader()
+            slots: list[npt.NDArray[Any]] = []
+            for response in self.stub.ReadState(request):
+                if response.WhichOneof("message") == "header":
+                    header = response.header
+                    slots = [np.empty(self.layout.elements, self.dtype) for _ in header.slots]
+                else:
+                    part = response.slice
+                    flats.place(slots[part.slot], part.offset, part.data, self.dtype)
+            by_name = {slot: flats.views(self.layout, vector) for slot, vector in zip(header.slots, slots, strict=True)}
+            tensors = {
+                tensor.name: {"step": t, **{slot: parts[tensor.name] for slot, parts in by_name.items()}}
+                for tensor, t in zip(self.layout.tensors, header.tensor_steps, strict=True)
+            }
+            return {"step": header.step, "tensors": tensors}
+
+        return retrying(call, self.retry, self.target)
+
+    def pack_state(self, state: Mapping[str, Any]) -> StateUpload:
+        """A state as `write_state` takes it. Raises ValueError or TypeError for one that does not fit the run."""
+        tensors: Mapping[str, Mapping[str, Any]] = state["tensors"]
+        flats.check_names(self.layout, tensors, "the state's tensors")
+        for name, parts in tensors.items():
+            if set(parts) != {"step", *self.slots}:
+                raise ValueError(f"the state of {name!r} has {sorted(parts)}; expected {sorted(('step', *self.slots))}")
+        vectors = [
+            flats.flatten(
+                self.layout, {name: parts[slot] for name, parts in tensors.items()}, self.dtype, f"the {slot} values"
+            )
+            for slot in self.slots
+        ]
+        header = service_pb2.WriteStateHeader(
+            name=self.name,
+            state=service_pb2.StateHeader(
+                step=int(state["step"]),
+                tensor_steps=[int(tensors[tensor.name]["step"]) for tensor in self.layout.tensors],
+                slots=self.slots,
+            ),
+        )
+        return StateUpload(header, vectors)
+
+    def write_state(self, upload: StateUpload) -> int:
+        """Replaces the whole optimizer state and returns the run's step."""
+
+        def requests() -> Iterator[service_pb2.WriteStateRequest]:
+            yield service_pb2.WriteStateRequest(header=upload.header)
+            for slot, vector in enumerate(upload.vectors):
+                for part in flats.slot_slices(slot, vector):
+                    yield service_pb2.WriteStateRequest(slice=part)
+
+        return retrying(lambda: self.stub.WriteState(requests()), self.retry, self.target).step
