@@ -1,0 +1,141 @@
+"""One AMSGrad step over a long vector: how near is it to torch's fused kernel, and to the speed of memory?"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from benchmarks.backend import FLOAT32, Backend
+from benchmarks.measure import Timing, interleave, timed
+from gradwire.server.devices.base import Segment, State, Write
+from gradwire.server.optimizers.adam import AdamHyperparameters, EpsilonPlacement
+from gradwire.wire.layout import Range
+
+TARGET = 1.3
+"""Our step may take this many times torch's."""
+
+PLAIN = AdamHyperparameters(eps=1e-8, amsgrad=True, epsilon_placement=EpsilonPlacement.PLAIN)  # as torch computes it
+EPS_HAT = AdamHyperparameters(eps=1e-8, amsgrad=True)
+
+COPY, TORCH, STEP, HAT = "memory copy", "torch fused AMSGrad", "AMSGrad step", "AMSGrad step, eps-hat"
+PREVIEW, NORM, TORCH_NORM = "AMSGrad preview", "sum of squares", "torch vector_norm, float64"
+
+BYTES = {COPY: 36, TORCH: 36, STEP: 36, HAT: 36, PREVIEW: 24, NORM: 4, TORCH_NORM: 4}
+"""Of memory that must move for each element: a step reads five vectors and writes four, a preview writes one."""
+
+PEERS = {STEP: TORCH, HAT: TORCH, NORM: TORCH_NORM}
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one backend did with ``elements`` float32."""
+
+    label: str
+    elements: int
+    timings: dict[str, Timing]
+    difference: float
+    """Largest |ours - torch's| of the parameters, after all rounds."""
+
+    @property
+    def same(self) -> bool:
+        """Parameters are about 1 in size and each round may round differently by one unit in the last place."""
+        return self.difference < 1e-5
+
+    @property
+    def ratio(self) -> float:
+        return self.timings[STEP].ratio(self.timings[TORCH])
+
+    @property
+    def on_target(self) -> bool:
+        return self.ratio <= TARGET
+
+    def verdict(self) -> str:
+        share = self.timings[COPY].ratio(self.timings[STEP])
+        numbers = "same numbers" if self.same else "DIFFERENT NUMBERS"
+        return (
+            f"a step takes {self.ratio:.2f}x torch fused and runs at {share:.0%} of the measured copy bandwidth; "
+            f"largest difference to torch {self.difference:.1e}: {numbers}"
+        )
+
+    def rows(self) -> list[list[str]]:
+        floor = self.timings[COPY]
+        rows = []
+        for name, timing in self.timings.items():
+            moved = BYTES[name] * self.elements
+            to_floor = timing.ratio(floor) * BYTES[COPY] / BYTES[name]
+            peer = PEERS.get(name)
+            to_peer = f"{timing.ratio(self.timings[peer]):.2f}" if peer else ""
+            rate = f"{moved / timing.median / 1e9:.1f}"
+            rows.append([name, self.label, timing.milliseconds(), rate, f"{to_floor:.2f}", to_peer])
+        return rows
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "device": self.label,
+            "elements": self.elements,
+            "step_to_torch_fused": self.ratio,
+            "largest_difference_to_torch": self.difference,
+            "timings": {name: timing.to_json() for name, timing in self.timings.items()},
+        }
+
+
+HEADER = ("one step", "device", "median [middle half]", "GB/s", "x copy floor", "x torch")
+
+
+class _Vector:
+    """A run's state under one group's hyperparameters, which counts its steps."""
+
+    def __init__(self, backend: Backend, group: AdamHyperparameters, params: np.ndarray[Any, Any]) -> None:
+        self._device = backend.device
+        self._group = group
+        self._steps = 0
+        self.state = State(
+            backend.upload(params),
+            {name: backend.device.allocate(1, params.shape[1], FLOAT32) for name in group.kernel.used_slots},
+        )
+
+    def update(self, gradients: Any, out: Any = None) -> None:
+        """A step; with ``out`` a preview of it."""
+        t = self._steps + 1
+        segment = Segment(
+            0,
+            gradients.shape[1],
+            self._group.kernel,
+            np.array(self._group.constants(), FLOAT32),
+            self._group.varying(t, t, 1, FLOAT32),
+        )
+        write = Write.NOTHING if out is None else Write.LAST
+        self._device.update(self.state, gradients, [segment], commit=out is None, out=out, write=write)
+        if out is None:
+            self._steps = t
+
+
+def run(backend: Backend, elements: int, rounds: int) -> Result:
+    random = np.random.default_rng(1)
+    params = random.standard_normal((1, elements), np.float32)
+    values = random.standard_normal((1, elements), np.float32)
+    gradients = backend.upload(values)
+    plain, hat = _Vector(backend, PLAIN, params), _Vector(backend, EPS_HAT, params)
+    out = backend.device.allocate(1, elements, FLOAT32)
+
+    theirs = torch.nn.Parameter(backend.tensor(params[0]))
+    theirs.grad = gradient = backend.tensor(values[0])
+    betas = (PLAIN.beta1, PLAIN.beta2)
+    peer = torch.optim.Adam([theirs], lr=PLAIN.lr, betas=betas, eps=PLAIN.eps, amsgrad=True, fused=True)
+
+    contenders = {
+        COPY: backend.copier(BYTES[COPY] // 2 * elements),
+        TORCH: backend.synchronized(peer.step),
+        STEP: lambda: plain.update(gradients),
+        HAT: lambda: hat.update(gradients),
+        PREVIEW: lambda: plain.update(gradients, out),
+        NORM: lambda: backend.device.square_sums(gradients, 0, [Range(0, elements)]),
+        TORCH_NORM: lambda: torch.linalg.vector_norm(gradient, dtype=torch.float64).item(),
+    }
+    timings = interleave({name: timed(call) for name, call in contenders.items()}, rounds, warm_up=2)
+    ours = backend.download(plain.state.params)[0]
+    difference = float(np.abs(ours - theirs.detach().cpu().numpy()).max())
+    return Result(backend.label, elements, timings, difference)
