@@ -163,7 +163,7 @@ def test_a_replacement_given_up_while_the_old_run_commits_is_still_whole(
         hosted.wait_for_waiters(run, 1)
         call.cancel()
         hosted.wait_cancelled()
-    eventually(lambda: run.deleted, "the old run ends")
+    eventually(lambda: run.ended, "the old run ends")
     again = BareStream(hosted_stub, name)
     assert again.attached.step == 0
     assert again.step(1, gradient(BULK, 1)).step == 1

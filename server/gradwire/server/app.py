@@ -42,6 +42,9 @@ class Server:
                 ("grpc.so_reuseport", 0),  # a second server on the same port is an error, not a coin toss
                 ("grpc.keepalive_time_ms", keepalive_ms),
                 ("grpc.keepalive_timeout_ms", keepalive_ms),
+                # What really ends a dead connection; a minute by default, whatever keepalive_timeout says. An answer may
+                # queue behind data on a slow link, so it gets what is left of the 30 s in which a dead peer must go.
+                ("grpc.http2.ping_timeout_ms", 2 * keepalive_ms),
                 ("grpc.keepalive_permit_without_calls", 1),
                 ("grpc.http2.max_pings_without_data", 0),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 5000),

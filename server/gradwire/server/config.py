@@ -38,7 +38,7 @@ class ServerConfig:
     stall_timeout_seconds: float = 60.0
     """A reply that the peer does not take for this long ends its stream."""
     keepalive_seconds: float = 10.0
-    """An idle connection is probed this often, and closed if the probe is not answered for as long again."""
+    """An idle connection is probed this often, and closed if the probe is not answered for twice as long."""
     drain_timeout_seconds: float = 30.0
     """After SIGTERM, steps under way get this long to finish."""
     reflection: bool = False
