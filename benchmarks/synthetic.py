@@ -151,7 +151,16 @@ def main() -> int:
             failed += not holds
             print(f"- {comparison.name}: {what}: {'yes' if holds else 'NO'}")
     results = [comparison.to_json() for comparison in comparisons]
-    save(options.out, {"benchmark": "synthetic", "machine": about, "block": options.block, "results": results})
+    save(
+        options.out,
+        {
+            "benchmark": "synthetic",
+            "machine": about,
+            "block": options.block,
+            "rounds": options.rounds,
+            "results": results,
+        },
+    )
     return 1 if failed else 0
 
 
