@@ -37,6 +37,7 @@ class Proxy:
         self.passed = {Direction.UP: 0, Direction.DOWN: 0}
         """Bytes so far, over all connections."""
         self.connections = 0
+        self.refused = 0
         self.was_cut = threading.Event()
         self._state = threading.Condition()
         self._stalled: set[Direction] = set()
@@ -50,13 +51,14 @@ class Proxy:
 
     # --- faults --------------------------------------------------------------------------------------------------
 
-    def cut(self) -> None:
-        """Breaks all connections now; new ones are welcome."""
+    def cut(self, *, and_resume: bool = True) -> None:
+        """Breaks all connections now; new ones are welcome, and not stalled unless ``and_resume`` is false."""
         with self._state:
             for connection in self._open:
                 _reset(connection)
             self._open.clear()
-            self._stalled.clear()
+            if and_resume:
+                self._stalled.clear()
             self._cut_at.clear()
             self.was_cut.set()
             self._state.notify_all()
@@ -106,6 +108,7 @@ class Proxy:
             except OSError:
                 return
             if self._refusing:
+                self.refused += 1
                 _reset(client)
                 client.close()
                 continue

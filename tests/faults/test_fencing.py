@@ -129,9 +129,9 @@ def test_a_commit_checks_the_epoch_under_the_lock(
     """The older worker's block is whole and waits for its turn while another takes the run."""
     older = BareStream(hosted_stub, name, "older")
     run = hosted.run_of(name)
+    older.send(1, np.atleast_2d(gradient(HALF, 1)), last=False, steps=1)
+    assert older.receive().data
     with device.hold("copy") as gate, InBackground(lambda: read_parameters(hosted_stub, name)) as reading:
-        older.send(1, np.atleast_2d(gradient(HALF, 1)), last=False, steps=1)
-        assert older.receive().data
         gate.wait_entered()
         with InBackground(lambda: BareStream(hosted_stub, name, "newer", takeover=True)) as taking:
             hosted.wait_for_waiters(run, 1)

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradwire.client import AMSGrad, RunRolledBack, WorkerConflict, connect
+from gradwire.client import AMSGrad, RunNotFound, RunRolledBack, WorkerConflict, connect
 from gradwire.v1 import train_pb2
 from gradwire.wire.errors import InvalidSlice, SequenceMismatch
 from tests.faults.bare import (
@@ -23,6 +23,7 @@ from tests.faults.bare import (
 )
 from tests.faults.client_process import WORKER_ID, ClientProcess
 from tests.faults.gated import gradient
+from tests.faults.hosted import HostedServer
 from tests.serving import ServerProcess
 
 SIZE = 100_000
@@ -135,13 +136,29 @@ def test_a_run_that_was_made_anew_is_not_continued_silently(process: ServerProce
         create(stub, spec_of(run.name, SIZE), gradient(SIZE, 5))
         with pytest.raises(Exception, match="has been deleted"):
             run.step({"w": gradient(SIZE, 3)})
+        for call in (lambda: run.step({"w": gradient(SIZE, 3)}), run.read, run.refresh, run.state_dict, run.describe):
+            with pytest.raises(RunNotFound, match="another run now"):
+                call()
+        with pytest.raises(RunNotFound, match="another run now"):
+            run.write(run.params)
+        assert np.array_equal(read_parameters(stub, run.name), gradient(SIZE, 5)), "nothing has reached the new run"
+
+
+def test_a_server_that_has_forgotten_the_worker_has_rolled_back(hosted: HostedServer, hosted_stub: Stub) -> None:
+    """Nothing is sent again; who calls once more has decided to go on from what there is."""
+    with connect(hosted.target) as server:
+        run = server.create_run(fresh_name("forgotten"), {"w": gradient(SIZE, 0)}, AMSGrad(lr=0.01))
+        for seed in (1, 2):
+            run.step({"w": gradient(SIZE, seed)})
+        before = read_parameters(hosted_stub, run.name)
+        run.close()
+        hosted.call(hosted.run_of(run.name)._workers.clear)
         with pytest.raises(RunRolledBack) as caught:
             run.step({"w": gradient(SIZE, 3)})
         assert caught.value.metadata == {"last_sequence": "0", "acknowledged_sequence": "2"}
-        assert np.array_equal(read_parameters(stub, run.name), gradient(SIZE, 5)), "nothing has been sent again"
-        # Who calls again has decided to go on from what there is.
-        assert run.step({"w": gradient(SIZE, 3)}).step == 1
-        assert np.array_equal(run.params["w"], read_parameters(stub, run.name))
+        assert np.array_equal(read_parameters(hosted_stub, run.name), before), "nothing has been sent again"
+        assert run.step({"w": gradient(SIZE, 3)}).step == 3
+        assert np.array_equal(run.params["w"], read_parameters(hosted_stub, run.name))
 
 
 def test_blocks_that_this_client_never_sent_are_a_conflict(process: ServerProcess, stub: Stub) -> None:
