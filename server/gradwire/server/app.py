@@ -22,6 +22,9 @@ from gradwire.wire.service import MESSAGE_OPTIONS, SERVICE_NAME
 
 log = logging.getLogger(__name__)
 
+_LAST_WORDS_SECONDS = 1.0
+"""What gRPC gets at the end of a drain to deliver the last statuses; a peer that does not read would take for ever."""
+
 
 class Server:
     """One gradwire server. `start`, then `drain`; ``addresses`` holds what it really listens on."""
@@ -87,13 +90,16 @@ class Server:
         groups[0].varying(1, 1, 1, dtype)
 
     async def drain(self) -> None:
-        """Health turns NOT_SERVING, steps that have arrived whole finish, then the server stops."""
+        """Health turns NOT_SERVING, steps that have arrived whole finish, then the server stops.
+
+        It stops listening only then: until the end whoever comes is told that it is draining.
+        """
         if self._draining:
             return
         self._draining = True
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        self.servicer.drain()
-        await self._grpc.stop(self.config.drain_timeout_seconds)
+        await self.servicer.drain(self.config.drain_timeout_seconds)
+        await self._grpc.stop(_LAST_WORDS_SECONDS)
         await asyncio.get_running_loop().run_in_executor(None, self.registry.close)
         self._stopped.set()
 

@@ -73,6 +73,7 @@ def refusing(method: Callable[[Any, Any, Any], Awaitable[T]]) -> Callable[[Any, 
 
     @functools.wraps(method)
     async def wrapper(self: Any, request: Any, context: Any) -> T:
+        self.note_call()
         try:
             return await method(self, request, context)
         except GradwireError as error:
@@ -100,12 +101,23 @@ class OptimizerServicer(service_pb2_grpc.OptimizerServiceServicer):
     def __init__(self, registry: Registry) -> None:
         self._registry = registry
         self._guards: set[StreamGuard] = set()
+        self._calls: set[asyncio.Task[Any]] = set()
 
-    def drain(self) -> None:
-        """No new work; streams end when what they have received whole has been answered."""
+    async def drain(self, timeout_seconds: float) -> None:
+        """No new work; returns when the calls under way have ended. Streams end when what they have received whole has
+        been answered."""
         self._registry.draining = True
         for guard in list(self._guards):
             guard.drain(Draining("the server is about to stop; this block was not applied"))
+        if self._calls:
+            await asyncio.wait(self._calls, timeout=timeout_seconds)
+
+    def note_call(self) -> None:
+        """Counts the current task as a call under way until it ends."""
+        task = asyncio.current_task()
+        assert task is not None
+        self._calls.add(task)
+        task.add_done_callback(self._calls.discard)
 
     @contextmanager
     def _guarded(self) -> Iterator[StreamGuard]:
