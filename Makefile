@@ -8,7 +8,7 @@ STUB_TOOLS := grpcio-tools==1.62.3 mypy-protobuf==3.6.0 'setuptools<81'
 SOURCES := protos server client tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types buf stubs constraints benchmarks clean
+.PHONY: help demo test lint format types buf stubs image constraints benchmarks clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -33,8 +33,10 @@ types: $(VENV)/installed  ## mypy, strict
 buf: $(VENV)/installed  ## lint of the contract, and the breaking check against the image
 	cd protos && ../$(BIN)/buf lint && ../$(BIN)/buf breaking --against gradwire.v1.binpb
 
-stubs: .venv-stubs/installed $(VENV)/installed  ## generated code and the contract's image, after a change of a .proto
+stubs: .venv-stubs/installed  ## generated code, after a change of a .proto
 	PYTHON=../.venv-stubs/bin/python protos/generate.sh
+
+image: $(VENV)/installed  ## what later contracts must not break; at a release, never to silence the check
 	cd protos && ../$(BIN)/buf build -o gradwire.v1.binpb
 
 benchmarks: $(VENV)/installed  ## kernels and the experiment, with their floors

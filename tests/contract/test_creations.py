@@ -8,6 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
+from gradwire.server.spec import TENSOR_BYTES
 from gradwire.v1 import run_pb2, service_pb2, train_pb2
 from tests.contract.bare import BareClient, Refusal, group, pack, refused
 from tests.faults.hosted import HostedServer, eventually
@@ -55,7 +56,7 @@ def test_two_attempts_of_one_creation_at_once_make_one_run(replace: bool) -> Non
     """A retry may overtake the first attempt, whose connection is only half broken."""
     with HostedServer() as hosted, BareClient(hosted.target) as bare:
         first, second = (OpenCreation(bare, "x", "same", replace) for _ in range(2))
-        eventually(lambda: hosted.used_bytes == 2 * 4 * 2 * 4, "both are open")
+        eventually(lambda: hosted.used_bytes == 2 * (4 * 2 * 4 + TENSOR_BYTES), "both are open")
         assert second.finish(1.0, 2.0).created
         with bare.attach("x") as stream:
             stream.step(1, [0.0, 0.0])

@@ -13,6 +13,7 @@ import pytest
 
 from gradwire.client import AMSGrad, ParamGroup, RetryPolicy, Run, Server, connect
 from gradwire.client import flat as flats
+from gradwire.server.spec import TENSOR_BYTES
 from gradwire.v1 import run_pb2, service_pb2, train_pb2
 from gradwire.wire.errors import DOMAIN, MAX_METADATA_BYTES, TABLE, GradwireError, from_status
 from tests.contract.bare import BareClient, BareStream, Refusal, group, pack, slices, whole
@@ -49,7 +50,7 @@ class World:
 
     def wait_until_read_is_given_up(self) -> None:
         """The copy that a ReadParameters holds has been freed again."""
-        run_bytes = 3 * LARGE * 4
+        run_bytes = 3 * LARGE * 4 + TENSOR_BYTES
         eventually(lambda: self.hosted.used_bytes > run_bytes, "the copy is made")
         eventually(lambda: self.hosted.used_bytes == run_bytes, "the copy is freed")
 

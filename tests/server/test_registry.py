@@ -13,12 +13,13 @@ from gradwire.server.config import ServerConfig
 from gradwire.server.devices.cpu import CpuDevice
 from gradwire.server.optimizers.adam import AdamHyperparameters
 from gradwire.server.registry import Registry
-from gradwire.server.run import Run, RunSpec
+from gradwire.server.run import Run
+from gradwire.server.spec import TENSOR_BYTES, RunSpec
 from gradwire.wire.errors import IncompleteValues, RunAlreadyExists, RunNotFound
 from gradwire.wire.layout import Layout
 
 FLOAT32 = np.dtype(np.float32)
-RUN_BYTES = 2 * 4 * 3
+RUN_BYTES = 2 * 4 * 3 + TENSOR_BYTES
 """Two elements with parameters and two slots."""
 
 

@@ -13,7 +13,8 @@ from gradwire.server.devices.base import Segment
 from gradwire.server.devices.cpu import CpuDevice
 from gradwire.server.memory import MemoryBudget
 from gradwire.server.optimizers.adam import AdamHyperparameters
-from gradwire.server.run import Run, RunSpec
+from gradwire.server.run import Run
+from gradwire.server.spec import RunSpec
 from gradwire.server.staging import clip_segments, override_groups, segments_of
 from gradwire.wire.errors import InvalidHyperparameter, ProtocolViolation
 from gradwire.wire.layout import Layout, Range
@@ -33,30 +34,34 @@ def spans(segments: list[Segment]) -> list[tuple[int, int]]:
     return [(segment.start, segment.stop) for segment in segments]
 
 
+def segments(run: Run, header: BlockHeader) -> list[Segment]:
+    return segments_of(run.spec, run.step, run.tensor_steps, header, GROUPS)
+
+
 def test_a_whole_group_is_one_segment(run: Run) -> None:
-    assert spans(segments_of(run, BlockHeader(), GROUPS)) == [(0, 9), (9, 15)]
+    assert spans(segments(run, BlockHeader())) == [(0, 9), (9, 15)]
 
 
 def test_absent_tensors_are_in_no_segment(run: Run) -> None:
-    assert spans(segments_of(run, BlockHeader(absent_tensors=frozenset({1, 4})), GROUPS)) == [(0, 3), (5, 9), (14, 15)]
-    assert segments_of(run, BlockHeader(absent_tensors=frozenset(range(6))), GROUPS) == []
+    assert spans(segments(run, BlockHeader(absent_tensors=frozenset({1, 4})))) == [(0, 3), (5, 9), (14, 15)]
+    assert segments(run, BlockHeader(absent_tensors=frozenset(range(6)))) == []
 
 
 def test_tensors_of_different_t_are_apart_and_share_no_scalars(run: Run) -> None:
     run.tensor_steps[:] = [7, 7, 0, 3, 7, 7]
-    segments = segments_of(run, BlockHeader(steps=2), GROUPS)
-    assert spans(segments) == [(0, 5), (5, 9), (9, 15)]
+    found = segments(run, BlockHeader(steps=2))
+    assert spans(found) == [(0, 5), (5, 9), (9, 15)]
     dtype = run.spec.dtype
-    assert np.array_equal(segments[0].varying, GROUPS[0].varying(1, 8, 2, dtype))
-    assert np.array_equal(segments[1].varying, GROUPS[0].varying(1, 4, 2, dtype))
-    assert np.array_equal(segments[2].varying, GROUPS[1].varying(1, 8, 2, dtype))
+    assert np.array_equal(found[0].varying, GROUPS[0].varying(1, 8, 2, dtype))
+    assert np.array_equal(found[1].varying, GROUPS[0].varying(1, 4, 2, dtype))
+    assert np.array_equal(found[2].varying, GROUPS[1].varying(1, 8, 2, dtype))
 
 
 def test_clipping_keeps_what_lies_in_the_part(run: Run) -> None:
-    segments = segments_of(run, BlockHeader(), GROUPS)
-    assert spans(clip_segments(segments, Range(2, 11))) == [(2, 9), (9, 11)]
-    assert spans(clip_segments(segments, Range(9, 10))) == [(9, 10)]
-    assert clip_segments(segments, Range(15, 15)) == []
+    found = segments(run, BlockHeader())
+    assert spans(clip_segments(found, Range(2, 11))) == [(2, 9), (9, 11)]
+    assert spans(clip_segments(found, Range(9, 10))) == [(9, 10)]
+    assert clip_segments(found, Range(15, 15)) == []
 
 
 def test_overrides_change_the_groups_they_name() -> None:

@@ -65,13 +65,16 @@ class Run:
             takeover=options.takeover,
             gradient_encoding=encoding_of(options.gradient_encoding),
             parameter_encoding=encoding_of(options.parameter_encoding),
+            run_uid=message.uid,
         )
         self._gradient_wire = wire_dtype(self._attach.gradient_encoding, self.dtype)
         self._parameter_wire = wire_dtype(self._attach.parameter_encoding, self.dtype)
         self._flat = np.empty(self.layout.elements, self.dtype) if params is None else params
         self._incoming = np.empty_like(self._flat) if options.double_buffer else self._flat
         self.params: dict[str, npt.NDArray[Any]] = flats.views(self.layout, self._flat)
-        self._values = RemoteValues(stub, target, spec.name, self.layout, self.dtype, self.slots, options.retry)
+        self._values = RemoteValues(
+            stub, target, spec.name, message.uid, self.layout, self.dtype, self.slots, options.retry
+        )
         self._stream: TrainStream | None = None
         self._sequence: int | None = None  # the last block that was acknowledged
         self._unresolved = False  # the block after it may have been sent, and its outcome is not known

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from gradwire.client import flat as flats
 from gradwire.client.retry import Attempts, RetryPolicy, retrying
 from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc
+from gradwire.wire.errors import RunNotFound
 from gradwire.wire.layout import Layout
 
 
@@ -30,6 +31,7 @@ class RemoteValues:
     stub: service_pb2_grpc.OptimizerServiceStub
     target: str
     name: str
+    uid: str
     layout: Layout
     dtype: np.dtype[Any]
     slots: tuple[str, ...]
@@ -38,11 +40,16 @@ class RemoteValues:
     def describe(self) -> run_pb2.Run:
         """The run without its values."""
         request = service_pb2.GetRunRequest(name=self.name)
-        return retrying(lambda: self.stub.GetRun(request), self.retry, self.target).run
+        run = retrying(lambda: self.stub.GetRun(request), self.retry, self.target).run
+        if run.uid != self.uid:
+            raise RunNotFound(
+                f"{self.name} is another run now: the one that was meant has been replaced", run=self.name
+            )
+        return run
 
     def read(self, attempts: Attempts) -> tuple[npt.NDArray[Any], int]:
         """All parameters, exact, and the step they are of."""
-        request = service_pb2.ReadParametersRequest(name=self.name)
+        request = service_pb2.ReadParametersRequest(name=self.name, run_uid=self.uid)
 
         def call() -> tuple[npt.NDArray[Any], int]:
             values = np.empty(self.layout.elements, self.dtype)
@@ -60,7 +67,8 @@ class RemoteValues:
         """Replaces all parameters."""
 
         def requests() -> Iterator[service_pb2.WriteParametersRequest]:
-            yield service_pb2.WriteParametersRequest(header=service_pb2.WriteParametersHeader(name=self.name))
+            header = service_pb2.WriteParametersHeader(name=self.name, run_uid=self.uid)
+            yield service_pb2.WriteParametersRequest(header=header)
             for part in flats.value_slices(values, self.dtype):
                 yield service_pb2.WriteParametersRequest(slice=part)
 
@@ -68,7 +76,7 @@ class RemoteValues:
 
     def read_state(self) -> dict[str, Any]:
         """See `Run.state_dict`."""
-        request = service_pb2.ReadStateRequest(name=self.name)
+        request = service_pb2.ReadStateRequest(name=self.name, run_uid=self.uid)
 
         def call() -> dict[str, Any]:
             header = service_pb2.StateHeader()
@@ -104,6 +112,7 @@ class RemoteValues:
         ]
         header = service_pb2.WriteStateHeader(
             name=self.name,
+            run_uid=self.uid,
             state=service_pb2.StateHeader(
                 step=int(state["step"]),
                 tensor_steps=[int(tensors[tensor.name]["step"]) for tensor in self.layout.tensors],

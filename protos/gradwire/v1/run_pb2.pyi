@@ -498,6 +498,7 @@ class Run(google.protobuf.message.Message):
     DURABILITY_FIELD_NUMBER: builtins.int
     SERVER_INSTANCE_FIELD_NUMBER: builtins.int
     ATTACHED_WORKER_ID_FIELD_NUMBER: builtins.int
+    UID_FIELD_NUMBER: builtins.int
     step: builtins.int
     """Steps applied so far."""
     epoch: builtins.int
@@ -510,6 +511,10 @@ class Run(google.protobuf.message.Message):
     """Identifies the server process; a new process has a new one."""
     attached_worker_id: builtins.str
     """The worker that is attached now; empty: none."""
+    uid: builtins.str
+    """Tells this run from every other that had or will have its name. Requests that carry it as `run_uid` are refused with
+    RUN_NOT_FOUND when the name has come to mean another run.
+    """
     @property
     def spec(self) -> global___RunSpec:
         """The spec with every default filled in and with the hyperparameters now in force."""
@@ -534,9 +539,10 @@ class Run(google.protobuf.message.Message):
         durability: global___Durability.ValueType = ...,
         server_instance: builtins.str = ...,
         attached_worker_id: builtins.str = ...,
+        uid: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attached_worker_id", b"attached_worker_id", "durability", b"durability", "elements", b"elements", "epoch", b"epoch", "placements", b"placements", "server_instance", b"server_instance", "slots", b"slots", "spec", b"spec", "step", b"step"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attached_worker_id", b"attached_worker_id", "durability", b"durability", "elements", b"elements", "epoch", b"epoch", "placements", b"placements", "server_instance", b"server_instance", "slots", b"slots", "spec", b"spec", "step", b"step", "uid", b"uid"]) -> None: ...
 
 global___Run = Run
 

@@ -16,7 +16,7 @@ from gradwire.v1 import run_pb2 as gradwire_dot_v1_dot_run__pb2
 from gradwire.v1 import train_pb2 as gradwire_dot_v1_dot_train__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19gradwire/v1/service.proto\x12\x0bgradwire.v1\x1a\x15gradwire/v1/run.proto\x1a\x17gradwire/v1/train.proto\"\x83\x01\n\x0f\x43reateRunHeader\x12\"\n\x04spec\x18\x01 \x01(\x0b\x32\x14.gradwire.v1.RunSpec\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\'\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\x15.gradwire.v1.Encoding\x12\x0f\n\x07replace\x18\x04 \x01(\x08\"r\n\x10\x43reateRunRequest\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.gradwire.v1.CreateRunHeaderH\x00\x12#\n\x05slice\x18\x02 \x01(\x0b\x32\x12.gradwire.v1.SliceH\x00\x42\t\n\x07message\"C\n\x11\x43reateRunResponse\x12\x1d\n\x03run\x18\x01 \x01(\x0b\x32\x10.gradwire.v1.Run\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"\x1d\n\rGetRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"/\n\x0eGetRunResponse\x12\x1d\n\x03run\x18\x01 \x01(\x0b\x32\x10.gradwire.v1.Run\"8\n\x0fListRunsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"y\n\nRunSummary\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x10\n\x08\x65lements\x18\x03 \x01(\x04\x12!\n\x05\x64type\x18\x04 \x01(\x0e\x32\x12.gradwire.v1.Dtype\x12\x1a\n\x12\x61ttached_worker_id\x18\x05 \x01(\t\"R\n\x10ListRunsResponse\x12%\n\x04runs\x18\x01 \x03(\x0b\x32\x17.gradwire.v1.RunSummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x10\x44\x65leteRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"!\n\x11\x44\x65leteRunResponse\x12\x0c\n\x04step\x18\x01 \x01(\x04\"N\n\x15ReadParametersRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x08\x65ncoding\x18\x02 \x01(\x0e\x32\x15.gradwire.v1.Encoding\"}\n\x16ReadParametersResponse\x12\x33\n\x06header\x18\x01 \x01(\x0b\x32!.gradwire.v1.ReadParametersHeaderH\x00\x12#\n\x05slice\x18\x02 \x01(\x0b\x32\x12.gradwire.v1.SliceH\x00\x42\t\n\x07message\"3\n\x14ReadParametersHeader\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\" \n\x10ReadStateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"@\n\x0bStateHeader\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x14\n\x0ctensor_steps\x18\x02 \x03(\x04\x12\r\n\x05slots\x18\x03 \x03(\t\"7\n\tSlotSlice\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"s\n\x11ReadStateResponse\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.gradwire.v1.StateHeaderH\x00\x12\'\n\x05slice\x18\x02 \x01(\x0b\x32\x16.gradwire.v1.SlotSliceH\x00\x42\t\n\x07message\"N\n\x15WriteParametersHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x08\x65ncoding\x18\x02 \x01(\x0e\x32\x15.gradwire.v1.Encoding\"~\n\x16WriteParametersRequest\x12\x34\n\x06header\x18\x01 \x01(\x0b\x32\".gradwire.v1.WriteParametersHeaderH\x00\x12#\n\x05slice\x18\x02 \x01(\x0b\x32\x12.gradwire.v1.SliceH\x00\x42\t\n\x07message\"6\n\x17WriteParametersResponse\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"I\n\x10WriteStateHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x05state\x18\x02 \x01(\x0b\x32\x18.gradwire.v1.StateHeader\"x\n\x11WriteStateRequest\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1d.gradwire.v1.WriteStateHeaderH\x00\x12\'\n\x05slice\x18\x02 \x01(\x0b\x32\x16.gradwire.v1.SlotSliceH\x00\x42\t\n\x07message\"1\n\x12WriteStateResponse\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x32\xd8\x05\n\x10OptimizerService\x12L\n\tCreateRun\x12\x1d.gradwire.v1.CreateRunRequest\x1a\x1e.gradwire.v1.CreateRunResponse(\x01\x12\x41\n\x06GetRun\x12\x1a.gradwire.v1.GetRunRequest\x1a\x1b.gradwire.v1.GetRunResponse\x12G\n\x08ListRuns\x12\x1c.gradwire.v1.ListRunsRequest\x1a\x1d.gradwire.v1.ListRunsResponse\x12J\n\tDeleteRun\x12\x1d.gradwire.v1.DeleteRunRequest\x1a\x1e.gradwire.v1.DeleteRunResponse\x12\x42\n\x05Train\x12\x19.gradwire.v1.TrainRequest\x1a\x1a.gradwire.v1.TrainResponse(\x01\x30\x01\x12[\n\x0eReadParameters\x12\".gradwire.v1.ReadParametersRequest\x1a#.gradwire.v1.ReadParametersResponse0\x01\x12L\n\tReadState\x12\x1d.gradwire.v1.ReadStateRequest\x1a\x1e.gradwire.v1.ReadStateResponse0\x01\x12^\n\x0fWriteParameters\x12#.gradwire.v1.WriteParametersRequest\x1a$.gradwire.v1.WriteParametersResponse(\x01\x12O\n\nWriteState\x12\x1e.gradwire.v1.WriteStateRequest\x1a\x1f.gradwire.v1.WriteStateResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19gradwire/v1/service.proto\x12\x0bgradwire.v1\x1a\x15gradwire/v1/run.proto\x1a\x17gradwire/v1/train.proto\"\x83\x01\n\x0f\x43reateRunHeader\x12\"\n\x04spec\x18\x01 \x01(\x0b\x32\x14.gradwire.v1.RunSpec\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\'\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\x15.gradwire.v1.Encoding\x12\x0f\n\x07replace\x18\x04 \x01(\x08\"r\n\x10\x43reateRunRequest\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.gradwire.v1.CreateRunHeaderH\x00\x12#\n\x05slice\x18\x02 \x01(\x0b\x32\x12.gradwire.v1.SliceH\x00\x42\t\n\x07message\"C\n\x11\x43reateRunResponse\x12\x1d\n\x03run\x18\x01 \x01(\x0b\x32\x10.gradwire.v1.Run\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"\x1d\n\rGetRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"/\n\x0eGetRunResponse\x12\x1d\n\x03run\x18\x01 \x01(\x0b\x32\x10.gradwire.v1.Run\"8\n\x0fListRunsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"y\n\nRunSummary\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x10\n\x08\x65lements\x18\x03 \x01(\x04\x12!\n\x05\x64type\x18\x04 \x01(\x0e\x32\x12.gradwire.v1.Dtype\x12\x1a\n\x12\x61ttached_worker_id\x18\x05 \x01(\t\"R\n\x10ListRunsResponse\x12%\n\x04runs\x18\x01 \x03(\x0b\x32\x17.gradwire.v1.RunSummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x10\x44\x65leteRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"!\n\x11\x44\x65leteRunResponse\x12\x0c\n\x04step\x18\x01 \x01(\x04\"_\n\x15ReadParametersRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x08\x65ncoding\x18\x02 \x01(\x0e\x32\x15.gradwire.v1.Encoding\x12\x0f\n\x07run_uid\x18\x03 \x01(\t\"}\n\x16ReadParametersResponse\x12\x33\n\x06header\x18\x01 \x01(\x0b\x32!.gradwire.v1.ReadParametersHeaderH\x00\x12#\n\x05slice\x18\x02 \x01(\x0b\x32\x12.gradwire.v1.SliceH\x00\x42\t\n\x07message\"3\n\x14ReadParametersHeader\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"1\n\x10ReadStateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07run_uid\x18\x02 \x01(\t\"@\n\x0bStateHeader\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x14\n\x0ctensor_steps\x18\x02 \x03(\x04\x12\r\n\x05slots\x18\x03 \x03(\t\"7\n\tSlotSlice\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"s\n\x11ReadStateResponse\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.gradwire.v1.StateHeaderH\x00\x12\'\n\x05slice\x18\x02 \x01(\x0b\x32\x16.gradwire.v1.SlotSliceH\x00\x42\t\n\x07message\"_\n\x15WriteParametersHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x08\x65ncoding\x18\x02 \x01(\x0e\x32\x15.gradwire.v1.Encoding\x12\x0f\n\x07run_uid\x18\x03 \x01(\t\"~\n\x16WriteParametersRequest\x12\x34\n\x06header\x18\x01 \x01(\x0b\x32\".gradwire.v1.WriteParametersHeaderH\x00\x12#\n\x05slice\x18\x02 \x01(\x0b\x32\x12.gradwire.v1.SliceH\x00\x42\t\n\x07message\"6\n\x17WriteParametersResponse\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"Z\n\x10WriteStateHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x05state\x18\x02 \x01(\x0b\x32\x18.gradwire.v1.StateHeader\x12\x0f\n\x07run_uid\x18\x03 \x01(\t\"x\n\x11WriteStateRequest\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1d.gradwire.v1.WriteStateHeaderH\x00\x12\'\n\x05slice\x18\x02 \x01(\x0b\x32\x16.gradwire.v1.SlotSliceH\x00\x42\t\n\x07message\"1\n\x12WriteStateResponse\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x32\xd8\x05\n\x10OptimizerService\x12L\n\tCreateRun\x12\x1d.gradwire.v1.CreateRunRequest\x1a\x1e.gradwire.v1.CreateRunResponse(\x01\x12\x41\n\x06GetRun\x12\x1a.gradwire.v1.GetRunRequest\x1a\x1b.gradwire.v1.GetRunResponse\x12G\n\x08ListRuns\x12\x1c.gradwire.v1.ListRunsRequest\x1a\x1d.gradwire.v1.ListRunsResponse\x12J\n\tDeleteRun\x12\x1d.gradwire.v1.DeleteRunRequest\x1a\x1e.gradwire.v1.DeleteRunResponse\x12\x42\n\x05Train\x12\x19.gradwire.v1.TrainRequest\x1a\x1a.gradwire.v1.TrainResponse(\x01\x30\x01\x12[\n\x0eReadParameters\x12\".gradwire.v1.ReadParametersRequest\x1a#.gradwire.v1.ReadParametersResponse0\x01\x12L\n\tReadState\x12\x1d.gradwire.v1.ReadStateRequest\x1a\x1e.gradwire.v1.ReadStateResponse0\x01\x12^\n\x0fWriteParameters\x12#.gradwire.v1.WriteParametersRequest\x1a$.gradwire.v1.WriteParametersResponse(\x01\x12O\n\nWriteState\x12\x1e.gradwire.v1.WriteStateRequest\x1a\x1f.gradwire.v1.WriteStateResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -44,31 +44,31 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_DELETERUNRESPONSE']._serialized_start=788
   _globals['_DELETERUNRESPONSE']._serialized_end=821
   _globals['_READPARAMETERSREQUEST']._serialized_start=823
-  _globals['_READPARAMETERSREQUEST']._serialized_end=901
-  _globals['_READPARAMETERSRESPONSE']._serialized_start=903
-  _globals['_READPARAMETERSRESPONSE']._serialized_end=1028
-  _globals['_READPARAMETERSHEADER']._serialized_start=1030
-  _globals['_READPARAMETERSHEADER']._serialized_end=1081
-  _globals['_READSTATEREQUEST']._serialized_start=1083
-  _globals['_READSTATEREQUEST']._serialized_end=1115
-  _globals['_STATEHEADER']._serialized_start=1117
-  _globals['_STATEHEADER']._serialized_end=1181
-  _globals['_SLOTSLICE']._serialized_start=1183
-  _globals['_SLOTSLICE']._serialized_end=1238
-  _globals['_READSTATERESPONSE']._serialized_start=1240
-  _globals['_READSTATERESPONSE']._serialized_end=1355
-  _globals['_WRITEPARAMETERSHEADER']._serialized_start=1357
-  _globals['_WRITEPARAMETERSHEADER']._serialized_end=1435
-  _globals['_WRITEPARAMETERSREQUEST']._serialized_start=1437
-  _globals['_WRITEPARAMETERSREQUEST']._serialized_end=1563
-  _globals['_WRITEPARAMETERSRESPONSE']._serialized_start=1565
-  _globals['_WRITEPARAMETERSRESPONSE']._serialized_end=1619
-  _globals['_WRITESTATEHEADER']._serialized_start=1621
-  _globals['_WRITESTATEHEADER']._serialized_end=1694
-  _globals['_WRITESTATEREQUEST']._serialized_start=1696
-  _globals['_WRITESTATEREQUEST']._serialized_end=1816
-  _globals['_WRITESTATERESPONSE']._serialized_start=1818
-  _globals['_WRITESTATERESPONSE']._serialized_end=1867
-  _globals['_OPTIMIZERSERVICE']._serialized_start=1870
-  _globals['_OPTIMIZERSERVICE']._serialized_end=2598
+  _globals['_READPARAMETERSREQUEST']._serialized_end=918
+  _globals['_READPARAMETERSRESPONSE']._serialized_start=920
+  _globals['_READPARAMETERSRESPONSE']._serialized_end=1045
+  _globals['_READPARAMETERSHEADER']._serialized_start=1047
+  _globals['_READPARAMETERSHEADER']._serialized_end=1098
+  _globals['_READSTATEREQUEST']._serialized_start=1100
+  _globals['_READSTATEREQUEST']._serialized_end=1149
+  _globals['_STATEHEADER']._serialized_start=1151
+  _globals['_STATEHEADER']._serialized_end=1215
+  _globals['_SLOTSLICE']._serialized_start=1217
+  _globals['_SLOTSLICE']._serialized_end=1272
+  _globals['_READSTATERESPONSE']._serialized_start=1274
+  _globals['_READSTATERESPONSE']._serialized_end=1389
+  _globals['_WRITEPARAMETERSHEADER']._serialized_start=1391
+  _globals['_WRITEPARAMETERSHEADER']._serialized_end=1486
+  _globals['_WRITEPARAMETERSREQUEST']._serialized_start=1488
+  _globals['_WRITEPARAMETERSREQUEST']._serialized_end=1614
+  _globals['_WRITEPARAMETERSRESPONSE']._serialized_start=1616
+  _globals['_WRITEPARAMETERSRESPONSE']._serialized_end=1670
+  _globals['_WRITESTATEHEADER']._serialized_start=1672
+  _globals['_WRITESTATEHEADER']._serialized_end=1762
+  _globals['_WRITESTATEREQUEST']._serialized_start=1764
+  _globals['_WRITESTATEREQUEST']._serialized_end=1884
+  _globals['_WRITESTATERESPONSE']._serialized_start=1886
+  _globals['_WRITESTATERESPONSE']._serialized_end=1935
+  _globals['_OPTIMIZERSERVICE']._serialized_start=1938
+  _globals['_OPTIMIZERSERVICE']._serialized_end=2666
 # @@protoc_insertion_point(module_scope)

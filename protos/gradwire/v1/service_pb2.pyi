@@ -264,17 +264,21 @@ class ReadParametersRequest(google.protobuf.message.Message):
 
     NAME_FIELD_NUMBER: builtins.int
     ENCODING_FIELD_NUMBER: builtins.int
+    RUN_UID_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name `runs/NAME`."""
     encoding: gradwire.v1.run_pb2.Encoding.ValueType
     """Encoding of the answer."""
+    run_uid: builtins.str
+    """Run.uid of the run that is meant; empty: whatever has the name."""
     def __init__(
         self,
         *,
         name: builtins.str = ...,
         encoding: gradwire.v1.run_pb2.Encoding.ValueType = ...,
+        run_uid: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["encoding", b"encoding", "name", b"name"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["encoding", b"encoding", "name", b"name", "run_uid", b"run_uid"]) -> None: ...
 
 global___ReadParametersRequest = ReadParametersRequest
 
@@ -335,14 +339,18 @@ class ReadStateRequest(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     NAME_FIELD_NUMBER: builtins.int
+    RUN_UID_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name `runs/NAME`."""
+    run_uid: builtins.str
+    """Run.uid of the run that is meant; empty: whatever has the name."""
     def __init__(
         self,
         *,
         name: builtins.str = ...,
+        run_uid: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["name", b"name"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "run_uid", b"run_uid"]) -> None: ...
 
 global___ReadStateRequest = ReadStateRequest
 
@@ -438,17 +446,21 @@ class WriteParametersHeader(google.protobuf.message.Message):
 
     NAME_FIELD_NUMBER: builtins.int
     ENCODING_FIELD_NUMBER: builtins.int
+    RUN_UID_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name `runs/NAME`."""
     encoding: gradwire.v1.run_pb2.Encoding.ValueType
     """Encoding of the values."""
+    run_uid: builtins.str
+    """Run.uid of the run that is meant; empty: whatever has the name."""
     def __init__(
         self,
         *,
         name: builtins.str = ...,
         encoding: gradwire.v1.run_pb2.Encoding.ValueType = ...,
+        run_uid: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["encoding", b"encoding", "name", b"name"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["encoding", b"encoding", "name", b"name", "run_uid", b"run_uid"]) -> None: ...
 
 global___WriteParametersHeader = WriteParametersHeader
 
@@ -510,8 +522,11 @@ class WriteStateHeader(google.protobuf.message.Message):
 
     NAME_FIELD_NUMBER: builtins.int
     STATE_FIELD_NUMBER: builtins.int
+    RUN_UID_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name `runs/NAME`."""
+    run_uid: builtins.str
+    """Run.uid of the run that is meant; empty: whatever has the name."""
     @property
     def state(self) -> global___StateHeader:
         """The scalar part. `slots` must hold the run's slots; any order."""
@@ -521,9 +536,10 @@ class WriteStateHeader(google.protobuf.message.Message):
         *,
         name: builtins.str = ...,
         state: global___StateHeader | None = ...,
+        run_uid: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["state", b"state"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["name", b"name", "state", b"state"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "run_uid", b"run_uid", "state", b"state"]) -> None: ...
 
 global___WriteStateHeader = WriteStateHeader
 

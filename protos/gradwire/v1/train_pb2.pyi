@@ -67,6 +67,7 @@ class Attach(google.protobuf.message.Message):
     TAKEOVER_FIELD_NUMBER: builtins.int
     GRADIENT_ENCODING_FIELD_NUMBER: builtins.int
     PARAMETER_ENCODING_FIELD_NUMBER: builtins.int
+    RUN_UID_FIELD_NUMBER: builtins.int
     run: builtins.str
     """Resource name `runs/NAME`."""
     worker_id: builtins.str
@@ -79,6 +80,8 @@ class Attach(google.protobuf.message.Message):
     """Encoding of `Gradients.data` on this stream."""
     parameter_encoding: gradwire.v1.run_pb2.Encoding.ValueType
     """Encoding of `Parameters.data` on this stream."""
+    run_uid: builtins.str
+    """Run.uid of the run that is meant; empty: whatever has the name."""
     def __init__(
         self,
         *,
@@ -87,8 +90,9 @@ class Attach(google.protobuf.message.Message):
         takeover: builtins.bool = ...,
         gradient_encoding: gradwire.v1.run_pb2.Encoding.ValueType = ...,
         parameter_encoding: gradwire.v1.run_pb2.Encoding.ValueType = ...,
+        run_uid: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["gradient_encoding", b"gradient_encoding", "parameter_encoding", b"parameter_encoding", "run", b"run", "takeover", b"takeover", "worker_id", b"worker_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["gradient_encoding", b"gradient_encoding", "parameter_encoding", b"parameter_encoding", "run", b"run", "run_uid", b"run_uid", "takeover", b"takeover", "worker_id", b"worker_id"]) -> None: ...
 
 global___Attach = Attach
 
@@ -103,6 +107,7 @@ class Attached(google.protobuf.message.Message):
     EPOCH_FIELD_NUMBER: builtins.int
     SERVER_INSTANCE_FIELD_NUMBER: builtins.int
     PLACEMENTS_FIELD_NUMBER: builtins.int
+    RUN_UID_FIELD_NUMBER: builtins.int
     step: builtins.int
     """Steps applied to the run so far."""
     last_sequence: builtins.int
@@ -111,6 +116,8 @@ class Attached(google.protobuf.message.Message):
     """The epoch that this stream now holds."""
     server_instance: builtins.str
     """Identifies the server process."""
+    run_uid: builtins.str
+    """Run.uid of the run."""
     @property
     def placements(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[gradwire.v1.run_pb2.Placement]:
         """Who serves which part of the vector."""
@@ -123,8 +130,9 @@ class Attached(google.protobuf.message.Message):
         epoch: builtins.int = ...,
         server_instance: builtins.str = ...,
         placements: collections.abc.Iterable[gradwire.v1.run_pb2.Placement] | None = ...,
+        run_uid: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "last_sequence", b"last_sequence", "placements", b"placements", "server_instance", b"server_instance", "step", b"step"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "last_sequence", b"last_sequence", "placements", b"placements", "run_uid", b"run_uid", "server_instance", b"server_instance", "step", b"step"]) -> None: ...
 
 global___Attached = Attached
 

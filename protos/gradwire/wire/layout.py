@@ -17,6 +17,9 @@ from gradwire.wire.errors import InvalidSpec, shorten
 MAX_ELEMENTS = 2**31 - 1
 """Largest flat vector of one run; a larger one would have to be cut into several placements."""
 
+MAX_TENSORS = 65_536
+"""Tensors of one run; their names and shapes are held in memory beside the values."""
+
 MAX_TENSOR_NAME_BYTES = 512
 MAX_DIMENSIONS = 64
 """numpy's own limit."""
@@ -61,6 +64,7 @@ class Layout:
         start = 0
         if not groups:
             raise InvalidSpec("a run needs at least one group of tensors")
+        check_tensor_count(sum(len(members) for members in groups))
         for group, members in enumerate(groups):
             if not members:
                 raise InvalidSpec(f"group {group} has no tensors; every group needs at least one")
@@ -104,6 +108,12 @@ def merge(ranges: Iterable[Range]) -> tuple[Range, ...]:
         else:
             merged.append(part)
     return tuple(merged)
+
+
+def check_tensor_count(count: int) -> None:
+    """Raises InvalidSpec for more tensors than a run may have."""
+    if count > MAX_TENSORS:
+        raise InvalidSpec(f"the run has {count} tensors; expected at most {MAX_TENSORS}", max_tensors=MAX_TENSORS)
 
 
 def parse_run_name(name: str) -> str:

@@ -10,12 +10,13 @@ import numpy as np
 from gradwire.server.block import BlockHeader, GradientSlice, Receipt, Reply, Returns
 from gradwire.server.optimizers.adam import AdamHyperparameters, EpsilonPlacement, MaximumOf, WeightDecayMode
 from gradwire.server.optimizers.base import Hyperparameters
-from gradwire.server.run import NonFinitePolicy, Run, RunSpec
+from gradwire.server.run import Run
 from gradwire.server.schedules import Schedule
+from gradwire.server.spec import NonFinitePolicy, RunSpec
 from gradwire.v1 import run_pb2, train_pb2
 from gradwire.wire.encoding import dtype_of, encode, state_dtype
 from gradwire.wire.errors import GradwireError, InvalidHyperparameter, InvalidSpec, ProtocolViolation
-from gradwire.wire.layout import Layout, parse_run_name
+from gradwire.wire.layout import Layout, check_tensor_count, parse_run_name
 
 _NUMBERS = ("lr", "beta1", "beta2", "eps", "weight_decay", "low", "high")
 
@@ -23,6 +24,7 @@ _NUMBERS = ("lr", "beta1", "beta2", "eps", "weight_decay", "low", "high")
 def decode_spec(message: run_pb2.RunSpec) -> RunSpec:
     """Raises InvalidSpec or InvalidHyperparameter."""
     parse_run_name(message.name)
+    check_tensor_count(sum(len(group.tensors) for group in message.groups))  # before anything is built from them
     layout = Layout([[(t.name, tuple(t.shape)) for t in group.tensors] for group in message.groups])
     return RunSpec(
         name=message.name,
@@ -54,6 +56,7 @@ def encode_run(run: Run, server_instance: str) -> run_pb2.Run:
         durability=run_pb2.DURABILITY_MEMORY,
         server_instance=server_instance,
         attached_worker_id=run.holder.worker_id if run.holder else "",
+        uid=run.uid,
     )
 
 

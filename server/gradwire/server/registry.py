@@ -14,8 +14,10 @@ import numpy as np
 from gradwire.server.config import ServerConfig
 from gradwire.server.devices.base import Device
 from gradwire.server.memory import MemoryBudget
-from gradwire.server.run import Run, RunSpec, check_id
+from gradwire.server.run import Run
+from gradwire.server.spec import RunSpec
 from gradwire.server.upload import Upload
+from gradwire.server.workers import check_id
 from gradwire.wire.errors import Draining, RunAlreadyExists, RunNotFound, TooManyParameters, shorten
 from gradwire.wire.layout import MAX_ELEMENTS, Layout
 
@@ -50,11 +52,16 @@ class Registry:
         self._runs: dict[str, Run] = {}
         self._endings: set[asyncio.Task[None]] = set()
 
-    def get(self, name: str) -> Run:
-        """The run ``runs/NAME``. Raises RunNotFound."""
+    def get(self, name: str, uid: str = "") -> Run:
+        """The run ``runs/NAME``. Raises RunNotFound, also when ``uid`` is that of another run."""
         run = self._runs.get(name)
         if run is None:
             raise RunNotFound(f"there is no run {shorten(name)!r} on this server", run=shorten(name))
+        if run.ended:
+            del self._runs[name]
+            run.require_alive()
+        if uid and uid != run.uid:
+            raise RunNotFound(f"{name} is another run now: the one that was meant has been replaced", run=name)
         return run
 
     def existing(self, name: str, request_id: str) -> Run | None:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import math
+import uuid
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import dataclass, field, replace
-from enum import IntEnum
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,85 +16,15 @@ import numpy.typing as npt
 from gradwire.server.block import Receipt, Returns
 from gradwire.server.devices.base import Bools, Device, DeviceArray, State, Write
 from gradwire.server.exclusive import Exclusive
-from gradwire.server.memory import MemoryBudget, Reservation
-from gradwire.server.optimizers.base import Hyperparameters
+from gradwire.server.memory import MemoryBudget
+from gradwire.server.spec import NonFinitePolicy, RunSpec
 from gradwire.server.staging import StagedBlock, clip_segments
-from gradwire.wire.errors import Fenced, GradwireError, NonFiniteGradient, ProtocolViolation, RunBusy, RunNotFound
-from gradwire.wire.layout import Layout, Range, shape_text
+from gradwire.server.workers import Holder, WorkerRecord
+from gradwire.wire.errors import Fenced, GradwireError, InternalError, NonFiniteGradient, RunBusy, RunNotFound
+from gradwire.wire.layout import Range, shape_text
 
 MAX_WORKERS = 1024
 """Workers whose last result a run remembers; the one that has been away longest is forgotten first."""
-
-
-MAX_ID_BYTES = 128
-"""Length of a worker's or a request's id."""
-
-
-class NonFinitePolicy(IntEnum):
-    """What happens to a block whose gradients hold NaN or infinity."""
-
-    REJECT = 1
-    SKIP = 2
-    ALLOW = 3
-
-
-@dataclass(frozen=True)
-class RunSpec:
-    """What a run is from its creation on. ``name`` is the whole resource name."""
-
-    name: str
-    layout: Layout
-    dtype: np.dtype[Any]
-    groups: tuple[Hyperparameters, ...]
-    non_finite_policy: NonFinitePolicy = NonFinitePolicy.REJECT
-
-    @property
-    def slots(self) -> tuple[str, ...]:
-        """The state vectors of the run: those that any group uses, in the optimizer's order."""
-        used = {slot for group in self.groups for slot in group.kernel.used_slots}
-        return tuple(dict.fromkeys(slot for group in self.groups for slot in group.kernel.slots if slot in used))
-
-    @property
-    def vector_bytes(self) -> int:
-        """Size of one flat vector."""
-        return self.layout.elements * self.dtype.itemsize
-
-    @property
-    def state_bytes(self) -> int:
-        """Size of parameters and slots."""
-        return self.vector_bytes * (1 + len(self.slots))
-
-
-@dataclass
-class WorkerRecord:
-    """What is remembered of a worker: enough to answer its last block again."""
-
-    last_sequence: int = 0
-    receipt: Receipt | None = None
-    returns: Returns = Returns.NONE
-    steps: int = 0
-    ranges: tuple[Range, ...] = ()
-    trajectory: DeviceArray | None = None
-    reservation: Reservation | None = None
-
-    @property
-    def rows(self) -> int:
-        """Rows of the remembered result: the trajectory's, 1 for the last parameters, 0 for a receipt alone."""
-        if self.returns is Returns.TRAJECTORY:
-            return self.steps
-        return 1 if self.returns is Returns.LAST else 0
-
-
-@dataclass(eq=False)
-class Holder:
-    """One worker's hold on a run. It ends when somebody else takes the run or its values are replaced."""
-
-    worker_id: str
-    epoch: int
-    record: WorkerRecord
-    step: int
-    """The run's step at the attachment."""
-    on_end: Callable[[GradwireError], None] = field(default=lambda error: None)
 
 
 class Run:
@@ -109,10 +39,11 @@ class Run:
     ) -> None:
         self.spec = spec
         self.request_id = request_id
+        self.uid = uuid.uuid4().hex
         self.device = device
         self.budget = budget
         self.exclusive = Exclusive(executor)
-        self._reservation = budget.reserve(spec.state_bytes, f"run {spec.name!r}")
+        self._reservation = budget.reserve(spec.memory_bytes, f"run {spec.name!r}")
         try:
             self.state: State = device.allocate_state(spec.slots, spec.layout.elements, spec.dtype)
         except BaseException:
@@ -125,7 +56,8 @@ class Run:
         self.version = 0
         """Rises with everything that changes parameters, state or hyperparameters; a preview is worth one version."""
         self.holder: Holder | None = None
-        self.deleted = False
+        self.ended = ""
+        """Why the run is no more; empty: it lives."""
         self._workers: OrderedDict[str, WorkerRecord] = OrderedDict()
 
     # --- who holds the run ---------------------------------------------------------------------------------------
@@ -146,7 +78,7 @@ class Run:
         self._workers.move_to_end(worker_id)
         if len(self._workers) > MAX_WORKERS:
             _, forgotten = self._workers.popitem(last=False)
-            _forget(forgotten)
+            forgotten.forget_result()
         self.holder = Holder(worker_id, self.epoch, record, self.step, on_end)
         return self.holder
 
@@ -169,18 +101,18 @@ class Run:
             raise Fenced(f"this stream no longer holds {self.spec.name}", epoch=self.epoch)
 
     def require_alive(self) -> None:
-        """Raises RunNotFound when the run has been deleted."""
-        if self.deleted:
-            raise RunNotFound(f"{self.spec.name} has been deleted", run=self.spec.name)
+        """Raises RunNotFound when the run has ended."""
+        if self.ended:
+            raise RunNotFound(f"{self.spec.name} {self.ended}", run=self.spec.name)
 
-    def delete(self) -> None:
+    def delete(self, why: str = "has been deleted") -> None:
         """Ends the run and frees what it holds."""
-        self.deleted = True
+        self.ended = why
         holder, self.holder = self.holder, None
         if holder is not None:
-            holder.on_end(RunNotFound(f"{self.spec.name} has been deleted", run=self.spec.name))
+            holder.on_end(RunNotFound(f"{self.spec.name} {why}", run=self.spec.name))
         for record in self._workers.values():
-            _forget(record)
+            record.forget_result()
         self._workers.clear()
         self._reservation.release()
 
@@ -211,15 +143,20 @@ class Run:
         sums = self.device.square_sums(block.gradients, header.steps - 1 if keep_all else 0, block.ranges)
         applied = None if keep_all else self._finite_rows(block, sums)
         count = header.steps if applied is None else int(np.count_nonzero(applied))
-        self.device.update(
-            self.state,
-            block.gradients,
-            block.segments,
-            commit=True,
-            applied=applied,
-            out=block.trajectory,
-            write=Write.NOTHING if block.trajectory is None else Write.TRAJECTORY,
-        )
+        try:
+            self.device.update(
+                self.state,
+                block.gradients,
+                block.segments,
+                commit=True,
+                applied=applied,
+                out=block.trajectory,
+                write=Write.NOTHING if block.trajectory is None else Write.TRAJECTORY,
+            )
+        except BaseException as error:
+            # Some elements may have been updated and others not. Better no run than a torn one.
+            self.delete("was ended: its device failed in the middle of a step")
+            raise InternalError(f"the device failed in the middle of a step; {self.spec.name} was ended") from error
         self.step += count
         self.tensor_steps[block.present] += count
         self.groups = block.groups
@@ -230,7 +167,7 @@ class Run:
             learning_rates=tuple(group.learning_rate(max(self.step, 1)) for group in self.groups),
             skipped_steps=() if applied is None else tuple(np.flatnonzero(~applied).tolist()),
         )
-        _forget(holder.record)
+        holder.record.forget_result()
         holder.record.last_sequence = block.sequence
         holder.record.receipt = replace(receipt, repeated=True)
         holder.record.returns = header.returns
@@ -287,18 +224,3 @@ class Run:
     def _replaced(self, what: str) -> None:
         self.version += 1
         self.fence(f"{what} of {self.spec.name} have been replaced")
-
-
-def check_id(field: str, value: str) -> None:
-    """Raises ProtocolViolation for an empty or overlong id of a worker or a request."""
-    size = len(value.encode())
-    if not 1 <= size <= MAX_ID_BYTES:
-        raise ProtocolViolation(f"{field} has {size} bytes; expected 1 to {MAX_ID_BYTES}")
-
-
-def _forget(record: WorkerRecord) -> None:
-    """Drops a remembered result and its memory, not the sequence number."""
-    record.trajectory = None
-    if record.reservation is not None:
-        record.reservation.release()
-        record.reservation = None

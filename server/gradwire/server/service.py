@@ -128,8 +128,8 @@ class OptimizerServicer(service_pb2_grpc.OptimizerServiceServicer):
         finally:
             self._guards.discard(guard)
 
-    def _encode(self, run: Run) -> run_pb2.Run:
-        return encode_run(run, self._registry.server_instance)
+    async def _encode(self, run: Run) -> run_pb2.Run:
+        return await run.exclusive.run(lambda: encode_run(run, self._registry.server_instance))
 
     @refusing
     async def CreateRun(self, requests: Any, context: Any) -> service_pb2.CreateRunResponse:
@@ -138,7 +138,7 @@ class OptimizerServicer(service_pb2_grpc.OptimizerServiceServicer):
         spec = decode_spec(header.spec)
         existing = self._registry.existing(spec.name, header.request_id)
         if existing is not None:
-            return service_pb2.CreateRunResponse(run=self._encode(existing), created=False)
+            return service_pb2.CreateRunResponse(run=await self._encode(existing), created=False)
         wire = wire_dtype(header.encoding, spec.dtype)
         creation = self._registry.begin_creation(spec, header.request_id, header.replace, wire)
         try:
@@ -149,12 +149,12 @@ class OptimizerServicer(service_pb2_grpc.OptimizerServiceServicer):
             run = await self._registry.finish_creation(creation)
         finally:
             creation.abandon()
-        return service_pb2.CreateRunResponse(run=self._encode(run), created=run is creation.run)
+        return service_pb2.CreateRunResponse(run=await self._encode(run), created=run is creation.run)
 
     @refusing
     async def GetRun(self, request: service_pb2.GetRunRequest, context: Any) -> service_pb2.GetRunResponse:
         run = self._registry.get(request.name)
-        return service_pb2.GetRunResponse(run=await run.exclusive.run(lambda: self._encode(run)))
+        return service_pb2.GetRunResponse(run=await self._encode(run))
 
     @refusing
     async def ListRuns(self, request: service_pb2.ListRunsRequest, context: Any) -> service_pb2.ListRunsResponse:
@@ -182,7 +182,7 @@ class OptimizerServicer(service_pb2_grpc.OptimizerServiceServicer):
             first = await guard.read(context.read)
             _require(first, "attach")
             attach: train_pb2.Attach = first.attach
-            run = self._registry.get(attach.run)
+            run = self._registry.get(attach.run, attach.run_uid)
             parameter_wire = wire_dtype(attach.parameter_encoding, run.spec.dtype)
             session = await Session.attach(
                 run,
@@ -211,12 +211,13 @@ class OptimizerServicer(service_pb2_grpc.OptimizerServiceServicer):
                 epoch=session.holder.epoch,
                 server_instance=self._registry.server_instance,
                 placements=placements(session.run),
+                run_uid=session.run.uid,
             )
         )
 
     @refusing
     async def ReadParameters(self, request: service_pb2.ReadParametersRequest, context: Any) -> None:  # type: ignore[override]
-        run = self._registry.get(request.name)
+        run = self._registry.get(request.name, request.run_uid)
         wire = wire_dtype(request.encoding, run.spec.dtype)
         with self._guarded() as guard:
             async with snapshot(run, parameters_of, 1) as copy:
@@ -228,7 +229,7 @@ class OptimizerServicer(service_pb2_grpc.OptimizerServiceServicer):
 
     @refusing
     async def ReadState(self, request: service_pb2.ReadStateRequest, context: Any) -> None:  # type: ignore[override]
-        run = self._registry.get(request.name)
+        run = self._registry.get(request.name, request.run_uid)
         with self._guarded() as guard:
             async with snapshot(run, slots_of, len(run.spec.slots)) as copy:
                 header = service_pb2.StateHeader(step=copy.step, tensor_steps=copy.tensor_steps, slots=run.spec.slots)
@@ -241,7 +242,7 @@ class OptimizerServicer(service_pb2_grpc.OptimizerServiceServicer):
     async def WriteParameters(self, requests: Any, context: Any) -> service_pb2.WriteParametersResponse:
         self._registry.require_open()
         header: service_pb2.WriteParametersHeader = (await _first(requests)).header
-        run = self._registry.get(header.name)
+        run = self._registry.get(header.name, header.run_uid)
         with upload_parameters(run, wire_dtype(header.encoding, run.spec.dtype)) as upload:
             async for request in requests:
                 _require(request, "slice")
@@ -253,7 +254,7 @@ class OptimizerServicer(service_pb2_grpc.OptimizerServiceServicer):
     async def WriteState(self, requests: Any, context: Any) -> service_pb2.WriteStateResponse:
         self._registry.require_open()
         header: service_pb2.WriteStateHeader = (await _first(requests)).header
-        run = self._registry.get(header.name)
+        run = self._registry.get(header.name, header.run_uid)
         state = header.state
         tensor_steps = check_state(run, state.slots, state.step, state.tensor_steps)
         with upload_state(run) as upload:

@@ -14,10 +14,12 @@ from gradwire.server.coverage import Coverage
 from gradwire.server.devices.base import DeviceArray
 from gradwire.server.exclusive import BULK_ELEMENTS, in_thread
 from gradwire.server.memory import Reservation
-from gradwire.server.run import Holder, NonFinitePolicy, Run, check_id
+from gradwire.server.run import Run
+from gradwire.server.spec import NonFinitePolicy
 from gradwire.server.staging import StagedBlock, override_groups, scalar_bytes, segments_of
+from gradwire.server.workers import Holder, check_id
 from gradwire.wire.encoding import MAX_ROW_BYTES, SLICE_BYTES, decode
-from gradwire.wire.errors import Fenced, GradwireError, ProtocolViolation, ResultTooLarge, SequenceMismatch
+from gradwire.wire.errors import GradwireError, ProtocolViolation, ResultTooLarge, SequenceMismatch
 from gradwire.wire.layout import Range
 
 
@@ -171,7 +173,7 @@ class Session:
             present = np.array([i for i in range(tensors) if i not in header.absent_tensors], np.intp)
         trajectory, result_memory = None, None
         # The scalars of a few steps are too small to count, those of a million steps outweigh a small gradient.
-        scalars = scalar_bytes(run, header) if header.steps * tensors >= BULK_ELEMENTS else 0
+        scalars = scalar_bytes(spec, run.tensor_steps, header) if header.steps * tensors >= BULK_ELEMENTS else 0
         scalar_memory = run.budget.reserve(scalars, f"the scalars of {header.steps} steps of {spec.name}")
         try:
             if header.returns is Returns.TRAJECTORY:
@@ -186,7 +188,7 @@ class Session:
                 groups=groups,
                 ranges=ranges,
                 present=present,
-                segments=segments_of(run, header, groups),
+                segments=segments_of(spec, run.step, run.tensor_steps, header, groups),
                 coverage=Coverage(spec.layout, ranges),
                 gradients=self._gradients,
                 scalar_memory=scalar_memory,
@@ -223,8 +225,8 @@ class Session:
         for index, tile in enumerate(tiles):
             try:
                 values = await self.run.exclusive.run(functools.partial(self._read_result, rows, tile))
-            except Fenced as error:
-                error.applied = True
+            except GradwireError as error:
+                error.applied = True  # the block was committed; only its answer is lost
                 raise
             last = index == len(tiles) - 1
             yield Reply(sequence, tile.start, values, receipt if last else None)

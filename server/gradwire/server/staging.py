@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -14,11 +14,9 @@ from gradwire.server.coverage import Coverage
 from gradwire.server.devices.base import DeviceArray, Segment, State
 from gradwire.server.memory import Reservation
 from gradwire.server.optimizers.base import Hyperparameters
+from gradwire.server.spec import RunSpec
 from gradwire.wire.errors import InvalidHyperparameter, ProtocolViolation
 from gradwire.wire.layout import Range
-
-if TYPE_CHECKING:
-    from gradwire.server.run import Run
 
 
 @dataclass(eq=False)
@@ -77,40 +75,49 @@ def override_groups(
     return tuple(changed)
 
 
-def segments_of(run: Run, header: BlockHeader, groups: tuple[Hyperparameters, ...]) -> list[Segment]:
-    """Neighbouring present tensors of equal (group, t) as one segment each, with the scalars of all steps."""
-    dtype = run.spec.dtype
+def segments_of(
+    spec: RunSpec,
+    step: int,
+    tensor_steps: npt.NDArray[np.int64],
+    header: BlockHeader,
+    groups: tuple[Hyperparameters, ...],
+) -> list[Segment]:
+    """Neighbouring present tensors of equal (group, t) as one segment each, with the scalars of all steps.
+
+    ``step`` and ``tensor_steps`` are the run's and each tensor's before the block.
+    """
+    dtype = spec.dtype
     scalars: dict[tuple[int, int], tuple[npt.NDArray[Any], npt.NDArray[Any]]] = {}
     segments: list[Segment] = []
     last_key: tuple[int, int] | None = None
-    for index, tensor in enumerate(run.spec.layout.tensors):
+    for index, tensor in enumerate(spec.layout.tensors):
         if tensor.size == 0:
             continue
         if index in header.absent_tensors:
             last_key = None
             continue
-        key = (tensor.group, int(run.tensor_steps[index]))
+        key = (tensor.group, int(tensor_steps[index]))
         if key == last_key:
             segments[-1] = segments[-1]._replace(stop=tensor.stop)
             continue
         last_key = key
         group = groups[tensor.group]
         if key not in scalars:
-            varying = group.varying(run.step + 1, key[1] + 1, header.steps, dtype)
+            varying = group.varying(step + 1, key[1] + 1, header.steps, dtype)
             scalars[key] = (np.array(group.constants(), dtype), varying)
         segments.append(Segment(tensor.start, tensor.stop, group.kernel, *scalars[key]))
     return segments
 
 
-def scalar_bytes(run: Run, header: BlockHeader) -> int:
+def scalar_bytes(spec: RunSpec, tensor_steps: npt.NDArray[np.int64], header: BlockHeader) -> int:
     """Size of the scalars that `segments_of` computes: one row a step, for each (group, t) that is present."""
     keys = {
-        (tensor.group, int(run.tensor_steps[index]))
-        for index, tensor in enumerate(run.spec.layout.tensors)
+        (tensor.group, int(tensor_steps[index]))
+        for index, tensor in enumerate(spec.layout.tensors)
         if tensor.size and index not in header.absent_tensors
     }
-    columns = sum(run.groups[group].kernel.varying for group, _ in keys)
-    return columns * header.steps * run.spec.dtype.itemsize
+    columns = sum(spec.groups[group].kernel.varying for group, _ in keys)
+    return columns * header.steps * spec.dtype.itemsize
 
 
 def clip_segments(segments: Sequence[Segment], part: Range) -> list[Segment]:
