@@ -27,6 +27,8 @@ class StreamGuard:
         self._error: GradwireError | None = None
         self._reading = False
         self._writing = False
+        self._give_up_at = 0.0
+        self._timer: asyncio.TimerHandle | None = None
         self._drain: GradwireError | None = None
 
     def interrupt(self, error: GradwireError) -> None:
@@ -60,7 +62,10 @@ class StreamGuard:
     async def write(self, write: Callable[[Any], Awaitable[None]], message: object) -> None:
         if self._error is not None:
             raise self._error
-        timer = self._loop.call_later(self._stall_timeout_seconds, self._stalled)
+        # One timer a stream, not one a write: it looks whether the write under way is older than it may be.
+        self._give_up_at = self._loop.time() + self._stall_timeout_seconds
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._give_up_at, self._check_stall)
         self._writing = True
         try:
             await write(message)
@@ -73,9 +78,19 @@ class StreamGuard:
             raise asyncio.CancelledError from error
         finally:
             self._writing = False
-            timer.cancel()
 
-    def _stalled(self) -> None:
+    def close(self) -> None:
+        """Ends the guard with its stream."""
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _check_stall(self) -> None:
+        self._timer = None
+        if not self._writing:
+            return
+        if self._loop.time() < self._give_up_at:
+            self._timer = self._loop.call_at(self._give_up_at, self._check_stall)
+            return
         self.interrupt(
             Stalled(
                 f"a reply was not taken off the stream for {self._stall_timeout_seconds:g} s; read while you write",

@@ -127,7 +127,7 @@ class Run:
         self.device.update(
             block.state, block.gradients, segments, commit=False, out=out, out_start=part.start, write=write
         )
-        return self.device.read(out, Range(0, rows), Range(0, part.stop - part.start))
+        return self.device.take(out)
 
     def commit(self, holder: Holder, block: StagedBlock) -> Receipt:
         """Applies a block whose gradients have all arrived, and remembers its result. All of it or nothing.

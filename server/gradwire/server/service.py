@@ -127,6 +127,7 @@ class OptimizerServicer(service_pb2_grpc.OptimizerServiceServicer):
             yield guard
         finally:
             self._guards.discard(guard)
+            guard.close()
 
     async def _encode(self, run: Run) -> run_pb2.Run:
         return await run.exclusive.run(lambda: encode_run(run, self._registry.server_instance))

@@ -68,6 +68,10 @@ class Device(ABC):
     def read(self, source: DeviceArray, rows: Range, columns: Range) -> Floats:
         """A copy on the host, ``[rows, columns]``, that later updates do not touch."""
 
+    def take(self, source: DeviceArray) -> Floats:
+        """All of an array that nobody else will use again, on the host."""
+        return self.read(source, Range(0, source.shape[0]), Range(0, source.shape[1]))
+
     @abstractmethod
     def copy(self, source: DeviceArray) -> DeviceArray:
         """A copy on the device."""

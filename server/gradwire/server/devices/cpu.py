@@ -40,12 +40,20 @@ class CpuDevice(Device):
         return np.zeros((rows, length), dtype)
 
     def write(self, target: DeviceArray, offset: int, values: npt.NDArray[Any]) -> None:
+        place = target[: values.shape[0], offset : offset + values.shape[1]]
+        if values.dtype == target.dtype:
+            place[:] = values
+            return
         with np.errstate(over="ignore"):  # float64 values too large for a float32 run become infinities, checked later
-            target[: values.shape[0], offset : offset + values.shape[1]] = values
+            place[:] = values
 
     def read(self, source: DeviceArray, rows: Range, columns: Range) -> Floats:
         part: Floats = source[rows.start : rows.stop, columns.start : columns.stop]
         return part.copy()
+
+    def take(self, source: DeviceArray) -> Floats:
+        taken: Floats = source
+        return taken
 
     def copy(self, source: DeviceArray) -> DeviceArray:
         return source.copy()
@@ -53,6 +61,10 @@ class CpuDevice(Device):
     def square_sums(self, gradients: DeviceArray, first_row: int, ranges: Sequence[Range]) -> npt.NDArray[np.float64]:
         kernel = _square_sums_kernel()
         rows = gradients.shape[0] - first_row
+        total = np.zeros(rows)
+        if len(ranges) == 1 and ranges[0].stop <= NORM_CHUNK and rows * gradients.shape[1] < PARALLEL_WORK:
+            kernel(gradients, first_row, ranges[0].start, ranges[0].stop, total)  # the one chunk, without ceremony
+            return total
         chunks = [
             Range(max(part.start, cut), min(part.stop, cut + NORM_CHUNK))
             for part in ranges
@@ -65,7 +77,6 @@ class CpuDevice(Device):
                 kernel(gradients, first_row, chunks[chunk].start, chunks[chunk].stop, sums[chunk])
 
         self._split(work, 0, len(chunks), rows * gradients.shape[1], 1)
-        total = np.zeros(rows)
         for chunk_sums in sums:  # in order; numpy's own sum over this axis pairs them up by count
             total += chunk_sums
         return total

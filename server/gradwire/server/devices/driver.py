@@ -97,15 +97,17 @@ def square_sums(g, first_row, start, stop, sums):
     float32 as it is, and its square would overflow.
     """
     lanes = np.empty(256)
+    if stop - start <= 256:  # the same sum, without the lanes: a long block of few elements is all overhead
+        for k in range(sums.shape[0]):
+            total = 0.0
+            for i in range(start, stop):
+                x = np.float64(g[first_row + k, i])
+                total += x * x
+            sums[k] += total
+        return
     for k in range(sums.shape[0]):
         row = g[first_row + k][start:stop]
         total = 0.0
-        if row.shape[0] <= 256:  # the same sum, without the lanes: a long block of few elements is all overhead
-            for i in range(row.shape[0]):
-                x = np.float64(row[i])
-                total += x * x
-            sums[k] += total
-            continue
         lanes[:] = 0.0
         tail = row.shape[0] // 256 * 256
         for first in range(0, tail, 256):

@@ -108,6 +108,10 @@ def fill_varying(
     bias_correction: bool,
 ) -> None:
     """Writes the scalars of each step. They depend on (hyperparameters, t) alone: running products would drift."""
+    # Below this, 1 - beta**t is exactly 1, and for every later t too: no power has to be computed any more.
+    negligible = 5e-17
+    power1 = 1.0
+    power2 = 1.0
     for k in range(out.shape[0]):
         rate = learning_rate(schedule, lr, first_step + k)
         decay = 1.0
@@ -118,8 +122,12 @@ def fill_varying(
         correction1 = 1.0
         correction2 = 1.0
         if bias_correction:
-            correction1 = 1.0 - beta1 ** float(first_t + k)
-            correction2 = 1.0 - beta2 ** float(first_t + k)
+            if power1 > negligible:
+                power1 = beta1 ** float(first_t + k)
+            if power2 > negligible:
+                power2 = beta2 ** float(first_t + k)
+            correction1 = 1.0 - power1
+            correction2 = 1.0 - power2
         root_correction2 = sqrt(correction2)
         step_size = rate / correction1
         if eps_hat:
