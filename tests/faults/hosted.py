@@ -117,6 +117,10 @@ class HostedServer:
 
         self._run(settle())
 
+    def refuse_work(self) -> None:
+        """Drains as far as callers see it, and goes on listening."""
+        self._run(self.server.servicer.drain(0.1))
+
     def drain(self) -> None:
         """Drains, and waits until the server has stopped."""
         self._run(self.server.drain())

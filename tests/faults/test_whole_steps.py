@@ -83,7 +83,7 @@ def of_another_sequence(stream: BareStream, rest: Floats) -> None:
         pytest.param(of_another_sequence, ProtocolViolation, id="other sequence"),
     ],
 )
-def test_whole_steps(stub: Stub, returns: Any, steps: int, finish: Send, error: type[GradwireError]) -> None:
+def test_promise_2_whole_steps(stub: Stub, returns: Any, steps: int, finish: Send, error: type[GradwireError]) -> None:
     """A block that is refused at its last slice leaves everything as it was, bit by bit, and its number unused."""
     name, twin = fresh_name("whole"), fresh_name("twin")
     blocks = [gradient(SIZE, seed, steps) for seed in (1, 2)]

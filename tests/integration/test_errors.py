@@ -123,7 +123,7 @@ def stalled(world: World) -> None:
 
 
 def draining(world: World) -> None:
-    world.hosted.call(world.hosted.server.servicer.drain)
+    world.hosted.refuse_work()
     world.bare.create("x", [group(w=[1])], [0.0])
 
 
@@ -218,7 +218,7 @@ def client_stalled(world: World) -> None:
 
 
 def client_draining(world: World) -> None:
-    world.hosted.call(world.hosted.server.servicer.drain)
+    world.hosted.refuse_work()
     world.run()
 
 

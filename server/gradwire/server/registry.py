@@ -71,7 +71,7 @@ class Registry:
 
     def page(self, after: str, size: int) -> tuple[list[Run], str]:
         """Up to ``size`` runs (0: a whole page) whose names follow ``after``, and the next page's ``after``."""
-        names = sorted(self._runs)
+        names = sorted(name for name, run in self._runs.items() if not run.ended)
         start = bisect_right(names, after)
         chosen = names[start : start + min(size or MAX_PAGE, MAX_PAGE)]
         more = start + len(chosen) < len(names)
