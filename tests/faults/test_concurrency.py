@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import random
 import threading
-from collections.abc import AsyncIterator, Callable
-from contextlib import suppress
+import time
+import uuid
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import grpc
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from gradwire.client import AMSGrad, connect
-from gradwire.v1 import service_pb2, service_pb2_grpc, train_pb2
+from gradwire.v1 import service_pb2
 from gradwire.wire.errors import InternalError
 from tests.faults.bare import (
     BareStream,
@@ -29,7 +30,7 @@ from tests.faults.bare import (
     value_slices,
 )
 from tests.faults.gated import BULK, gradient
-from tests.faults.hosted import HostedServer, eventually
+from tests.faults.hosted import HostedServer, InBackground, eventually
 from tests.serving import ServerProcess
 
 
@@ -105,116 +106,73 @@ def expected(process: ServerProcess) -> dict[int, str]:
 class Chaos:
     """A client that does one thing after another, as the dice fall, and gives up in the middle of some."""
 
-    def __init__(self, stub: Any, names: list[str], expected: dict[int, str], seed: int) -> None:
+    def __init__(self, stub: Stub, names: list[str], expected: dict[int, str], seed: int) -> None:
         self._stub = stub
         self._names = names
         self._expected = expected
         self._dice = random.Random(seed)
         self.steps = 0
 
-    async def play(self, turns: int) -> None:
-        for _ in range(turns):
-            name = self._dice.choice(self._names)
-            act = self._dice.choice([self._train, self._train, self._train, self._read, self._delete, self._create])
+    def play(self, steps: int) -> None:
+        """Goes on until so many steps of its own have been acknowledged."""
+        acts = [*[self._train] * 6, self._read, self._delete, self._create, self._create]
+        while self.steps < steps:
             try:
-                await act(name)
-            except grpc.aio.AioRpcError as error:
-                if error.code() is not grpc.StatusCode.CANCELLED:
+                self._dice.choice(acts)(self._dice.choice(self._names))
+            except grpc.RpcError as error:
+                call: Any = error
+                if call.code() is not grpc.StatusCode.CANCELLED:
                     refusal = refusal_of(error)
                     assert not isinstance(refusal, InternalError), refusal
 
-    async def _train(self, name: str) -> None:
-        attach = train_pb2.Attach(
-            run=f"runs/{name}", worker_id=self._dice.choice("ab"), takeover=self._dice.random() < 0.5
-        )
-        call = self._stub.Train()
-        await call.write(train_pb2.TrainRequest(attach=attach))
-        if self._dice.random() < 0.1:
-            call.cancel()
-            return
-        answer = await call.read()
-        await self._check_end(call, answer)
-        attached = answer.attached
-        sequence, step = attached.last_sequence, attached.step
+    def _train(self, name: str) -> None:
+        stream = BareStream(self._stub, name, self._dice.choice("ab"), takeover=self._dice.random() < 0.5)
+        sequence, step = stream.attached.last_sequence, stream.attached.step
         for _ in range(self._dice.randint(0, 4)):
             again = sequence > 0 and self._dice.random() < 0.2
             sequence += not again
-            receipt = await self._block(call, sequence)
-            if receipt is None:
+            stream.send_block(sequence, gradient(BULK, 1), slice_elements=BULK // 3, returns=self._dice.randint(1, 3))
+            if self._dice.random() < 0.2:
+                if self._dice.random() < 0.5:
+                    stream.receive()
+                stream.cancel()
                 return
-            if not again:
-                step += 1
-            assert receipt.step == step or receipt.repeated
-            self.steps += not receipt.repeated
-        await call.done_writing()
-        await self._check_end(call, await call.read())
+            receipt = stream.answer()[1]
+            assert receipt.repeated is again
+            step += not again
+            assert again or receipt.step == step
+            self.steps += not again
+        stream.finish()
 
-    async def _block(self, call: Any, sequence: int) -> train_pb2.Receipt | None:
-        """Sends a block and reads its answer; None: it gave up on the way."""
-        given_up_at = self._dice.choice([None, None, None, 0, 1, 2])
-        values, third = gradient(BULK, 1), BULK // 3
-        returns = self._dice.choice([train_pb2.RETURNS_LAST, train_pb2.RETURNS_TRAJECTORY, train_pb2.RETURNS_NONE])
-        for index, start in enumerate((0, third, 2 * third)):
-            stop = BULK if index == 2 else start + third
-            message = train_pb2.Gradients(
-                sequence=sequence, offset=start, data=values[start:stop].tobytes(), last=index == 2
-            )
-            if index == 0:
-                message.header.CopyFrom(train_pb2.BlockHeader(returns=returns))
-            try:
-                await call.write(train_pb2.TrainRequest(gradients=message))
-            except asyncio.InvalidStateError:  # the server has ended the call
-                await self._check_end(call, grpc.aio.EOF)
-            if given_up_at == index:
-                call.cancel()
-                return None
-        while True:
-            answer = await call.read()
-            await self._check_end(call, answer)
-            if answer.parameters.HasField("receipt"):
-                receipt: train_pb2.Receipt = answer.parameters.receipt
-                return receipt
-
-    async def _check_end(self, call: Any, answer: Any) -> None:
-        """Raises what the server ended the call with, if it has ended it."""
-        if answer is grpc.aio.EOF and await call.code() is not grpc.StatusCode.OK:
-            raise grpc.aio.AioRpcError(
-                await call.code(), await call.initial_metadata(), await call.trailing_metadata(), await call.details()
-            )
-
-    async def _read(self, name: str) -> None:
+    def _read(self, name: str) -> None:
         header, parts = service_pb2.ReadParametersHeader(), []
-        async for answer in self._stub.ReadParameters(service_pb2.ReadParametersRequest(name=f"runs/{name}")):
+        answers: Any = self._stub.ReadParameters(service_pb2.ReadParametersRequest(name=f"runs/{name}"))
+        for answer in answers:
             if answer.HasField("header"):
                 header = answer.header
             parts.append(answer.slice.data)
             if self._dice.random() < 0.1:
-                return
+                answers.cancel()
         assert digest(np.frombuffer(b"".join(parts), np.float32)) == self._expected[header.step]
 
-    async def _delete(self, name: str) -> None:
-        await self._stub.DeleteRun(service_pb2.DeleteRunRequest(name=f"runs/{name}"))
+    def _delete(self, name: str) -> None:
+        call = self._stub.DeleteRun.future(service_pb2.DeleteRunRequest(name=f"runs/{name}"))
+        self._give_up_or_wait(call)
 
-    async def _create(self, name: str) -> None:
-        header = service_pb2.CreateRunHeader(
-            spec=spec_of(name, BULK), request_id=str(self._dice.random()), replace=self._dice.random() < 0.3
-        )
-        short = self._dice.random() < 0.2
+    def _create(self, name: str) -> None:
+        replace, missing = self._dice.random() < 0.5, int(self._dice.random() < 0.2)
+        header = service_pb2.CreateRunHeader(spec=spec_of(name, BULK), request_id=uuid.uuid4().hex, replace=replace)
+        requests = [service_pb2.CreateRunRequest(header=header)]
+        for part in value_slices(gradient(BULK, 0)[: BULK - missing]):
+            requests.append(service_pb2.CreateRunRequest(slice=part))
+        self._give_up_or_wait(self._stub.CreateRun.future(iter(requests)))
 
-        async def requests() -> AsyncIterator[service_pb2.CreateRunRequest]:
-            yield service_pb2.CreateRunRequest(header=header)
-            for part in value_slices(gradient(BULK, 0)[: BULK - short]):
-                yield service_pb2.CreateRunRequest(slice=part)
-
-        call = self._stub.CreateRun(requests())
-        if self._dice.random() < 0.1:
-            for _ in range(self._dice.randrange(20)):
-                await asyncio.sleep(0)
+    def _give_up_or_wait(self, call: Any) -> None:
+        if self._dice.random() < 0.2:
+            time.sleep(self._dice.random() * 0.01)
             call.cancel()
-            with suppress(asyncio.CancelledError):
-                await call
-            return
-        await call
+        with suppress(grpc.FutureCancelledError):
+            call.result()
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -223,17 +181,11 @@ def test_chaos(hosted: HostedServer, connect_bare: Callable[[str], Stub], expect
     stub, names = connect_bare(hosted.target), [fresh_name("chaos") for _ in range(2)]
     for name in names:
         create(stub, spec_of(name, BULK), gradient(BULK, 0))
-
-    async def play() -> int:
-        async with grpc.aio.insecure_channel(hosted.target) as channel:
-            players = [
-                Chaos(service_pb2_grpc.OptimizerServiceStub(channel), names, expected, 100 * seed + number)
-                for number in range(4)
-            ]
-            await asyncio.wait_for(asyncio.gather(*(player.play(40) for player in players)), 60)
-        return sum(player.steps for player in players)
-
-    assert asyncio.run(play()) > 10, "too little has happened for this to mean anything"
+    players = [Chaos(connect_bare(hosted.target), names, expected, 100 * seed + number) for number in range(4)]
+    with ExitStack() as ended:
+        games = [ended.enter_context(InBackground(lambda player=player: player.play(12))) for player in players]  # type: ignore[misc]
+        for game in games:
+            game.result()
     eventually(lambda: hosted.handler_tasks() == 0, "all calls have ended")
     for run in hosted.call(lambda: hosted.registry.page("", 0)[0]):
         assert not run.exclusive._lock.locked()

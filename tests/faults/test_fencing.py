@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from gradwire.client import AMSGrad, connect
-from gradwire.v1 import service_pb2
+from gradwire.server.session import Session
+from gradwire.v1 import service_pb2, train_pb2
 from gradwire.wire.errors import Fenced, RunBusy, RunNotFound
 from tests.faults.bare import (
     BareStream,
@@ -94,6 +95,23 @@ def test_an_idle_stream_is_fenced_at_once(hosted_stub: Stub, name: str) -> None:
     assert isinstance(older.refusal(), Fenced)  # without having sent anything
     assert newer.step(1, gradient(BULK, 1)).step == 1
     newer.finish()
+
+
+def test_a_stream_fenced_while_its_first_answer_is_written_hears_of_it(
+    hosted: HostedServer, hosted_stub: Stub, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    servicer = hosted.server.servicer
+    make_answer = servicer._attached
+
+    def fence_soon(session: Session) -> train_pb2.TrainResponse:
+        hosted.loop.call_soon(session.run.fence, "in the middle of the write")
+        return make_answer(session)
+
+    monkeypatch.setattr(servicer, "_attached", fence_soon)
+    for _ in range(20):
+        with pytest.raises(grpc.RpcError) as caught:
+            next(BareStream(hosted_stub, name, timeout=5).call)
+        assert isinstance(refusal_of(caught.value), Fenced)
 
 
 def test_a_deleted_run_ends_its_stream(hosted: HostedServer, hosted_stub: Stub, name: str) -> None:

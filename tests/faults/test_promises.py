@@ -1,4 +1,4 @@
-"""Promises 3 and 5 in the smallest form that would show them broken; the others have their tests beside what they promise."""
+"""Promises 3 and 5 in the smallest form that would show them broken; the others are beside what they promise."""
 
 from __future__ import annotations
 

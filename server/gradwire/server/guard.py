@@ -6,6 +6,8 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
+import grpc
+
 from gradwire.wire.errors import GradwireError, Stalled
 
 T = TypeVar("T")
@@ -73,7 +75,7 @@ class StreamGuard:
             if self._error is None:
                 raise
             raise self._error from None
-        except Exception as error:
+        except grpc.aio.InternalError as error:
             # The peer has gone. Mostly gRPC cancels the handler then, but a write under way may fail before that.
             raise asyncio.CancelledError from error
         finally:

@@ -178,6 +178,7 @@ class OptimizerServicer(service_pb2_grpc.OptimizerServiceServicer):
 
     @refusing
     async def Train(self, requests: Any, context: Any) -> None:  # type: ignore[override]
+        await _open(context)
         with self._guarded() as guard:
             self._registry.require_open()
             first = await guard.read(context.read)
@@ -218,6 +219,7 @@ class OptimizerServicer(service_pb2_grpc.OptimizerServiceServicer):
 
     @refusing
     async def ReadParameters(self, request: service_pb2.ReadParametersRequest, context: Any) -> None:  # type: ignore[override]
+        await _open(context)
         run = self._registry.get(request.name, request.run_uid)
         wire = wire_dtype(request.encoding, run.spec.dtype)
         with self._guarded() as guard:
@@ -230,6 +232,7 @@ class OptimizerServicer(service_pb2_grpc.OptimizerServiceServicer):
 
     @refusing
     async def ReadState(self, request: service_pb2.ReadStateRequest, context: Any) -> None:  # type: ignore[override]
+        await _open(context)
         run = self._registry.get(request.name, request.run_uid)
         with self._guarded() as guard:
             async with snapshot(run, slots_of, len(run.spec.slots)) as copy:
@@ -264,6 +267,18 @@ class OptimizerServicer(service_pb2_grpc.OptimizerServiceServicer):
                 upload.add(request.slice.slot, request.slice.offset, request.slice.data)
             step, epoch = await put_state(run, upload, state.slots, state.step, tensor_steps)
         return service_pb2.WriteStateResponse(step=step, epoch=epoch)
+
+
+async def _open(context: Any) -> None:
+    """Sends the headers of a stream of answers.
+
+    gRPC would send them with the first message; were that interrupted, it would send them again with the status, which
+    fails, and the peer would wait for ever.
+    """
+    try:
+        await context.send_initial_metadata(())
+    except grpc.aio.InternalError as error:  # the peer has gone already
+        raise asyncio.CancelledError from error
 
 
 async def _first(requests: AsyncIterator[Any]) -> Any:
