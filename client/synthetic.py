@@ -85,13 +85,16 @@ def main() -> None:
             print(f"optimizer server: {server.origin}", file=sys.stderr)
             for schedule, optimizer in itertools.product(schedules, optimizers):
                 if not stopped:
-                    done.append(experiment(server, optimizer, schedule, options, lambda: stopped))
+                    result, track = experiment(server, optimizer, schedule, options, lambda: stopped)
+                    if track.steps:
+                        done.append((result, track))
     except GradwireError as error:
         print(f"error: {error}", file=sys.stderr)
     if done:
         write_report(done, options.out)
     if stopped:
-        print("stopped early by Ctrl-C; the results are those of the steps that were taken", file=sys.stderr)
+        what = "the results are those of the steps that were taken" if done else "before the first step"
+        print(f"stopped early by Ctrl-C; {what}", file=sys.stderr)
     elif len(done) < len(optimizers) * len(schedules):
         sys.exit(1)
 
@@ -115,9 +118,21 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--variant", choices=["deterministic", "stochastic"], default="deterministic", help="when the slope is 1010"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the stochastic variant")
+    parser.add_argument("--seed", type=natural, default=0, help="of the stochastic variant")
     parser.add_argument("--out", type=Path, default=Path("out"), help="directory for the results")
-    return parser.parse_args()
+    options = parser.parse_args()
+    try:
+        options.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        parser.error(f"argument --out: {options.out} cannot be a directory for the results ({error.strerror})")
+    return options
+
+
+def natural(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value}: expected 0 or more")
+    return value
 
 
 def positive(text: str) -> int:

@@ -131,7 +131,6 @@ def write_report(done: Sequence[tuple[Result, Track]], directory: Path) -> None:
             f"{result.optimizer:<10} {result.schedule:<13} {result.steps:>11,} {result.x:>10.6f} "
             f"{result.average_regret:>15.6f} {result.steps_per_second:>12,.0f} {result.seconds:>6.1f} s"
         )
-    directory.mkdir(parents=True, exist_ok=True)
     (directory / "summary.json").write_text(json.dumps([result.to_json() for result, _ in done], indent=2) + "\n")
     with (directory / "regret.csv").open("w", newline="") as file:
         writer = csv.writer(file)

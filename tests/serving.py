@@ -46,6 +46,7 @@ class ServerProcess:
         line = self.process.stdout.readline()
         timer.cancel()
         if not line:
+            self.close()
             raise RuntimeError(f"the server did not start: {''.join(self.log)}")
         self.target: str = json.loads(line)["addresses"][0]
 

@@ -58,7 +58,7 @@ def test_a_client_that_writes_and_never_reads_is_aborted(
     expect_run_is_usable(stub, name)
     refusal = deaf.refusal()  # when it reads at last, it learns why
     assert isinstance(refusal, Stalled)
-    assert refusal.applied is None
+    assert refusal.applied is False  # nothing but previews was answered
     assert refusal.metadata["stall_timeout_seconds"] == "1.0"
 
 

@@ -152,7 +152,7 @@ ON_THE_WIRE: dict[str, tuple[grpc.StatusCode, str, Callable[[World], object]]] =
     "NON_FINITE_GRADIENT": (grpc.StatusCode.INVALID_ARGUMENT, "false", gradients(whole(1, [1.0, float("nan")]))),
     "SEQUENCE_MISMATCH": (grpc.StatusCode.FAILED_PRECONDITION, "false", sequence),
     "RUN_BUSY": (grpc.StatusCode.FAILED_PRECONDITION, "false", busy),
-    "FENCED": (grpc.StatusCode.ABORTED, "unknown", fenced),
+    "FENCED": (grpc.StatusCode.ABORTED, "false", fenced),
     "TOO_MANY_PARAMETERS": (
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         "false",
@@ -235,7 +235,7 @@ BY_THE_CLIENT: dict[str, Callable[[World], object]] = {
     "RUN_NOT_FOUND": lambda world: world.server.attach("nothing"),
     "RUN_ALREADY_EXISTS": lambda world: (world.run(), world.run()),
     "INVALID_HYPERPARAMETER": lambda world: world.server.create_run("x", zeros(2), AMSGrad(lr=-1)),
-    "PROTOCOL_VIOLATION": lambda world: world.run(worker_id="w" * 129),
+    "PROTOCOL_VIOLATION": lambda world: world.run().step_many(zeros(2**21 + 1, 2), returns="none"),
     "NON_FINITE_GRADIENT": lambda world: world.run().step({"w": np.array([1, np.inf], np.float32)}),
     "RUN_BUSY": lambda world: (world.run(), world.server.attach("x")),
     "FENCED": client_fenced,

@@ -15,6 +15,7 @@ from gradwire.client import AMSGrad, connect
 from gradwire.server.app import Server
 from gradwire.server.config import ConfigError, ServerConfig
 from tests.faults.hosted import HostedServer
+from tests.serving import ServerProcess
 
 SERVING, NOT_SERVING = health_pb2.HealthCheckResponse.SERVING, health_pb2.HealthCheckResponse.NOT_SERVING
 NAMES = ["", "gradwire.v1.OptimizerService"]
@@ -113,3 +114,15 @@ def test_a_port_in_use_is_an_error_and_not_shared(hosted: HostedServer) -> None:
             await server.drain()
 
     asyncio.run(start())
+
+
+def test_a_unix_socket_that_is_served_is_not_taken_over(tmp_path: Path) -> None:
+    address = f"unix:{tmp_path}/socket"
+    with ServerProcess(listen=address) as first:
+        with pytest.raises(RuntimeError, match="another server does"):
+            ServerProcess(listen=address)
+        with connect(first.target) as server:
+            assert server.list_runs() == []
+        first.kill()
+        with ServerProcess(listen=address) as second, connect(second.target) as server:  # a socket left behind is free
+            assert server.list_runs() == []

@@ -64,7 +64,8 @@ def override_messages(
         if not 0 <= group < groups:
             raise ValueError(f"overrides name group {group}; this run has groups 0 to {groups - 1}")
     if lr is not None:
-        rates = list(lr) if isinstance(lr, Sequence) else [lr] * groups
+        value: Any = lr
+        rates = list(value) if isinstance(value, Sequence) and not isinstance(value, str) else [value] * groups
         if len(rates) != groups:
             raise ValueError(f"lr has {len(rates)} values; expected one number, or one for each of {groups}")
         for group, rate in enumerate(rates):

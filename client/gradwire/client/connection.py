@@ -29,6 +29,8 @@ from gradwire.wire.service import MESSAGE_OPTIONS, SERVICE_NAME, local_options
 
 DEFAULT_TARGET = "localhost:50051"
 CONNECT_TIMEOUT_SECONDS = 15.0
+REACH_TIMEOUT_SECONDS = 5.0
+"""How long nobody may answer at all; a server that answers, but is not SERVING yet, gets CONNECT_TIMEOUT_SECONDS."""
 PROBE_TIMEOUT_SECONDS = 1.0
 
 _CHANNEL_OPTIONS = [
@@ -74,9 +76,9 @@ def connect(target: str | None = None, *, timeout_seconds: float = CONNECT_TIMEO
     """
     if target is None:
         target = os.environ.get("GRADWIRE_TARGET")
-        if target:
+        if target and target != "embedded":
             return Server(target, f"{target}, from GRADWIRE_TARGET", timeout_seconds=timeout_seconds)
-        if _answers(DEFAULT_TARGET):
+        if not target and _answers(DEFAULT_TARGET):
             return Server(DEFAULT_TARGET, f"{DEFAULT_TARGET}, which answers", timeout_seconds=timeout_seconds)
         target = "embedded"
     if target == "embedded":
@@ -110,7 +112,7 @@ class Server:
         self.embedded = embedded
         self._channel = grpc.insecure_channel(target, [*_CHANNEL_OPTIONS, *local_options(target)])
         self._stub = service_pb2_grpc.OptimizerServiceStub(self._channel)
-        self._runs: list[Run] = []
+        self._runs: set[Run] = set()  # those that hold a stream
         try:
             _wait_serving(self._channel, target, timeout_seconds)
         except BaseException:
@@ -150,7 +152,15 @@ class Server:
         if non_finite not in _NON_FINITE:
             raise ValueError(f"non_finite is {non_finite!r}; expected one of {', '.join(map(repr, _NON_FINITE))}")
         run_options = RunOptions(retry=retry or RetryPolicy(), **options)
+        if not isinstance(optimizer, Adam):
+            raise TypeError(f"optimizer is {optimizer!r}; expected a preset such as AMSGrad(lr=1e-2)")
         groups = [ParamGroup(params)] if isinstance(params, Mapping) else list(params)
+        for group in groups:
+            if not isinstance(group, ParamGroup):
+                raise TypeError(f"params hold a {type(group).__name__}; expected a dict, or a list of ParamGroup")
+            for key in group.params:
+                if not isinstance(key, str):
+                    raise TypeError(f"a tensor is named {key!r}; expected a string")
         arrays = [{key: flats.as_array(key, value) for key, value in group.params.items()} for group in groups]
         layout = Layout([[(key, array.shape) for key, array in group.items()] for group in arrays])
         state = _run_dtype(dtype, groups)
@@ -180,12 +190,12 @@ class Server:
             if on_existing != "resume":
                 raise
             return self._resume(name, layout, state, run_options)  # somebody else was faster
-        return self._track(Run(self._stub, self.target, response.run, run_options, flat))
+        return Run(self._stub, self.target, response.run, run_options, self._runs, flat)
 
     def attach(self, name: str, *, retry: RetryPolicy | None = None, **options: Any) -> Run:
         """Attaches to an existing run and reads its parameters. Raises RunNotFound, RunBusy."""
         run_options = RunOptions(retry=retry or RetryPolicy(), **options)
-        return self._track(Run(self._stub, self.target, self._get(name, run_options.retry), run_options))
+        return Run(self._stub, self.target, self._get(name, run_options.retry), run_options, self._runs)
 
     def list_runs(self) -> list[RunSummary]:
         """All runs of the server, ordered by name."""
@@ -210,9 +220,8 @@ class Server:
 
     def close(self) -> None:
         """Closes all runs of this connection, the channel, and the embedded server where there is one."""
-        for run in self._runs:
+        for run in list(self._runs):
             run.close()
-        self._runs.clear()
         self._channel.close()
         if self.embedded is not None:
             self.embedded.close()
@@ -238,11 +247,7 @@ class Server:
             raise LayoutMismatch(
                 f"run {name!r} exists with other tensors, groups or dtype; it cannot be resumed with these"
             )
-        return self._track(Run(self._stub, self.target, message, options))
-
-    def _track(self, run: Run) -> Run:
-        self._runs.append(run)
-        return run
+        return Run(self._stub, self.target, message, options, self._runs)
 
 
 def _resource(name: str) -> str:
@@ -278,19 +283,21 @@ def _answers(target: str) -> bool:
 
 
 def _wait_serving(channel: grpc.Channel, target: str, timeout_seconds: float) -> None:
-    deadline = time.monotonic() + timeout_seconds
+    reached = time.monotonic()
+    deadline = reached + timeout_seconds
     while True:
         failure: ConnectionLost | None = None
         try:
             status = _check(channel, max(0.1, deadline - time.monotonic()))
             if status == health_pb2.HealthCheckResponse.SERVING:
                 return
+            reached = time.monotonic()
             failure = ConnectionLost(f"{target} is not serving: it is starting or about to stop", applied=False)
         except grpc.RpcError as error:
             failure = connection_lost(error, target, applied=False)
             code: Any = error
             if code.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED):
                 raise ConnectionLost(f"{target} is no gradwire server", applied=False) from None
-        if time.monotonic() > deadline:
+        if time.monotonic() > min(deadline, reached + REACH_TIMEOUT_SECONDS):
             raise failure
         time.sleep(0.05)

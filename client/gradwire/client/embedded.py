@@ -33,7 +33,12 @@ class EmbeddedServer:
         environment = {key: value for key, value in os.environ.items() if not key.startswith("GRADWIRE_LISTEN")}
         with tempfile.TemporaryFile() as errors:
             self._process = subprocess.Popen(
-                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=errors, env=environment
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=errors,
+                env=environment,
+                start_new_session=True,  # Ctrl-C in a terminal is for the client
             )
             # Reading in a thread bounds the wait: a pipe has no time-out.
             answer: list[bytes] = []

@@ -52,6 +52,16 @@ class RunOptions:
     """Keep the old parameters whole until a step is committed, at the price of a second vector."""
     retry: RetryPolicy = field(default_factory=RetryPolicy)
 
+    def __post_init__(self) -> None:
+        encoding_of(self.gradient_encoding)
+        encoding_of(self.parameter_encoding)
+        if self.worker_id is None:
+            return
+        if not isinstance(self.worker_id, str):
+            raise TypeError(f"worker_id is {self.worker_id!r}; expected a string")
+        if not 1 <= len(self.worker_id.encode()) <= 128:
+            raise ValueError(f"worker_id has {len(self.worker_id.encode())} bytes; expected 1 to 128")
+
 
 def decode_receipt(message: train_pb2.Receipt) -> Receipt:
     return Receipt(

@@ -21,7 +21,7 @@ from gradwire.client.stream import TrainStream
 from gradwire.client.values import RemoteValues
 from gradwire.v1 import run_pb2, service_pb2_grpc, train_pb2
 from gradwire.wire.encoding import Array, decode, state_dtype, wire_dtype
-from gradwire.wire.errors import InternalError, RunNotFound
+from gradwire.wire.errors import Fenced, InternalError, RunNotFound
 from gradwire.wire.layout import Layout
 
 _RETURNS = {
@@ -44,6 +44,7 @@ class Run:
         target: str,
         message: run_pb2.Run,
         options: RunOptions,
+        attached: set[Run],
         params: npt.NDArray[Any] | None = None,
     ) -> None:
         spec = message.spec
@@ -58,6 +59,7 @@ class Run:
         self._stub = stub
         self._target = target
         self._options = options
+        self._attached = attached  # the connection's runs that hold a stream; it closes them when it is closed
         self._lock = threading.RLock()
         self._attach = train_pb2.Attach(
             run=spec.name,
@@ -75,6 +77,7 @@ class Run:
         self._values = RemoteValues(
             stub, target, spec.name, message.uid, self.layout, self.dtype, self.slots, options.retry
         )
+        self._epoch = message.epoch
         self._stream: TrainStream | None = None
         self._sequence: int | None = None  # the last block that was acknowledged
         self._unresolved = False  # the block after it may have been sent, and its outcome is not known
@@ -206,7 +209,7 @@ class Run:
                     continue
                 if refusal.applied is False:
                     self._unresolved = sent = False
-                else:
+                if refusal.applied is not False or isinstance(refusal, Fenced):
                     self.stale = True
                 attempts.pause(error, applied=None)
             except BaseException:  # Ctrl-C, or an answer that makes no sense
@@ -242,6 +245,10 @@ class Run:
                 attempts.pause_for(failure, transient=may_pass(error, failure))
                 continue
             self._stream = stream
+            self._attached.add(self)
+            if stream.attached.epoch != self._epoch + 1:
+                self.stale = True  # somebody else has attached or written since
+            self._epoch = stream.attached.epoch
             try:
                 self._check_sequence(stream.attached.last_sequence, resuming)
             except BaseException:
@@ -277,6 +284,7 @@ class Run:
         if self._stream is not None:
             self._stream.abandon()
             self._stream = None
+            self._attached.discard(self)
 
     def close(self) -> None:
         """Gives the run back to the server, where it stays."""
@@ -284,6 +292,7 @@ class Run:
             if self._stream is not None:
                 self._stream.close()
                 self._stream = None
+                self._attached.discard(self)
 
     def __enter__(self) -> Run:
         return self
@@ -321,7 +330,7 @@ class Run:
             values = flats.flatten(self.layout, params, self.dtype, "the parameters")
             self.close()  # the write fences every stream, ours too
             self.stale = True  # until the server has answered, it may hold the old ones or the new ones
-            self._values.write(values)
+            self._epoch = self._values.write(values)
             self._flat[:] = values
             self._behind.clear()
             self.stale = False
@@ -339,7 +348,7 @@ class Run:
         with self._lock:
             upload = self._values.pack_state(state)  # checked before the stream is given up
             self.close()
-            self.step_count = self._values.write_state(upload)
+            self.step_count, self._epoch = self._values.write_state(upload)
 
     def _attempts(self) -> Attempts:
         return Attempts(self._options.retry, self._target)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -63,8 +64,8 @@ class RemoteValues:
 
         return attempts.until_done(call)
 
-    def write(self, values: npt.NDArray[Any]) -> None:
-        """Replaces all parameters."""
+    def write(self, values: npt.NDArray[Any]) -> int:
+        """Replaces all parameters and returns the new epoch."""
 
         def requests() -> Iterator[service_pb2.WriteParametersRequest]:
             header = service_pb2.WriteParametersHeader(name=self.name, run_uid=self.uid)
@@ -72,7 +73,7 @@ class RemoteValues:
             for part in flats.value_slices(values, self.dtype):
                 yield service_pb2.WriteParametersRequest(slice=part)
 
-        retrying(lambda: self.stub.WriteParameters(requests()), self.retry, self.target)
+        return retrying(lambda: self.stub.WriteParameters(requests()), self.retry, self.target).epoch
 
     def read_state(self) -> dict[str, Any]:
         """See `Run.state_dict`."""
@@ -99,6 +100,8 @@ class RemoteValues:
 
     def pack_state(self, state: Mapping[str, Any]) -> StateUpload:
         """A state as `write_state` takes it. Raises ValueError or TypeError for one that does not fit the run."""
+        if not isinstance(state, Mapping) or not {"step", "tensors"} <= set(state):
+            raise ValueError('the state is no mapping with "step" and "tensors"; expected what `state_dict` returns')
         tensors: Mapping[str, Mapping[str, Any]] = state["tensors"]
         flats.check_names(self.layout, tensors, "the state's tensors")
         for name, parts in tensors.items():
@@ -114,15 +117,15 @@ class RemoteValues:
             name=self.name,
             run_uid=self.uid,
             state=service_pb2.StateHeader(
-                step=int(state["step"]),
-                tensor_steps=[int(tensors[tensor.name]["step"]) for tensor in self.layout.tensors],
+                step=operator.index(state["step"]),
+                tensor_steps=[operator.index(tensors[tensor.name]["step"]) for tensor in self.layout.tensors],
                 slots=self.slots,
             ),
         )
         return StateUpload(header, vectors)
 
-    def write_state(self, upload: StateUpload) -> int:
-        """Replaces the whole optimizer state and returns the run's step."""
+    def write_state(self, upload: StateUpload) -> tuple[int, int]:
+        """Replaces the whole optimizer state and returns the run's step and new epoch."""
 
         def requests() -> Iterator[service_pb2.WriteStateRequest]:
             yield service_pb2.WriteStateRequest(header=upload.header)
@@ -130,4 +133,5 @@ class RemoteValues:
                 for part in flats.slot_slices(slot, vector):
                     yield service_pb2.WriteStateRequest(slice=part)
 
-        return retrying(lambda: self.stub.WriteState(requests()), self.retry, self.target).step
+        response = retrying(lambda: self.stub.WriteState(requests()), self.retry, self.target)
+        return response.step, response.epoch

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
+import socket
 from collections.abc import Callable, Sequence
 
 import grpc
@@ -72,6 +73,8 @@ class Server:
             reflection.enable_server_reflection(names, self._grpc)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         for address in self.config.listen:
+            if address.startswith("unix:") and _is_served(address.removeprefix("unix:")):
+                raise ConfigError(f"cannot listen on {address}: another server does")  # gRPC would take its place
             try:
                 port = self._grpc.add_insecure_port(address)
             except RuntimeError as error:
@@ -113,6 +116,16 @@ class Server:
     async def _set_health(self, status: int) -> None:
         for name in ("", SERVICE_NAME):
             await self._health.set(name, status)
+
+
+def _is_served(path: str) -> bool:
+    """Whether somebody accepts connections on a unix socket; one that a killed server has left behind is free."""
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(path)
+        except OSError:
+            return False
+    return True
 
 
 async def serve(

@@ -202,6 +202,10 @@ class OptimizerServicer(service_pb2_grpc.OptimizerServiceServicer):
                     _require(request, "gradients")
                     async for reply in session.receive(decode_gradients(request.gradients)):
                         await guard.write(context.write, encode_reply(reply, parameter_wire))
+            except GradwireError as error:
+                if error.applied is None:
+                    error.applied = session.answering
+                raise
             finally:
                 await asyncio.shield(session.close())
 

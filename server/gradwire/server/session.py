@@ -47,6 +47,8 @@ class Session:
         self._parameter_wire = parameter_wire
         self._max_result_bytes = max_result_bytes
         self._executor = executor
+        self.answering = False
+        """Whether a block has been committed whose answer is still on its way."""
         self._block: StagedBlock | None = None
         # The gradient array outlives its block: the next one is mostly of the same size.
         self._gradients: DeviceArray | None = None
@@ -76,8 +78,10 @@ class Session:
         record = self.holder.record
         if self._block is None and part.sequence == record.last_sequence and record.receipt is not None:
             if part.last:
+                self.answering = True
                 async for reply in self._results(record.receipt):
                     yield reply
+                self.answering = False
             return
         block = await self._block_of(part)
         values = decode(part.data, self._gradient_wire, block.header.steps)
@@ -103,10 +107,12 @@ class Session:
             block.coverage.require_complete(f"block {part.sequence}")
             work = self.run.spec.layout.elements * block.header.steps
             receipt = await self.run.exclusive.run(lambda: self.run.commit(self.holder, block), work=work)
+            self.answering = True
             self._block = None
             block.drop()
             async for reply in self._results(receipt, place if block.previews else None):
                 yield reply
+            self.answering = False
 
     async def close(self) -> None:
         """Gives the run back and frees what was staged, once a commit that is under way has ended."""

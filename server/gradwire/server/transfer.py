@@ -89,7 +89,9 @@ def check_state(run: Run, slots: Sequence[str], step: int, tensor_steps: Sequenc
         raise ProtocolViolation(
             f"the state has {len(tensor_steps)} tensor steps; {run.spec.name} has {tensors} tensors"
         )
-    if max([step, *tensor_steps]) >= 2**53:  # the largest count that float64 holds exactly
+    if max(tensor_steps) > step:
+        raise ProtocolViolation(f"the state has a tensor at step {max(tensor_steps)}, and the run at {step}")
+    if step >= 2**53:  # the largest count that float64 holds exactly
         raise ProtocolViolation("the state has a step of 2^53 or more")
     return np.array(tensor_steps, np.int64)
 
