@@ -39,9 +39,10 @@ stubs: .venv-stubs/installed  ## generated code, after a change of a .proto
 image: $(VENV)/installed  ## what later contracts must not break; at a release, never to silence the check
 	cd protos && ../$(BIN)/buf build -o gradwire.v1.binpb
 
-benchmarks: $(VENV)/installed  ## kernels and the experiment, with their floors
+benchmarks: $(VENV)/installed  ## kernels, the experiment and the wire, with their floors
 	$(BIN)/python benchmarks/kernels.py
 	$(BIN)/python benchmarks/synthetic.py
+	$(BIN)/python benchmarks/wire.py
 
 constraints: $(VENV)/installed  ## constraints.txt and requirements/demo.txt, anew
 	$(BIN)/pip install --quiet uv
