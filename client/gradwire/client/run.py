@@ -348,7 +348,10 @@ class Run:
         with self._lock:
             upload = self._values.pack_state(state)  # checked before the stream is given up
             self.close()
-            self.step_count, self._epoch = self._values.write_state(upload)
+            self.step_count, epoch = self._values.write_state(upload)
+            if epoch != self._epoch + 1:
+                self.stale = True  # somebody else came in between
+            self._epoch = epoch
 
     def _attempts(self) -> Attempts:
         return Attempts(self._options.retry, self._target)
