@@ -50,11 +50,11 @@ def device() -> GatedDevice:
 
 @pytest.fixture
 def hosted(device: GatedDevice, caplog: pytest.LogCaptureFixture) -> Iterator[HostedServer]:
-    """A server in this process; stalled peers are given up after a second.
+    """A server in this process; stalled peers are given up after two seconds.
 
     At its end no memory may be left over, and no fault of a client may have been logged as an error of the server's.
     """
-    with HostedServer(device, stall_timeout_seconds=1.0) as server:
+    with HostedServer(device, stall_timeout_seconds=2.0) as server:
         yield server
         check_nothing_is_left(server)
     errors = [record for record in caplog.get_records("call") if record.levelno >= logging.ERROR]

@@ -34,22 +34,12 @@ class HostedServer:
         config = ServerConfig(**{"listen": ("127.0.0.1:0",), "device": "cpu", "drain_timeout_seconds": 5.0, **settings})
         self._cancelled = threading.Event()
         self.loop = asyncio.new_event_loop()
-        self.loop.set_task_factory(self._make_task)
+        self.loop.set_task_factory(_noting_cancellations(self._cancelled))
         self._thread = threading.Thread(target=self._serve, name="hosted-server", daemon=True)
         self._thread.start()
         self.server: Server = self._run(self._start(config, device))
         self.registry: Registry = self.server.registry
         self.target: str = self.server.addresses[0]
-
-    def _make_task(self, loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
-        cancelled = self._cancelled
-
-        class Handler(asyncio.Task[Any]):
-            def cancel(self, msg: object = None) -> bool:
-                cancelled.set()
-                return super().cancel(msg)
-
-        return (Handler if is_handler(coroutine) else asyncio.Task)(coroutine, loop=loop, **options)
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self.loop)
@@ -141,6 +131,20 @@ class HostedServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+def _noting_cancellations(cancelled: threading.Event) -> Any:
+    """A task factory whose handlers' tasks set ``cancelled`` when they are cancelled."""
+
+    class Handler(asyncio.Task[Any]):
+        def cancel(self, msg: object = None) -> bool:
+            cancelled.set()
+            return super().cancel(msg)
+
+    def make(loop: asyncio.AbstractEventLoop, coroutine: Any, **options: Any) -> asyncio.Task[Any]:
+        return (Handler if is_handler(coroutine) else asyncio.Task)(coroutine, loop=loop, **options)
+
+    return make
 
 
 def is_handler(coroutine: object) -> bool:

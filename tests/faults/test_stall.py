@@ -59,7 +59,7 @@ def test_a_client_that_writes_and_never_reads_is_aborted(
     refusal = deaf.refusal()  # when it reads at last, it learns why
     assert isinstance(refusal, Stalled)
     assert refusal.applied is False  # nothing but previews was answered
-    assert refusal.metadata["stall_timeout_seconds"] == "1.0"
+    assert refusal.metadata["stall_timeout_seconds"] == "2.0"
 
 
 def test_a_client_that_reads_one_byte_a_second_is_aborted(
