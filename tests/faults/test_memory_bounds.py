@@ -132,30 +132,43 @@ def test_the_scalars_of_a_long_block_count(connect_bare: Callable[[str], Stub]) 
 
 
 class ExhaustedDevice(GatedDevice):
-    """Has no memory for ``rows`` rows."""
+    """Has no memory for arrays of ``rows`` rows after the first ``spare`` of them."""
 
-    rows = 0
+    rows, spare = 0, 0
 
     def allocate(self, rows: int, length: int, dtype: np.dtype[Any]) -> Any:
         if rows == self.rows:
-            raise MemoryError
+            self.spare -= 1
+            if self.spare < 0:
+                raise MemoryError
         return super().allocate(rows, length, dtype)
 
 
-@pytest.mark.parametrize("returns", [train_pb2.RETURNS_LAST, train_pb2.RETURNS_TRAJECTORY])
-def test_a_device_that_is_full_leaves_nothing_reserved(connect_bare: Callable[[str], Stub], returns: Any) -> None:
+@pytest.mark.parametrize("spare", [0, 1, 3], ids="after {} vectors".format)
+def test_a_run_that_the_device_has_no_room_for_leaves_nothing_reserved(
+    connect_bare: Callable[[str], Stub], spare: int
+) -> None:
+    device = ExhaustedDevice()
+    with HostedServer(device) as server:
+        device.rows, device.spare = 1, spare
+        stub = connect_bare(server.target)
+        refused = refusal(lambda: create(stub, spec_of(fresh_name("full"), SIZE), gradient(SIZE, 0)))
+        assert isinstance(refused, InternalError)
+        assert server.used_bytes == 0
+
+
+@pytest.mark.parametrize("spare", [0, 1], ids=["no gradients", "no trajectory"])
+def test_a_block_that_the_device_has_no_room_for_leaves_nothing_reserved(
+    connect_bare: Callable[[str], Stub], spare: int
+) -> None:
     device = ExhaustedDevice()
     with HostedServer(device) as server:
         stub, name = connect_bare(server.target), fresh_name("full")
-        device.rows = 1
-        refused = refusal(lambda: create(stub, spec_of(name, SIZE), gradient(SIZE, 0)))
-        assert isinstance(refused, InternalError)
-        assert server.used_bytes == 0
-        device.rows = 3
         create(stub, spec_of(name, SIZE), gradient(SIZE, 0))
         before = fingerprint(stub, name)
+        device.rows, device.spare = 3, spare
         stream = BareStream(stub, name)
-        stream.send_block(1, gradient(SIZE, 1, 3), returns=returns)
+        stream.send_block(1, gradient(SIZE, 1, 3), returns=train_pb2.RETURNS_TRAJECTORY)
         assert isinstance(stream.refusal(), InternalError)
         eventually(lambda: server.used_bytes == RUN_BYTES, "nothing of the block stays reserved")
         assert fingerprint(stub, name) == before
