@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import grpc
 import numpy as np
@@ -15,7 +15,6 @@ from gradwire.wire.errors import Fenced, RunBusy, RunNotFound
 from tests.faults.bare import (
     BareStream,
     Stub,
-    attach_when_free,
     create,
     delete,
     fingerprint,
@@ -25,11 +24,8 @@ from tests.faults.bare import (
     spec_of,
     write_parameters,
 )
-from tests.faults.client_process import ClientProcess
 from tests.faults.gated import BULK, GatedDevice, gradient
 from tests.faults.hosted import HostedServer, InBackground, eventually
-from tests.faults.proxy import Proxy
-from tests.serving import ServerProcess
 
 HALF = BULK // 2
 
@@ -203,44 +199,6 @@ def test_attaching_waits_for_a_commit_under_way(
     assert isinstance(refusal, Fenced)
     assert refusal.applied is not False, "its block has been applied"
     newer.finish()
-
-
-@pytest.fixture(scope="module")
-def alert_process() -> Iterator[ServerProcess]:
-    """A server that probes its peers every second."""
-    with ServerProcess("--keepalive", "1") as server:
-        yield server
-
-
-def test_a_stopped_client_loses_its_place(alert_process: ServerProcess, connect_bare: Callable[[str], Stub]) -> None:
-    """SIGSTOP: the connection stays open, and nobody answers."""
-    name, stub = fresh_name("stopped"), connect_bare(alert_process.target)
-    create(stub, spec_of(name, BULK), gradient(BULK, 0))
-    with ClientProcess("half-step", alert_process.target, name, BULK) as client:
-        client.wait_for("half of step 2 is there")
-        client.stop()
-        other = attach_when_free(stub, name, "other")
-        assert other.attached.step == 1
-        other.finish()
-
-
-def test_a_client_whose_network_is_gone_loses_its_place(
-    alert_process: ServerProcess, connect_bare: Callable[[str], Stub]
-) -> None:
-    """No packet arrives any more, no end of the connection either."""
-    name, stub = fresh_name("unplugged"), connect_bare(alert_process.target)
-    create(stub, spec_of(name, BULK), gradient(BULK, 0))
-    with Proxy(alert_process.target) as proxy, connect(proxy.target) as server:
-        run = server.attach(name)
-        run.step({"w": gradient(BULK, 1)})
-        proxy.stall()
-        other = attach_when_free(stub, name, "other")
-        assert other.attached.step == 1
-        other.finish()
-        # When its network is back, the first client goes on.
-        proxy.cut()
-        assert run.step({"w": gradient(BULK, 2)}).step == 2
-        assert np.array_equal(run.params["w"], read_parameters(stub, name))
 
 
 def test_replacing_a_run_ends_the_stream_of_the_old_one(hosted: HostedServer, hosted_stub: Stub, name: str) -> None:
