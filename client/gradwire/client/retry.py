@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import grpc
 
-from gradwire.client.errors import ConnectionLost, connection_lost, from_rpc_error, is_transient
+from gradwire.client.errors import ConnectionLost, is_transient, translate
 from gradwire.wire.errors import Draining, GradwireError
 
 T = TypeVar("T")
@@ -56,18 +56,11 @@ class Attempts:
             try:
                 return call()
             except grpc.RpcError as error:
-                self.pause(error, applied=None)
-
-    def pause(self, error: grpc.RpcError, *, applied: bool | None) -> None:
-        """Sleeps before the next attempt, or raises what ``error`` means where no further one is due.
-
-        ``applied`` is what a ConnectionLost would say of the step.
-        """
-        failure = from_rpc_error(error) or connection_lost(error, self._target, applied=applied)
-        self.pause_for(failure, transient=may_pass(error, failure))
+                failure = translate(error, self._target)
+                self.pause_for(failure, transient=may_pass(error, failure))
 
     def pause_for(self, failure: GradwireError, *, transient: bool) -> None:
-        """As `pause`, for a failure that is ours already."""
+        """Sleeps before the next attempt, or raises ``failure`` where no further one is due."""
         now = time.monotonic()
         if self._give_up_at is None:
             self._give_up_at = now + self._policy.deadline_seconds

@@ -211,7 +211,7 @@ class Run:
                     self._unresolved = sent = False
                 if refusal.applied is not False or isinstance(refusal, Fenced):
                     self.stale = True
-                attempts.pause(error, applied=None)
+                attempts.pause_for(refusal, transient=may_pass(error, refusal))
             except BaseException:  # Ctrl-C, or an answer that makes no sense
                 self._drop_stream()
                 self.stale = True
