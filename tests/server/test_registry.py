@@ -120,3 +120,16 @@ def test_deleting_twice_finds_nothing_the_second_time(registry: Registry) -> Non
             await registry.delete("runs/x")
 
     asyncio.run(test())
+
+
+def test_the_name_of_a_run_that_has_ended_by_itself_is_free(registry: Registry) -> None:
+    """Nobody has asked for it in between; not even the request that made it finds it again."""
+
+    async def scenario() -> None:
+        run = await create(registry, "x", "first")
+        run.delete("was ended")
+        assert registry.existing("runs/x", "first") is None
+        again = await create(registry, "x", "second")
+        assert registry.get("runs/x") is again is not run
+
+    asyncio.run(scenario())

@@ -66,7 +66,7 @@ class Registry:
 
     def existing(self, name: str, request_id: str) -> Run | None:
         """The run that the same creation request has made before, if it has."""
-        run = self._runs.get(name)
+        run = self._living(name)
         return run if run is not None and run.request_id == request_id else None
 
     def page(self, after: str, size: int) -> tuple[list[Run], str]:
@@ -116,7 +116,7 @@ class Registry:
         if earlier is not None:
             return earlier
         self._require_free(run.spec.name, creation.replace)
-        old = self._runs.get(run.spec.name)
+        old = self._living(run.spec.name)
         self._runs[run.spec.name] = run
         creation.published = True
         if old is not None:
@@ -143,8 +143,17 @@ class Registry:
             raise Draining("the server is about to stop and takes no further work")
 
     def _require_free(self, name: str, replace: bool) -> None:
-        if name in self._runs and not replace:
-            raise RunAlreadyExists(f"{name} exists already, at step {self._runs[name].step}", run=name)
+        run = self._living(name)
+        if run is not None and not replace:
+            raise RunAlreadyExists(f"{name} exists already, at step {run.step}", run=name)
+
+    def _living(self, name: str) -> Run | None:
+        """The run of this name, unless it has ended: then its name, and what it held, are free."""
+        run = self._runs.get(name)
+        if run is not None and run.ended:
+            run = None
+            del self._runs[name]
+        return run
 
     def close(self) -> None:
         """Waits for work in threads."""
