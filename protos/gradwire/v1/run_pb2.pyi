@@ -300,6 +300,7 @@ class Adam(google.protobuf.message.Message):
     SCHEDULE_FIELD_NUMBER: builtins.int
     LOW_FIELD_NUMBER: builtins.int
     HIGH_FIELD_NUMBER: builtins.int
+    MAXIMIZE_FIELD_NUMBER: builtins.int
     lr: builtins.float
     """Learning rate, finite, >= 0. Default 1e-3."""
     beta1: builtins.float
@@ -326,6 +327,8 @@ class Adam(google.protobuf.message.Message):
     """Lower bound of every element after the step. Default: none (-infinity). low <= high."""
     high: builtins.float
     """Upper bound of every element after the step. Default: none (+infinity)."""
+    maximize: builtins.bool
+    """Go up: the sign of the gradient is turned first, before weight decay. (`maximize` of torch.)"""
     def __init__(
         self,
         *,
@@ -342,9 +345,10 @@ class Adam(google.protobuf.message.Message):
         schedule: global___Adam.Schedule.ValueType = ...,
         low: builtins.float | None = ...,
         high: builtins.float | None = ...,
+        maximize: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_bias_correction", b"_bias_correction", "_eps", b"_eps", "_high", b"_high", "_low", b"_low", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "bias_correction", b"bias_correction", "eps", b"eps", "high", b"high", "low", b"low", "lr", b"lr", "weight_decay", b"weight_decay"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_bias_correction", b"_bias_correction", "_eps", b"_eps", "_high", b"_high", "_low", b"_low", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "amsgrad", b"amsgrad", "beta1", b"beta1", "beta2", b"beta2", "bias_correction", b"bias_correction", "eps", b"eps", "epsilon_placement", b"epsilon_placement", "high", b"high", "low", b"low", "lr", b"lr", "maximum_of", b"maximum_of", "schedule", b"schedule", "weight_decay", b"weight_decay", "weight_decay_mode", b"weight_decay_mode"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_bias_correction", b"_bias_correction", "_eps", b"_eps", "_high", b"_high", "_low", b"_low", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "amsgrad", b"amsgrad", "beta1", b"beta1", "beta2", b"beta2", "bias_correction", b"bias_correction", "eps", b"eps", "epsilon_placement", b"epsilon_placement", "high", b"high", "low", b"low", "lr", b"lr", "maximize", b"maximize", "maximum_of", b"maximum_of", "schedule", b"schedule", "weight_decay", b"weight_decay", "weight_decay_mode", b"weight_decay_mode"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_beta1", b"_beta1"]) -> typing.Literal["beta1"] | None: ...
     @typing.overload
@@ -461,12 +465,22 @@ class RunSpec(google.protobuf.message.Message):
     GROUPS_FIELD_NUMBER: builtins.int
     DTYPE_FIELD_NUMBER: builtins.int
     NON_FINITE_POLICY_FIELD_NUMBER: builtins.int
+    CLIP_VALUE_FIELD_NUMBER: builtins.int
+    CLIP_NORM_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name `runs/NAME`; NAME is 1 to 128 of the characters A-Z a-z 0-9 . _ - and starts with a letter or digit."""
     dtype: global___Dtype.ValueType
     """Type of parameters and state."""
     non_finite_policy: global___NonFinitePolicy.ValueType
     """What happens to gradients that are not finite."""
+    clip_value: builtins.float
+    """Before each step every element of the gradient is clamped to [-clip_value, clip_value], as
+    torch.nn.utils.clip_grad_value_ does. Finite, >= 0; not set: no clamp. Comes before clip_norm.
+    """
+    clip_norm: builtins.float
+    """Before each step the gradient is multiplied by min(1, clip_norm / (norm + 1e-6)), norm being the L2 norm over all
+    present tensors, as torch.nn.utils.clip_grad_norm_ does. Finite, >= 0; not set: no clipping.
+    """
     @property
     def groups(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Group]:
         """At least one group with at least one tensor."""
@@ -478,8 +492,15 @@ class RunSpec(google.protobuf.message.Message):
         groups: collections.abc.Iterable[global___Group] | None = ...,
         dtype: global___Dtype.ValueType = ...,
         non_finite_policy: global___NonFinitePolicy.ValueType = ...,
+        clip_value: builtins.float | None = ...,
+        clip_norm: builtins.float | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["dtype", b"dtype", "groups", b"groups", "name", b"name", "non_finite_policy", b"non_finite_policy"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "clip_norm", b"clip_norm", "clip_value", b"clip_value"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "dtype", b"dtype", "groups", b"groups", "name", b"name", "non_finite_policy", b"non_finite_policy"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_clip_norm", b"_clip_norm"]) -> typing.Literal["clip_norm"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_clip_value", b"_clip_value"]) -> typing.Literal["clip_value"] | None: ...
 
 global___RunSpec = RunSpec
 

@@ -23,6 +23,7 @@ class CreateRunHeader(google.protobuf.message.Message):
     REQUEST_ID_FIELD_NUMBER: builtins.int
     ENCODING_FIELD_NUMBER: builtins.int
     REPLACE_FIELD_NUMBER: builtins.int
+    STATE_FIELD_NUMBER: builtins.int
     request_id: builtins.str
     """Chosen by the client, not empty, at most 128 bytes. If the run exists and was created with this same id, the call
     succeeds with `created = false` and changes nothing, so that a retry makes no duplicate and raises no error.
@@ -35,6 +36,12 @@ class CreateRunHeader(google.protobuf.message.Message):
     def spec(self) -> gradwire.v1.run_pb2.RunSpec:
         """What to create."""
 
+    @property
+    def state(self) -> global___StateHeader:
+        """Begin with this optimizer state: `slots` must hold the run's slots, in any order, and each of them must arrive whole.
+        Not set: zeros, at step 0.
+        """
+
     def __init__(
         self,
         *,
@@ -42,9 +49,10 @@ class CreateRunHeader(google.protobuf.message.Message):
         request_id: builtins.str = ...,
         encoding: gradwire.v1.run_pb2.Encoding.ValueType = ...,
         replace: builtins.bool = ...,
+        state: global___StateHeader | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["encoding", b"encoding", "replace", b"replace", "request_id", b"request_id", "spec", b"spec"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["spec", b"spec", "state", b"state"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["encoding", b"encoding", "replace", b"replace", "request_id", b"request_id", "spec", b"spec", "state", b"state"]) -> None: ...
 
 global___CreateRunHeader = CreateRunHeader
 
@@ -56,6 +64,7 @@ class CreateRunRequest(google.protobuf.message.Message):
 
     HEADER_FIELD_NUMBER: builtins.int
     SLICE_FIELD_NUMBER: builtins.int
+    SLOT_SLICE_FIELD_NUMBER: builtins.int
     @property
     def header(self) -> global___CreateRunHeader:
         """Exactly once, first."""
@@ -64,15 +73,20 @@ class CreateRunRequest(google.protobuf.message.Message):
     def slice(self) -> gradwire.v1.run_pb2.Slice:
         """A part of the initial values."""
 
+    @property
+    def slot_slice(self) -> global___SlotSlice:
+        """A part of one slot of the initial state."""
+
     def __init__(
         self,
         *,
         header: global___CreateRunHeader | None = ...,
         slice: gradwire.v1.run_pb2.Slice | None = ...,
+        slot_slice: global___SlotSlice | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["header", b"header", "message", b"message", "slice", b"slice"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["header", b"header", "message", b"message", "slice", b"slice"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["header", "slice"] | None: ...
+    def HasField(self, field_name: typing.Literal["header", b"header", "message", b"message", "slice", b"slice", "slot_slice", b"slot_slice"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["header", b"header", "message", b"message", "slice", b"slice", "slot_slice", b"slot_slice"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["header", "slice", "slot_slice"] | None: ...
 
 global___CreateRunRequest = CreateRunRequest
 
@@ -447,20 +461,24 @@ class WriteParametersHeader(google.protobuf.message.Message):
     NAME_FIELD_NUMBER: builtins.int
     ENCODING_FIELD_NUMBER: builtins.int
     RUN_UID_FIELD_NUMBER: builtins.int
+    PARTIAL_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name `runs/NAME`."""
     encoding: gradwire.v1.run_pb2.Encoding.ValueType
     """Encoding of the values."""
     run_uid: builtins.str
     """Run.uid of the run that is meant; empty: whatever has the name."""
+    partial: builtins.bool
+    """Elements that no slice covers keep the values that they have when the call ends. False: all must be covered."""
     def __init__(
         self,
         *,
         name: builtins.str = ...,
         encoding: gradwire.v1.run_pb2.Encoding.ValueType = ...,
         run_uid: builtins.str = ...,
+        partial: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["encoding", b"encoding", "name", b"name", "run_uid", b"run_uid"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["encoding", b"encoding", "name", b"name", "partial", b"partial", "run_uid", b"run_uid"]) -> None: ...
 
 global___WriteParametersHeader = WriteParametersHeader
 

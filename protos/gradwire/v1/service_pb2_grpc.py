@@ -79,7 +79,8 @@ class OptimizerServiceServicer(object):
 
     def CreateRun(self, request_iterator, context):
         """Creates a run. The first message carries the header, then come the initial values: slices that cover the whole
-        vector, in any order, without overlap. The run exists when the call returns OK, never before and never in part.
+        vector, in any order, without overlap; where the header has a state, so do the slices of every slot. The run exists
+        when the call returns OK, never before and never in part.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -131,8 +132,8 @@ class OptimizerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def WriteParameters(self, request_iterator, context):
-        """Replaces all parameters at once. The first message carries the header, then come slices that cover the vector.
-        The epoch rises: an attached stream is fenced.
+        """Replaces all parameters at once, or those that are sent. The first message carries the header, then come slices that
+        cover the vector, or some of it. The epoch rises: an attached stream is fenced.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

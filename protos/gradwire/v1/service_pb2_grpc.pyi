@@ -33,7 +33,8 @@ class OptimizerServiceStub:
         gradwire.v1.service_pb2.CreateRunResponse,
     ]
     """Creates a run. The first message carries the header, then come the initial values: slices that cover the whole
-    vector, in any order, without overlap. The run exists when the call returns OK, never before and never in part.
+    vector, in any order, without overlap; where the header has a state, so do the slices of every slot. The run exists
+    when the call returns OK, never before and never in part.
     """
 
     GetRun: grpc.UnaryUnaryMultiCallable[
@@ -80,8 +81,8 @@ class OptimizerServiceStub:
         gradwire.v1.service_pb2.WriteParametersRequest,
         gradwire.v1.service_pb2.WriteParametersResponse,
     ]
-    """Replaces all parameters at once. The first message carries the header, then come slices that cover the vector.
-    The epoch rises: an attached stream is fenced.
+    """Replaces all parameters at once, or those that are sent. The first message carries the header, then come slices that
+    cover the vector, or some of it. The epoch rises: an attached stream is fenced.
     """
 
     WriteState: grpc.StreamUnaryMultiCallable[
@@ -104,7 +105,8 @@ class OptimizerServiceAsyncStub:
         gradwire.v1.service_pb2.CreateRunResponse,
     ]
     """Creates a run. The first message carries the header, then come the initial values: slices that cover the whole
-    vector, in any order, without overlap. The run exists when the call returns OK, never before and never in part.
+    vector, in any order, without overlap; where the header has a state, so do the slices of every slot. The run exists
+    when the call returns OK, never before and never in part.
     """
 
     GetRun: grpc.aio.UnaryUnaryMultiCallable[
@@ -151,8 +153,8 @@ class OptimizerServiceAsyncStub:
         gradwire.v1.service_pb2.WriteParametersRequest,
         gradwire.v1.service_pb2.WriteParametersResponse,
     ]
-    """Replaces all parameters at once. The first message carries the header, then come slices that cover the vector.
-    The epoch rises: an attached stream is fenced.
+    """Replaces all parameters at once, or those that are sent. The first message carries the header, then come slices that
+    cover the vector, or some of it. The epoch rises: an attached stream is fenced.
     """
 
     WriteState: grpc.aio.StreamUnaryMultiCallable[
@@ -177,7 +179,8 @@ class OptimizerServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[gradwire.v1.service_pb2.CreateRunResponse, collections.abc.Awaitable[gradwire.v1.service_pb2.CreateRunResponse]]:
         """Creates a run. The first message carries the header, then come the initial values: slices that cover the whole
-        vector, in any order, without overlap. The run exists when the call returns OK, never before and never in part.
+        vector, in any order, without overlap; where the header has a state, so do the slices of every slot. The run exists
+        when the call returns OK, never before and never in part.
         """
 
     @abc.abstractmethod
@@ -238,8 +241,8 @@ class OptimizerServiceServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[gradwire.v1.service_pb2.WriteParametersRequest],
         context: _ServicerContext,
     ) -> typing.Union[gradwire.v1.service_pb2.WriteParametersResponse, collections.abc.Awaitable[gradwire.v1.service_pb2.WriteParametersResponse]]:
-        """Replaces all parameters at once. The first message carries the header, then come slices that cover the vector.
-        The epoch rises: an attached stream is fenced.
+        """Replaces all parameters at once, or those that are sent. The first message carries the header, then come slices that
+        cover the vector, or some of it. The epoch rises: an attached stream is fenced.
         """
 
     @abc.abstractmethod

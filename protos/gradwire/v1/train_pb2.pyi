@@ -138,7 +138,9 @@ global___Attached = Attached
 
 @typing.final
 class BlockHeader(google.protobuf.message.Message):
-    """What holds for a whole block. Sent with the first Gradients message of a sequence, and only with that."""
+    """What holds for a whole block. Sent with the first Gradients message of a sequence, and only with that; see `deferred`
+    for the one exception.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -146,10 +148,20 @@ class BlockHeader(google.protobuf.message.Message):
     RETURNS_FIELD_NUMBER: builtins.int
     ABSENT_TENSORS_FIELD_NUMBER: builtins.int
     OVERRIDES_FIELD_NUMBER: builtins.int
+    DEFERRED_FIELD_NUMBER: builtins.int
     steps: builtins.int
     """K, the number of steps in the block; 0 means 1."""
     returns: global___Returns.ValueType
     """What to answer."""
+    deferred: builtins.bool
+    """The client sends gradients while it still computes others, and does not read yet: nothing is answered before `last`.
+    Until then
+    - elements that are sent again replace what was sent of them before;
+    - a header in a message that is not the last one begins the block anew: what had arrived of it is forgotten;
+    - any element may be sent, and `absent_tensors`, `overrides` and `returns` need not be known: the last message
+      carries the header too, with `deferred` and the same `steps`, and what that one says holds.
+    A block that is never finished is never applied, and its number is free for the next one.
+    """
     @property
     def absent_tensors(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Indices (in layout order) of tensors that have no gradient in this block. They and their t stay as they are."""
@@ -165,8 +177,9 @@ class BlockHeader(google.protobuf.message.Message):
         returns: global___Returns.ValueType = ...,
         absent_tensors: collections.abc.Iterable[builtins.int] | None = ...,
         overrides: collections.abc.Iterable[gradwire.v1.run_pb2.Override] | None = ...,
+        deferred: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["absent_tensors", b"absent_tensors", "overrides", b"overrides", "returns", b"returns", "steps", b"steps"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["absent_tensors", b"absent_tensors", "deferred", b"deferred", "overrides", b"overrides", "returns", b"returns", "steps", b"steps"]) -> None: ...
 
 global___BlockHeader = BlockHeader
 
@@ -187,14 +200,15 @@ class Gradients(google.protobuf.message.Message):
     """First element of the slice in the flat vector."""
     data: builtins.bytes
     """K rows of the same length, row after row: the gradients of elements `offset .. offset+length` for each of the K
-    steps. Slices come in any order, may cut tensors anywhere, do not overlap and cover no absent element.
+    steps. Slices come in any order, may cut tensors anywhere, do not overlap and cover no absent element (both
+    otherwise in deferred blocks).
     K times the size of an encoded element must stay at or below 8 MiB.
     """
     last: builtins.bool
     """The block is whole: apply it."""
     @property
     def header(self) -> global___BlockHeader:
-        """In the first message of the block."""
+        """In the first message of the block; in the last one of a deferred block too."""
 
     def __init__(
         self,
@@ -253,8 +267,8 @@ class Receipt(google.protobuf.message.Message):
     step: builtins.int
     """Steps applied to the run after this block."""
     gradient_norm: builtins.float
-    """L2 norm over all present elements of the block's last gradient, as it arrived. Not a number where that gradient
-    held one.
+    """L2 norm over all present elements of the block's last gradient, as it arrived (before any clipping). Not a number
+    where that gradient held one.
     """
     durability: gradwire.v1.run_pb2.Durability.ValueType
     """What this receipt is worth when the server dies."""
