@@ -107,7 +107,7 @@ def _hyperparameters(number: int, group: run_pb2.Adam) -> dict[str, Any]:
         "eps": group.eps,
         "weight_decay": group.weight_decay,
         "amsgrad": group.amsgrad,
-        "maximize": False,
+        "maximize": group.maximize,
         "foreach": None,
         "capturable": False,
         "differentiable": False,
