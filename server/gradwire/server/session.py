@@ -15,7 +15,6 @@ from gradwire.server.devices.base import DeviceArray
 from gradwire.server.exclusive import BULK_ELEMENTS, in_thread
 from gradwire.server.memory import Reservation
 from gradwire.server.run import Run
-from gradwire.server.spec import NonFinitePolicy
 from gradwire.server.staging import StagedBlock, override_groups, scalar_bytes, segments_of
 from gradwire.server.workers import Holder, check_id
 from gradwire.wire.encoding import MAX_ROW_BYTES, SLICE_BYTES, decode
@@ -200,8 +199,7 @@ class Session:
                 scalar_memory=scalar_memory,
                 trajectory=trajectory,
                 result_memory=result_memory,
-                # SKIP can leave out a step only once it has seen all of it, so nothing can be told beforehand.
-                previews=header.returns is not Returns.NONE and spec.non_finite_policy is not NonFinitePolicy.SKIP,
+                previews=header.returns is not Returns.NONE and spec.previews,
             )
         except BaseException:
             scalar_memory.release()

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from math import isfinite
 from typing import Any
 
 import numpy as np
 
 from gradwire.server.optimizers.base import Hyperparameters
+from gradwire.wire.errors import InvalidHyperparameter
 from gradwire.wire.layout import Layout
 
 TENSOR_BYTES = 1024
@@ -25,13 +27,32 @@ class NonFinitePolicy(IntEnum):
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What a run is from its creation on. ``name`` is the whole resource name."""
+    """What a run is from its creation on. ``name`` is the whole resource name. Raises InvalidHyperparameter."""
 
     name: str
     layout: Layout
     dtype: np.dtype[Any]
     groups: tuple[Hyperparameters, ...]
     non_finite_policy: NonFinitePolicy = NonFinitePolicy.REJECT
+    clip_value: float | None = None
+    """Largest size of an element of the gradient; comes before ``clip_norm``. None: any."""
+    clip_norm: float | None = None
+    """Largest L2 norm of a step's gradient. None: any."""
+
+    def __post_init__(self) -> None:
+        for name in ("clip_value", "clip_norm"):
+            value = getattr(self, name)
+            if value is not None and not (isfinite(value) and value >= 0):
+                raise InvalidHyperparameter(f"{name} is {value}; expected a finite number >= 0", field=name)
+
+    @property
+    def previews(self) -> bool:
+        """Whether parameters can be computed before all of a block has arrived.
+
+        Not under SKIP, which can leave out a step only once it has seen all of it, and not with clipping: a norm is
+        that of the whole gradient, and the staged gradient is clipped in place, at commit.
+        """
+        return self.non_finite_policy is not NonFinitePolicy.SKIP and self.clip_value is None and self.clip_norm is None
 
     @property
     def slots(self) -> tuple[str, ...]:
