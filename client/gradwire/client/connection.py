@@ -17,7 +17,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from gradwire.client import flat as flats
 from gradwire.client.embedded import EmbeddedServer
 from gradwire.client.errors import ConnectionLost, LayoutMismatch, connection_lost
-from gradwire.client.optimizers import Adam, ParamGroup
+from gradwire.client.optimizers import Adam, ParamGroup, number
 from gradwire.client.options import RunOptions
 from gradwire.client.retry import RetryPolicy, retrying
 from gradwire.client.run import Run
@@ -128,6 +128,8 @@ class Server:
         on_existing: str = "error",
         dtype: str | None = None,
         non_finite: str = "reject",
+        clip_norm: float | None = None,
+        clip_value: float | None = None,
         retry: RetryPolicy | None = None,
         **options: Any,
     ) -> Run:
@@ -142,6 +144,11 @@ class Server:
             dtype: ``"float32"`` or ``"float64"``; None: float64 if all arrays are, else float32.
             non_finite: what the server does with gradients that are not finite: ``"reject"`` the block, ``"skip"`` the
                 step, ``"allow"`` them.
+            clip_norm: before each step the gradient is multiplied by ``min(1, clip_norm / (norm + 1e-6))``, norm being
+                the L2 norm over all present tensors (``torch.nn.utils.clip_grad_norm_``). None: it is not. A resumed
+                run keeps its own, as it keeps its optimizer.
+            clip_value: before that every element is clamped to ``[-clip_value, clip_value]``
+                (``torch.nn.utils.clip_grad_value_``). `Receipt.gradient_norm` is the norm before either.
             retry: see `RetryPolicy`.
             options: see `RunOptions`.
 
@@ -165,6 +172,10 @@ class Server:
         layout = Layout([[(key, array.shape) for key, array in group.items()] for group in arrays])
         state = _run_dtype(dtype, groups)
         spec = run_pb2.RunSpec(name=_resource(name), dtype=dtype_of(state), non_finite_policy=_NON_FINITE[non_finite])
+        if clip_norm is not None:
+            spec.clip_norm = number("clip_norm", clip_norm)
+        if clip_value is not None:
+            spec.clip_value = number("clip_value", clip_value)
         for group in groups:
             spec.groups.add(adam=optimizer.replace(group.hyperparameters).to_message())
         for tensor in layout.tensors:

@@ -59,6 +59,7 @@ class Adam:
         bias_correction: False leaves out all ``1-b^t``, as the AMSGrad paper does.
         schedule: ``"constant"``, or ``"inverse-sqrt"``: lr/sqrt(t) at the run's step t = 1, 2, ...
         bounds: (low, high), every element is clamped to them after each step; None: no bounds.
+        maximize: go up: the sign of the gradient is turned first, before weight decay (torch's ``maximize``).
 
     Raises ValueError or TypeError for a malformed argument; ranges are checked by the server (InvalidHyperparameter).
     """
@@ -75,6 +76,7 @@ class Adam:
     bias_correction: bool = True
     schedule: str = "constant"
     bounds: tuple[float, float] | None = None
+    maximize: bool = False
 
     def __post_init__(self) -> None:
         _pair("betas", self.betas)
@@ -85,9 +87,9 @@ class Adam:
         if self.schedule not in _SCHEDULES:
             raise ValueError(f"schedule is {self.schedule!r}; expected one of {', '.join(map(repr, _SCHEDULES))}")
         for name in ("lr", "eps"):
-            _number(name, getattr(self, name))
+            number(name, getattr(self, name))
         if not isinstance(self.weight_decay, WeightDecay):
-            _number("weight_decay", self.weight_decay)
+            number("weight_decay", self.weight_decay)
 
     def replace(self, changes: Mapping[str, Any]) -> Adam:
         """A copy with other hyperparameters. Raises TypeError for a name that there is none of."""
@@ -116,6 +118,7 @@ class Adam:
             maximum_of=_MAXIMA[self.maximum_of],
             bias_correction=self.bias_correction,
             schedule=_SCHEDULES[self.schedule],
+            maximize=self.maximize,
         )
         if self.bounds is not None:
             message.low, message.high = self.bounds
@@ -174,7 +177,7 @@ def to_override(group: int, changes: Mapping[str, Any]) -> run_pb2.Override:
     override = run_pb2.Override(group=group)
     for name, value in changes.items():
         if name in ("lr", "eps", "weight_decay"):
-            setattr(override, name, _number(name, value))
+            setattr(override, name, number(name, value))
         elif name == "betas":
             override.beta1, override.beta2 = _pair(name, value)
         elif name == "bounds":
@@ -184,7 +187,8 @@ def to_override(group: int, changes: Mapping[str, Any]) -> run_pb2.Override:
     return override
 
 
-def _number(name: str, value: Any) -> float:
+def number(name: str, value: Any) -> float:
+    """A Python, numpy or torch number as a float. Raises TypeError for anything else, booleans included."""
     item = getattr(value, "item", None)
     if callable(item) and getattr(value, "size", 1) != 0:  # a numpy or torch scalar
         with contextlib.suppress(RuntimeError, ValueError):
@@ -199,4 +203,4 @@ def _pair(name: str, value: Any) -> tuple[float, float]:
         first, second = value
     except (TypeError, ValueError):
         raise TypeError(f"{name} is {value!r}; expected two numbers") from None
-    return _number(name, first), _number(name, second)
+    return number(name, first), number(name, second)
