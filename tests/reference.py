@@ -40,6 +40,7 @@ class ReferenceConfig:
     bias_correction: bool = True
     schedule: Literal["constant", "inverse_sqrt"] = "constant"
     bounds: tuple[float, float] = (-math.inf, math.inf)
+    maximize: bool = False
 
     def lr_at(self, run_step: int) -> float:
         return self.lr / math.sqrt(run_step) if self.schedule == "inverse_sqrt" else self.lr
@@ -86,7 +87,7 @@ class ReferenceAdam:
     def _step_tensor(self, name: str, gradient: Tensor, config: ReferenceConfig) -> None:
         p = self.params[name]
         scalar = p.dtype.type
-        g = gradient.astype(p.dtype)
+        g = -gradient.astype(p.dtype) if config.maximize else gradient.astype(p.dtype)
         lr = config.lr_at(self.run_step)
         beta1, beta2 = config.betas
         wd = config.weight_decay

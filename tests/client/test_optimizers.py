@@ -30,6 +30,7 @@ LABML: dict[str, Any] = {
     "maximum_of": A.MAXIMUM_OF_RAW,
     "bias_correction": True,
     "schedule": A.SCHEDULE_CONSTANT,
+    "maximize": False,
 }
 TORCH = LABML | {
     "eps": 1e-8,
@@ -64,7 +65,7 @@ def test_preset_in_the_words_of_the_contract(optimizer: Adam, expected: dict[str
 def test_torch_presets_have_the_defaults_of_torch(preset: type[Adam], reference: type[torch.optim.Optimizer]) -> None:
     theirs = inspect.signature(reference.__init__).parameters
     ours = preset()
-    for name in ("lr", "betas", "eps", "weight_decay", "amsgrad"):
+    for name in ("lr", "betas", "eps", "weight_decay", "amsgrad", "maximize"):
         assert getattr(ours, name) == theirs[name].default, name
 
 
@@ -78,6 +79,7 @@ def test_torch_presets_have_the_defaults_of_torch(preset: type[Adam], reference:
         ({"weight_decay": 0.1}, {"weight_decay": 0.1}),
         ({"optimized_update": False}, {"epsilon_placement": A.EPSILON_PLACEMENT_PLAIN}),
         ({"amsgrad": True}, {"amsgrad": True}),
+        ({"maximize": True}, {"maximize": True}),
         ({"maximum_of": "bias-corrected"}, {"maximum_of": A.MAXIMUM_OF_BIAS_CORRECTED}),
         ({"bias_correction": False}, {"bias_correction": False}),
         ({"schedule": "inverse-sqrt"}, {"schedule": A.SCHEDULE_INVERSE_SQRT}),
@@ -185,7 +187,7 @@ def test_override_sets_what_it_names_and_no_more() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["amsgrad", "schedule", "optimized_update", "maximum_of", "bias_correction", "momentum"]
+    "name", ["amsgrad", "maximize", "schedule", "optimized_update", "maximum_of", "bias_correction", "momentum"]
 )
 def test_choices_that_need_other_state_cannot_change_during_a_run(name: str) -> None:
     with pytest.raises(TypeError, match=f"'{name}' cannot change during a run"):

@@ -37,6 +37,7 @@ KERNEL_CONFIGS = [
     ReferenceConfig(eps=1e-8, epsilon_placement="plain", amsgrad=True, schedule="inverse_sqrt"),
     ReferenceConfig(amsgrad=True, weight_decay=0.01, weight_decay_mode="coupled", bias_correction=False),
     ReferenceConfig(eps=1e-8, epsilon_placement="plain", amsgrad=True, maximum_of="bias_corrected"),
+    ReferenceConfig(amsgrad=True, weight_decay=0.01, weight_decay_mode="coupled", maximize=True),
 ]
 """Every branch of the update function at least once."""
 
@@ -67,6 +68,7 @@ def hyperparameters(config: ReferenceConfig) -> AdamHyperparameters:
         schedule=Schedule[config.schedule.upper()],
         low=config.bounds[0],
         high=config.bounds[1],
+        maximize=config.maximize,
     )
 
 

@@ -97,12 +97,21 @@ def test_defaults_are_labmls() -> None:
         "schedule": 1,
         "low": -INF,
         "high": INF,
+        "maximize": False,
     }
 
 
 def test_only_amsgrad_keeps_a_maximum() -> None:
     assert AdamHyperparameters().kernel.used_slots == SLOTS[:2]
     assert AdamHyperparameters(amsgrad=True).kernel.used_slots == SLOTS
+
+
+def test_maximize_is_a_choice_of_the_kernel() -> None:
+    """It is no number: no override can name it, and it keeps no other state."""
+    up, down = AdamHyperparameters(maximize=True), AdamHyperparameters()
+    assert up.kernel != down.kernel
+    assert up.kernel.used_slots == down.kernel.used_slots
+    assert up.replace({"lr": 0.5}).maximize
 
 
 def test_changing_numbers_compiles_nothing_new() -> None:

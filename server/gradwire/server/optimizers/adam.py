@@ -69,8 +69,11 @@ def update(
     amsgrad: bool,
     plain: bool,
     corrected_maximum: bool,
+    maximize: bool,
 ) -> Any:
     """One element, one step, in the order of the formulas. Comparisons are written so that NaN propagates."""
+    if maximize:
+        g = -g
     p = p * decay
     if coupled and weight_decay > 0:  # 0 times an infinite parameter would be NaN
         g = g + weight_decay * p
@@ -155,6 +158,7 @@ class AdamHyperparameters:
     schedule: Schedule = Schedule.CONSTANT
     low: float = -inf
     high: float = inf
+    maximize: bool = False
 
     def __post_init__(self) -> None:
         for name in ("lr", "eps", "weight_decay"):
@@ -182,6 +186,7 @@ class AdamHyperparameters:
             self.amsgrad,
             self.epsilon_placement is EpsilonPlacement.PLAIN and self.bias_correction,
             self.maximum_of is MaximumOf.BIAS_CORRECTED,
+            self.maximize,
         )
         return Kernel(update, SLOTS, SLOTS if self.amsgrad else SLOTS[:2], constants=8, varying=4, statics=statics)
 
