@@ -43,6 +43,23 @@ class ReferenceDevice(Device):
                 start = end
         return total
 
+    def clip(
+        self,
+        gradients: DeviceArray,
+        ranges: Sequence[Range],
+        *,
+        max_value: float | None = None,
+        factors: Floats | None = None,
+    ) -> None:
+        for start, stop in ranges:
+            part = gradients[:, start:stop]
+            if max_value is not None:
+                part[part > max_value] = max_value
+                part[part < -max_value] = -max_value
+            if factors is not None:
+                with np.errstate(all="ignore"):
+                    part *= factors[:, np.newaxis]
+
     def update(
         self,
         state: State,
@@ -81,8 +98,10 @@ def adam(values: list[Floats], g: Floats, segment: Segment, varying: Floats) -> 
     """One step of Adam or AMSGrad from the scalars that the optimizer hands to a device."""
     beta1, one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay, low, high = segment.constants
     decay, step_size, root_correction2, correction2 = varying
-    coupled, amsgrad, plain, corrected_maximum = segment.kernel.statics
+    coupled, amsgrad, plain, corrected_maximum, maximize = segment.kernel.statics
     p, m, v = values[:3]
+    if maximize:
+        g = -g
     p = p * decay
     if coupled and weight_decay > 0:
         g = g + weight_decay * p

@@ -15,7 +15,14 @@ import pytest
 from tests.devices.conftest import DEVICES
 
 ROOT = Path(__file__).parents[2]
-SUITE = ["test_update.py", "test_memory.py", "test_square_sums.py", "test_parity.py", "test_cuda_source.py"]
+SUITE = [
+    "test_update.py",
+    "test_memory.py",
+    "test_square_sums.py",
+    "test_clip.py",
+    "test_parity.py",
+    "test_cuda_source.py",
+]
 
 
 @pytest.mark.skipif("cuda" in DEVICES, reason="this process runs the suite on a GPU, or is the simulator's")

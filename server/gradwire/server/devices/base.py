@@ -85,6 +85,24 @@ class Device(ABC):
         """
 
     @abstractmethod
+    def clip(
+        self,
+        gradients: DeviceArray,
+        ranges: Sequence[Range],
+        *,
+        max_value: float | None = None,
+        factors: Floats | None = None,
+    ) -> None:
+        """Makes the elements of ``gradients`` ``[K, elements]`` that lie in ``ranges`` smaller, in place.
+
+        Args:
+            max_value: >= 0, a number of the array's dtype: elements are clamped to ``[-max_value, max_value]``.
+            factors: ``[K]``, in the array's dtype: each row is multiplied by its own, after the clamp.
+
+        NaN stays NaN in both (``clamp`` and ``mul`` of torch); a factor of 1 changes no bit.
+        """
+
+    @abstractmethod
     def update(
         self,
         state: State,
@@ -120,6 +138,7 @@ class Device(ABC):
             segment = Segment(0, 1, kernel, np.zeros(kernel.constants, dtype), np.ones((1, kernel.varying), dtype))
             self.update(state, self.allocate(1, 1, dtype), [segment], commit=True)
             self.square_sums(state.params, 0, (Range(0, 1),))
+            self.clip(state.params, (Range(0, 1),), max_value=1.0, factors=np.zeros(1, dtype))
 
     def close(self) -> None:
         """Frees what the device holds beyond arrays."""

@@ -81,6 +81,30 @@ class CpuDevice(Device):
             total += chunk_sums
         return total
 
+    def clip(
+        self,
+        gradients: DeviceArray,
+        ranges: Sequence[Range],
+        *,
+        max_value: float | None = None,
+        factors: Floats | None = None,
+    ) -> None:
+        rows = gradients.shape[0]
+        # Loops of numpy's: each runs at the speed of memory, and there is nothing to compile.
+        limit = None if max_value is None else gradients.dtype.type(max_value)
+        scale = None if factors is None or (factors == 1).all() else factors[:, np.newaxis]
+
+        def work(start: int, stop: int) -> None:
+            part = gradients[:, start:stop]
+            if limit is not None:
+                np.clip(part, -limit, limit, out=part)
+            if scale is not None:
+                with np.errstate(invalid="ignore"):  # 0 times an infinity; each thread has an errstate of its own
+                    np.multiply(part, scale, out=part)
+
+        for part in ranges:
+            self._split(work, part.start, part.stop, rows * (part.stop - part.start), TILE)
+
     def update(
         self,
         state: State,

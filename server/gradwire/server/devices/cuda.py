@@ -86,6 +86,23 @@ class CudaDevice(Device):
             total += chunk
         return total
 
+    def clip(
+        self,
+        gradients: DeviceArray,
+        ranges: Sequence[Range],
+        *,
+        max_value: float | None = None,
+        factors: Floats | None = None,
+    ) -> None:
+        with self._runtime.section():
+            scale = None if factors is None or (factors == 1).all() else self._upload(factors)[:, None]
+            for start, stop in ranges:
+                part = gradients[:, start:stop]
+                if max_value is not None:
+                    part.clamp_(-max_value, max_value)
+                if scale is not None:
+                    part.mul_(scale)
+
     def update(
         self,
         state: State,
