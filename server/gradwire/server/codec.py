@@ -32,6 +32,8 @@ def decode_spec(message: run_pb2.RunSpec) -> RunSpec:
         dtype=state_dtype(message.dtype),
         groups=tuple(_decode_group(index, group) for index, group in enumerate(message.groups)),
         non_finite_policy=_choice(NonFinitePolicy, message.non_finite_policy, "non_finite_policy"),
+        clip_value=message.clip_value if message.HasField("clip_value") else None,
+        clip_norm=message.clip_norm if message.HasField("clip_norm") else None,
     )
 
 
@@ -41,6 +43,8 @@ def encode_run(run: Run, server_instance: str) -> run_pb2.Run:
         name=spec.name,
         dtype=dtype_of(spec.dtype),
         non_finite_policy=int(spec.non_finite_policy),  # type: ignore[arg-type]
+        clip_value=spec.clip_value,
+        clip_norm=spec.clip_norm,
     )
     for group in run.groups:
         message.groups.append(_encode_group(group))
@@ -120,6 +124,7 @@ def _decode_group(index: int, message: run_pb2.Group) -> Hyperparameters:
             maximum_of=_choice(MaximumOf, adam.maximum_of, "maximum_of"),
             bias_correction=adam.bias_correction if adam.HasField("bias_correction") else True,
             schedule=_choice(Schedule, adam.schedule, "schedule"),
+            maximize=adam.maximize,
             **_present_numbers(adam),
         )
     except InvalidHyperparameter as error:
@@ -135,6 +140,7 @@ def _encode_group(group: Hyperparameters) -> run_pb2.Group:
         maximum_of=int(group.maximum_of),  # type: ignore[arg-type]
         bias_correction=group.bias_correction,
         schedule=int(group.schedule),  # type: ignore[arg-type]
+        maximize=group.maximize,
     )
     for name in _NUMBERS:
         if (value := getattr(group, name)) not in (-inf, inf):

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradwire.server.block import Receipt, Returns
+from gradwire.server.clipping import clip
 from gradwire.server.devices.base import Bools, Device, DeviceArray, State, Write
 from gradwire.server.exclusive import Exclusive
 from gradwire.server.memory import MemoryBudget
@@ -140,8 +141,11 @@ class Run:
             raise Fenced(f"{self.spec.name} has changed since this block began", epoch=self.epoch)
         header = block.header
         keep_all = self.spec.non_finite_policy is NonFinitePolicy.ALLOW
-        sums = self.device.square_sums(block.gradients, header.steps - 1 if keep_all else 0, block.ranges)
+        # Where nothing else asks for the other rows, only the receipt's norm is left: that of the last row.
+        last_only = keep_all and self.spec.clip_norm is None
+        sums = self.device.square_sums(block.gradients, header.steps - 1 if last_only else 0, block.ranges)
         applied = None if keep_all else self._finite_rows(block, sums)
+        clip(self.spec, self.device, block.gradients, block.ranges, sums)
         count = header.steps if applied is None else int(np.count_nonzero(applied))
         try:
             self.device.update(
