@@ -106,6 +106,29 @@ def test_weight_decay_coupled_and_decoupled(server: Server, weight_decay: float,
             assert_close(found, expected[name])
 
 
+@pytest.mark.parametrize("amsgrad", [False, True])
+@pytest.mark.parametrize("preset", PRESETS)
+def test_maximize_of_one_group(server: Server, preset: str, amsgrad: bool) -> None:
+    """Coupled decay comes after the turned sign, so that it still pulls towards zero; the other group goes down."""
+    ours, theirs = PRESETS[preset]
+    start = values(np.float64, 3)
+    names = list(SHAPES)
+    split: list[tuple[list[str], dict[str, Any]]] = [(names[:2], {"maximize": True}), (names[2:], {})]
+    options: dict[str, Any] = {"lr": 1e-2, "weight_decay": 0.3, "amsgrad": amsgrad}
+    expected = torch_parameters(start)
+    optimizer = theirs([{"params": [expected[name] for name in part], **own} for part, own in split], **options)
+    groups = [ParamGroup({name: start[name] for name in part}, **own) for part, own in split]
+    with server.create_run(f"maximize-{preset}-{amsgrad}", groups, ours(**options)) as run:
+        assert [group.adam.maximize for group in run.describe().spec.groups] == [True, False]
+        for step in range(STEPS):
+            grads = gradients(np.float64, step)
+            set_gradients(expected, grads)
+            optimizer.step()
+            run.step(grads, lr=[1e-2, 1e-2])
+        for name, found in run.params.items():
+            assert_close(found, expected[name])
+
+
 def test_a_local_scheduler_drives_the_learning_rate(server: Server) -> None:
     """torch's scheduler halves one group's lr every 10 steps; the run is told with ``lr=``."""
     start = values(np.float64, 2)
