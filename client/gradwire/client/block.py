@@ -39,8 +39,13 @@ def block_messages(
     rows: list[Array | None],
     ranges: Sequence[Range],
     wire: np.dtype[Any],
+    *,
+    begun: bool = False,
 ) -> Iterator[train_pb2.TrainRequest]:
-    """The messages of one block, made one by one as the connection takes them."""
+    """The messages of one block, made one by one as the connection takes them.
+
+    ``begun``: the block is deferred and others of its messages have left; its header goes with the last one.
+    """
     parts = list(flats.tiles(ranges, header.steps * wire.itemsize))
     if not parts:
         yield train_pb2.TrainRequest(gradients=train_pb2.Gradients(sequence=sequence, last=True, header=header))
@@ -50,7 +55,7 @@ def block_messages(
             offset=part.start,
             data=encode(flats.gather(layout, rows, part), wire),
             last=index == len(parts) - 1,
-            header=header if index == 0 else None,
+            header=header if index == (len(parts) - 1 if begun else 0) else None,
         )
         yield train_pb2.TrainRequest(gradients=gradients)
 

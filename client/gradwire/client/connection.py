@@ -21,6 +21,7 @@ from gradwire.client.optimizers import Adam, ParamGroup, number
 from gradwire.client.options import RunOptions
 from gradwire.client.retry import RetryPolicy, retrying
 from gradwire.client.run import Run
+from gradwire.client.values import pack_state
 from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc
 from gradwire.wire.encoding import dtype_of
 from gradwire.wire.errors import RunAlreadyExists, RunNotFound
@@ -130,6 +131,7 @@ class Server:
         non_finite: str = "reject",
         clip_norm: float | None = None,
         clip_value: float | None = None,
+        state: Mapping[str, Any] | None = None,
         retry: RetryPolicy | None = None,
         **options: Any,
     ) -> Run:
@@ -149,6 +151,7 @@ class Server:
                 run keeps its own, as it keeps its optimizer.
             clip_value: before that every element is clamped to ``[-clip_value, clip_value]``
                 (``torch.nn.utils.clip_grad_value_``). `Receipt.gradient_norm` is the norm before either.
+            state: begin with this optimizer state, as `Run.state_dict` gives it; a resumed run keeps its own.
             retry: see `RetryPolicy`.
             options: see `RunOptions`.
 
@@ -161,17 +164,11 @@ class Server:
         run_options = RunOptions(retry=retry or RetryPolicy(), **options)
         if not isinstance(optimizer, Adam):
             raise TypeError(f"optimizer is {optimizer!r}; expected a preset such as AMSGrad(lr=1e-2)")
-        groups = [ParamGroup(params)] if isinstance(params, Mapping) else list(params)
-        for group in groups:
-            if not isinstance(group, ParamGroup):
-                raise TypeError(f"params hold a {type(group).__name__}; expected a dict, or a list of ParamGroup")
-            for key in group.params:
-                if not isinstance(key, str):
-                    raise TypeError(f"a tensor is named {key!r}; expected a string")
+        groups = _checked_groups(params)
         arrays = [{key: flats.as_array(key, value) for key, value in group.params.items()} for group in groups]
         layout = Layout([[(key, array.shape) for key, array in group.items()] for group in arrays])
-        state = _run_dtype(dtype, groups)
-        spec = run_pb2.RunSpec(name=_resource(name), dtype=dtype_of(state), non_finite_policy=_NON_FINITE[non_finite])
+        numbers = _run_dtype(dtype, groups)
+        spec = run_pb2.RunSpec(name=_resource(name), dtype=dtype_of(numbers), non_finite_policy=_NON_FINITE[non_finite])
         if clip_norm is not None:
             spec.clip_norm = number("clip_norm", clip_norm)
         if clip_value is not None:
@@ -182,25 +179,30 @@ class Server:
             spec.groups[tensor.group].tensors.add(name=tensor.name, shape=tensor.shape)
         if on_existing == "resume":
             try:
-                return self._resume(name, layout, state, run_options)
+                return self._resume(name, layout, numbers, run_options)
             except RunNotFound:
                 pass
         merged = {key: array for group in arrays for key, array in group.items()}
-        flat = flats.flatten(layout, merged, state, "the parameters")
+        flat = flats.flatten(layout, merged, numbers, "the parameters")
+        upload = None if state is None else pack_state(layout, numbers, _slots(spec), state)
         request_id = uuid.uuid4().hex
 
         def requests() -> Iterator[service_pb2.CreateRunRequest]:
             header = service_pb2.CreateRunHeader(spec=spec, request_id=request_id, replace=on_existing == "replace")
+            if upload is not None:
+                header.state.CopyFrom(upload.header)
             yield service_pb2.CreateRunRequest(header=header)
-            for part in flats.value_slices(flat, state):
+            for part in flats.value_slices(flat, numbers):
                 yield service_pb2.CreateRunRequest(slice=part)
+            for slot_part in upload.slices() if upload is not None else ():
+                yield service_pb2.CreateRunRequest(slot_slice=slot_part)
 
         try:
             response = retrying(lambda: self._stub.CreateRun(requests()), run_options.retry, self.target)
         except RunAlreadyExists:
             if on_existing != "resume":
                 raise
-            return self._resume(name, layout, state, run_options)  # somebody else was faster
+            return self._resume(name, layout, numbers, run_options)  # somebody else was faster
         return Run(self._stub, self.target, response.run, run_options, self._runs, flat)
 
     def attach(self, name: str, *, retry: RetryPolicy | None = None, **options: Any) -> Run:
@@ -265,6 +267,23 @@ def _resource(name: str) -> str:
     resource = f"runs/{name}"
     parse_run_name(resource)
     return resource
+
+
+def _checked_groups(params: Mapping[str, Any] | Sequence[ParamGroup]) -> list[ParamGroup]:
+    groups = [ParamGroup(params)] if isinstance(params, Mapping) else list(params)
+    for group in groups:
+        if not isinstance(group, ParamGroup):
+            raise TypeError(f"params hold a {type(group).__name__}; expected a dict, or a list of ParamGroup")
+        for key in group.params:
+            if not isinstance(key, str):
+                raise TypeError(f"a tensor is named {key!r}; expected a string")
+    return groups
+
+
+def _slots(spec: run_pb2.RunSpec) -> tuple[str, ...]:
+    """The state vectors that a run of this spec will have."""
+    maximum = any(group.adam.amsgrad for group in spec.groups)
+    return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if maximum else ("exp_avg", "exp_avg_sq")
 
 
 def _run_dtype(dtype: str | None, groups: Sequence[ParamGroup]) -> np.dtype[Any]:

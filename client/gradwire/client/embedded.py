@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import weakref
 from typing import IO
 
 from gradwire.client.errors import EmbeddedServerError
@@ -51,6 +52,7 @@ class EmbeddedServer:
                 errors.seek(0)
                 said = errors.read().decode(errors="replace").strip()[-2000:]
                 raise EmbeddedServerError(f"the embedded server did not start: {said or 'it said nothing'}")
+        _servers.add(self)
         self.addresses: list[str] = json.loads(answer[0])["addresses"]
 
     @property
@@ -60,15 +62,32 @@ class EmbeddedServer:
 
     def close(self) -> None:
         """Ends the server and waits for it."""
-        for pipe in (self._process.stdin, self._process.stdout):
-            if pipe is not None:
-                pipe.close()
+        self._close_pipes()
         try:
             self._process.wait(STOP_TIMEOUT_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
         shutil.rmtree(self._directory, ignore_errors=True)
+
+
+    def _close_pipes(self) -> None:
+        for pipe in (self._process.stdin, self._process.stdout):
+            if pipe is not None:
+                pipe.close()
+
+
+_servers: weakref.WeakSet[EmbeddedServer] = weakref.WeakSet()
+
+
+def _let_go() -> None:
+    """In a forked child, such as a DataLoader's worker: its copy of the pipe would keep the servers alive."""
+    for server in list(_servers):
+        server._close_pipes()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def _read_line(pipe: IO[bytes], answer: list[bytes]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -46,12 +45,10 @@ def views(layout: Layout, flat: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]
 def gather(layout: Layout, rows: Sequence[Array | None], part: Range) -> Array:
     """Columns ``part`` of the tensors' ``[K, size]`` arrays. The tensors in ``part`` must all have one."""
     pieces = []
-    index = bisect_right(layout.tensors, part.start, key=lambda tensor: tensor.start) - 1
-    while index < len(layout.tensors) and layout.tensors[index].start < part.stop:
+    for index in layout.tensors_in(part):
         tensor, array = layout.tensors[index], rows[index]
         if array is not None:
             pieces.append(array[:, max(part.start - tensor.start, 0) : part.stop - tensor.start])
-        index += 1
     if len({piece.dtype for piece in pieces}) > 1:  # float16 and bfloat16 have no common type but this one
         pieces = [piece.astype(np.float64) for piece in pieces]
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
@@ -65,17 +62,21 @@ def tiles(ranges: Sequence[Range], row_bytes: int) -> Iterator[Range]:
             yield Range(start, min(start + length, part.stop))
 
 
-def flatten(layout: Layout, values: Mapping[str, Any], dtype: np.dtype[Any], what: str) -> npt.NDArray[Any]:
-    """A new flat vector from one array for each tensor.
+def flatten(
+    layout: Layout, values: Mapping[str, Any], dtype: np.dtype[Any], what: str, *, partial: bool = False
+) -> npt.NDArray[Any]:
+    """A new flat vector from one array for each tensor; ``partial``: for some, the others' places hold anything.
 
     Raises ValueError for a missing or unknown name or a wrong shape, TypeError for a wrong dtype.
     """
     check_names(layout, values, what)
     missing = [tensor.name for tensor in layout.tensors if tensor.name not in values]
-    if missing:
+    if missing and not partial:
         raise ValueError(f"{what} lack {missing[:5]}; expected one array for each of {len(layout.tensors)} tensors")
     flat = np.empty(layout.elements, dtype)
     for tensor in layout.tensors:
+        if tensor.name not in values:
+            continue
         array = as_array(tensor.name, values[tensor.name])
         check_shape(tensor.name, array.shape, tensor.shape)
         flat[tensor.start : tensor.stop] = array.reshape(-1)
@@ -95,9 +96,11 @@ def check_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) ->
         raise ValueError(f"{name!r} has shape {shape}; expected {expected}")
 
 
-def value_slices(flat: npt.NDArray[Any], wire: np.dtype[Any]) -> Iterator[run_pb2.Slice]:
-    """A whole vector as messages."""
-    for part in tiles((Range(0, flat.size),), wire.itemsize):
+def value_slices(
+    flat: npt.NDArray[Any], wire: np.dtype[Any], ranges: Sequence[Range] | None = None
+) -> Iterator[run_pb2.Slice]:
+    """A vector, or ``ranges`` of it, as messages."""
+    for part in tiles((Range(0, flat.size),) if ranges is None else ranges, wire.itemsize):
         yield run_pb2.Slice(offset=part.start, data=encode(flat[part.start : part.stop], wire))
 
 

@@ -79,9 +79,9 @@ class Adam:
     maximize: bool = False
 
     def __post_init__(self) -> None:
-        _pair("betas", self.betas)
+        pair("betas", self.betas)
         if self.bounds is not None:
-            _pair("bounds", self.bounds)
+            pair("bounds", self.bounds)
         if self.maximum_of not in _MAXIMA:
             raise ValueError(f"maximum_of is {self.maximum_of!r}; expected one of {', '.join(map(repr, _MAXIMA))}")
         if self.schedule not in _SCHEDULES:
@@ -103,12 +103,13 @@ class Adam:
 
     def to_message(self) -> run_pb2.Adam:
         """This choice in the contract's words."""
-        decay = self._decay()
+        decay = self.decay()
+        beta1, beta2 = pair("betas", self.betas)
         message = _Adam(
-            lr=self.lr,
-            beta1=self.betas[0],
-            beta2=self.betas[1],
-            eps=self.eps,
+            lr=number("lr", self.lr),
+            beta1=beta1,
+            beta2=beta2,
+            eps=number("eps", self.eps),
             weight_decay=decay.weight_decay,
             weight_decay_mode=decay.mode,
             amsgrad=self.amsgrad,
@@ -124,10 +125,11 @@ class Adam:
             message.low, message.high = self.bounds
         return message
 
-    def _decay(self) -> WeightDecay:
+    def decay(self) -> WeightDecay:
+        """The weight decay with its kind said."""
         if isinstance(self.weight_decay, WeightDecay):
             return self.weight_decay
-        return WeightDecay(self.weight_decay, weight_decouple=self.decoupled_by_default)
+        return WeightDecay(number("weight_decay", self.weight_decay), weight_decouple=self.decoupled_by_default)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,21 +141,50 @@ class AMSGrad(Adam):
 
 @dataclass(frozen=True, kw_only=True)
 class TorchAdam(Adam):
-    """``torch.optim.Adam``: eps 1e-8, the plain form, a number as ``weight_decay`` is L2."""
+    """``torch.optim.Adam``: eps 1e-8, the plain form, a number as ``weight_decay`` is L2.
+
+    Args (beside Adam's):
+        decoupled_weight_decay: True: a number as ``weight_decay`` is decoupled, as in AdamW. None: as the class says.
+        foreach, fused: taken and without effect: they choose how torch computes where it runs itself.
+        capturable, differentiable: False only; a remote step can be neither captured in a graph nor differentiated.
+
+    ``lr`` and ``betas`` may be tensors of one element. Raises NotImplementedError for what is not supported.
+    """
 
     decoupled_by_default: ClassVar[bool] = False
 
     eps: float = 1e-8
     optimized_update: bool = False
+    decoupled_weight_decay: bool | None = None
+    foreach: bool | None = None
+    fused: bool | None = None
+    capturable: bool = False
+    differentiable: bool = False
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("capturable", "differentiable"):
+            if getattr(self, name):
+                raise NotImplementedError(f"{name}=True is not supported: the step runs on a server")
+
+    def decay(self) -> WeightDecay:
+        if self.decoupled_weight_decay is None or isinstance(self.weight_decay, WeightDecay):
+            return super().decay()
+        return WeightDecay(number("weight_decay", self.weight_decay), weight_decouple=self.decoupled_weight_decay)
 
 
 @dataclass(frozen=True, kw_only=True)
 class TorchAdamW(TorchAdam):
-    """``torch.optim.AdamW``: as TorchAdam, with decoupled weight decay 0.01."""
+    """``torch.optim.AdamW``: as TorchAdam, with decoupled weight decay 0.01, always decoupled as there."""
 
     decoupled_by_default: ClassVar[bool] = True
 
     weight_decay: WeightDecay | float = 1e-2
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.decoupled_weight_decay is False:
+            raise ValueError("TorchAdamW always decouples its weight decay; TorchAdam does not")
 
 
 class ParamGroup:
@@ -179,9 +210,9 @@ def to_override(group: int, changes: Mapping[str, Any]) -> run_pb2.Override:
         if name in ("lr", "eps", "weight_decay"):
             setattr(override, name, number(name, value))
         elif name == "betas":
-            override.beta1, override.beta2 = _pair(name, value)
+            override.beta1, override.beta2 = pair(name, value)
         elif name == "bounds":
-            override.low, override.high = _pair(name, value)
+            override.low, override.high = pair(name, value)
         else:
             raise TypeError(f"{name!r} cannot change during a run; expected lr, betas, eps, weight_decay or bounds")
     return override
@@ -198,7 +229,8 @@ def number(name: str, value: Any) -> float:
     return float(value)
 
 
-def _pair(name: str, value: Any) -> tuple[float, float]:
+def pair(name: str, value: Any) -> tuple[float, float]:
+    """Two Python floats, from numbers, numpy scalars or tensors of one element. Raises TypeError."""
     try:
         first, second = value
     except (TypeError, ValueError):

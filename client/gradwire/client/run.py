@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import TracebackType
 from typing import Any
 
@@ -13,16 +13,17 @@ import numpy as np
 import numpy.typing as npt
 
 from gradwire.client import flat as flats
+from gradwire.client.ahead import Ahead, Source
 from gradwire.client.block import block_messages, gradient_rows, override_messages
 from gradwire.client.errors import RunRolledBack, WorkerConflict, translate
 from gradwire.client.options import Receipt, RunOptions, decode_receipt, encoding_of
 from gradwire.client.retry import Attempts, may_pass
 from gradwire.client.stream import TrainStream
-from gradwire.client.values import RemoteValues
+from gradwire.client.values import RemoteValues, pack_state
 from gradwire.v1 import run_pb2, service_pb2_grpc, train_pb2
 from gradwire.wire.encoding import Array, decode, state_dtype, wire_dtype
 from gradwire.wire.errors import Fenced, InternalError, RunNotFound
-from gradwire.wire.layout import Layout
+from gradwire.wire.layout import Layout, Range
 
 _RETURNS = {
     "last": train_pb2.RETURNS_LAST,
@@ -55,6 +56,8 @@ class Run:
         self.step_count = message.step
         self.last_receipt: Receipt | None = None
         self.stale = False
+        self.refreshes = 0
+        """How often all of ``params`` have been read anew."""
         self.slots = tuple(message.slots)
         self._stub = stub
         self._target = target
@@ -78,6 +81,7 @@ class Run:
             stub, target, spec.name, message.uid, self.layout, self.dtype, self.slots, options.retry
         )
         self._epoch = message.epoch
+        self._ahead = Ahead(self.layout, self._gradient_wire)
         self._stream: TrainStream | None = None
         self._sequence: int | None = None  # the last block that was acknowledged
         self._unresolved = False  # the block after it may have been sent, and its outcome is not known
@@ -99,6 +103,7 @@ class Run:
         *,
         lr: float | Sequence[float] | None = None,
         overrides: Mapping[int, Mapping[str, Any]] | None = None,
+        ahead: Collection[str] = (),
     ) -> Receipt:
         """One optimizer step; ``params`` hold the new values when it returns.
 
@@ -106,6 +111,7 @@ class Run:
             grads: name -> array of the tensor's shape. A tensor that is missing or None stays as it is, its t too.
             lr: a new learning rate from this step on, for all groups or one for each.
             overrides: group index -> new ``lr``, ``betas``, ``eps``, ``weight_decay``, ``bounds`` from this step on.
+            ahead: tensors whose gradients `send_ahead` was given and which have not changed since.
 
         Raises ValueError or TypeError for malformed gradients (nothing is sent), GradwireError as the error table says.
         """
@@ -113,7 +119,37 @@ class Run:
             header = train_pb2.BlockHeader(
                 steps=1, returns=train_pb2.RETURNS_LAST, overrides=override_messages(self.layout.groups, lr, overrides)
             )
-            return self._block(header, gradient_rows(self.layout, grads, None), None)
+            vouched = frozenset(self.layout.index[name] for name in ahead)
+            return self._block(header, gradient_rows(self.layout, grads, None), None, vouched)
+
+    def send_ahead(self, sources: Mapping[str, Source]) -> bool:
+        """Sends gradients of the next `step` now, in the background, while others are still being computed.
+
+        `step` must be given all gradients all the same, and may name in ``ahead`` those that it need not send again. A
+        tensor sent a second time replaces the first. Nothing is applied before `step`, and `discard_ahead`, or the end
+        of this process, forgets what has left.
+
+        Args:
+            sources: name -> function that returns the gradient, flat, ``[1, size]``; called in another thread.
+
+        Returns False, and sends nothing, while there is no connection: `step` will repair that.
+        """
+        with self._lock:
+            if self._stream is None or self._unresolved or self.stale or self._sequence is None:
+                return False
+            indexed = {self.layout.index[name]: source for name, source in sources.items()}
+            self._stream.send(self._ahead.messages(self._sequence + 1, indexed))
+            return True
+
+    def hold(self) -> None:
+        """Attaches now, where there is no stream, rather than with the next step."""
+        with self._lock:
+            self._open_stream(self._attempts(), resuming=False)
+
+    def discard_ahead(self) -> None:
+        """Forgets what `send_ahead` has sent."""
+        with self._lock:
+            self._ahead.forget()
 
     def step_many(
         self,
@@ -153,7 +189,11 @@ class Run:
             return {t.name: trajectory[:, t.start : t.stop].reshape(steps, *t.shape) for t in self.layout.tensors}
 
     def _block(
-        self, header: train_pb2.BlockHeader, rows: list[Array | None], trajectory: npt.NDArray[Any] | None
+        self,
+        header: train_pb2.BlockHeader,
+        rows: list[Array | None],
+        trajectory: npt.NDArray[Any] | None,
+        ahead: frozenset[int] = frozenset(),
     ) -> Receipt:
         """Sends one block, exactly once, and takes its answer.
 
@@ -196,7 +236,15 @@ class Run:
                     again = train_pb2.Gradients(sequence=sequence, last=True)
                     stream.send([train_pb2.TrainRequest(gradients=again)])
                 else:
-                    stream.send(block_messages(self.layout, sequence, header, rows, ranges, self._gradient_wire))
+                    there = self._ahead.tensors & ahead & present  # none, where the stream is a new one
+                    header.deferred = bool(there)
+                    if not there:
+                        self._ahead.forget()
+                    missing = self.layout.present_ranges(absent | there) if there else ranges
+                    messages = block_messages(
+                        self.layout, sequence, header, rows, missing, self._gradient_wire, begun=header.deferred
+                    )
+                    stream.send(messages)
                 receipt = stream.collect(sequence, accept)
                 break
             except grpc.RpcError as error:
@@ -218,6 +266,7 @@ class Run:
                 raise
         self._sequence = sequence
         self._unresolved = False
+        self._ahead.forget()
         if trajectory is not None:
             self._flat[:] = trajectory[-1]
         elif answered and self._incoming is not self._flat:
@@ -281,6 +330,7 @@ class Run:
             self._unresolved = False
 
     def _drop_stream(self) -> None:
+        self._ahead.forget()
         if self._stream is not None:
             self._stream.abandon()
             self._stream = None
@@ -289,6 +339,7 @@ class Run:
     def close(self) -> None:
         """Gives the run back to the server, where it stays."""
         with self._lock:
+            self._ahead.forget()
             if self._stream is not None:
                 self._stream.close()
                 self._stream = None
@@ -321,19 +372,27 @@ class Run:
         values, step = self._values.read(attempts)
         self._flat[:] = values
         self.step_count = step
+        self.refreshes += 1
         self._behind.clear()
         self.stale = False
 
-    def write(self, params: Mapping[str, Any]) -> None:
-        """Replaces all parameters on the server, all at once, and in ``params``. Raises as `flatten` does."""
+    def write(self, params: Mapping[str, Any], *, partial: bool = False) -> None:
+        """Replaces all parameters on the server, all at once, and in ``params``. Raises as `flatten` does.
+
+        ``partial``: only those that are given; the others stay what they are on the server, to the last bit.
+        """
         with self._lock:
-            values = flats.flatten(self.layout, params, self.dtype, "the parameters")
+            values = flats.flatten(self.layout, params, self.dtype, "the parameters", partial=partial)
+            written = {self.layout.index[name] for name in params}
+            ranges = self.layout.present_ranges(set(range(len(self.layout.tensors))) - written) if partial else None
+            stale = self.stale and partial
             self.close()  # the write fences every stream, ours too
             self.stale = True  # until the server has answered, it may hold the old ones or the new ones
-            self._epoch = self._values.write(values)
-            self._flat[:] = values
-            self._behind.clear()
-            self.stale = False
+            self._epoch = self._values.write(values, ranges)
+            for part in (Range(0, self.layout.elements),) if ranges is None else ranges:
+                self._flat[part.start : part.stop] = values[part.start : part.stop]
+            self._behind -= written
+            self.stale = stale
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer state: ``{"step": int, "tensors": {name: {"step": int, slot: array, ...}}}``.
@@ -346,7 +405,7 @@ class Run:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replaces the whole optimizer state by one that `state_dict` made. Raises ValueError for another layout."""
         with self._lock:
-            upload = self._values.pack_state(state)  # checked before the stream is given up
+            upload = pack_state(self.layout, self.dtype, self.slots, state)  # checked before the stream is given up
             self.close()
             self.step_count, epoch = self._values.write_state(upload)
             if epoch != self._epoch + 1:

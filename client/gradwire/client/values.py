@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,15 +14,41 @@ from gradwire.client import flat as flats
 from gradwire.client.retry import Attempts, RetryPolicy, retrying
 from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc
 from gradwire.wire.errors import RunNotFound
-from gradwire.wire.layout import Layout
+from gradwire.wire.layout import Layout, Range
 
 
 @dataclass(frozen=True)
 class StateUpload:
-    """An optimizer state that fits its run."""
+    """An optimizer state on its way to the server."""
 
-    header: service_pb2.WriteStateHeader
+    header: service_pb2.StateHeader
     vectors: list[npt.NDArray[Any]]
+
+    def slices(self) -> Iterator[service_pb2.SlotSlice]:
+        """All slots, in the header's order."""
+        for slot, vector in enumerate(self.vectors):
+            yield from flats.slot_slices(slot, vector)
+
+
+def pack_state(layout: Layout, dtype: np.dtype[Any], slots: Sequence[str], state: Mapping[str, Any]) -> StateUpload:
+    """A state as `Run.state_dict` gives it. Raises ValueError or TypeError for one that does not fit."""
+    if not isinstance(state, Mapping) or not {"step", "tensors"} <= set(state):
+        raise ValueError('the state is no mapping with "step" and "tensors"; expected what `state_dict` returns')
+    tensors: Mapping[str, Mapping[str, Any]] = state["tensors"]
+    flats.check_names(layout, tensors, "the state's tensors")
+    for name, parts in tensors.items():
+        if set(parts) != {"step", *slots}:
+            raise ValueError(f"the state of {name!r} has {sorted(parts)}; expected {sorted(('step', *slots))}")
+    vectors = [
+        flats.flatten(layout, {name: parts[slot] for name, parts in tensors.items()}, dtype, f"the {slot} values")
+        for slot in slots
+    ]
+    header = service_pb2.StateHeader(
+        step=operator.index(state["step"]),
+        tensor_steps=[operator.index(tensors[tensor.name]["step"]) for tensor in layout.tensors],
+        slots=slots,
+    )
+    return StateUpload(header, vectors)
 
 
 @dataclass(frozen=True)
@@ -64,13 +90,13 @@ class RemoteValues:
 
         return attempts.until_done(call)
 
-    def write(self, values: npt.NDArray[Any]) -> int:
-        """Replaces all parameters and returns the new epoch."""
+    def write(self, values: npt.NDArray[Any], ranges: Sequence[Range] | None = None) -> int:
+        """Replaces all parameters, or those in ``ranges``, and returns the new epoch."""
 
         def requests() -> Iterator[service_pb2.WriteParametersRequest]:
-            header = service_pb2.WriteParametersHeader(name=self.name, run_uid=self.uid)
+            header = service_pb2.WriteParametersHeader(name=self.name, run_uid=self.uid, partial=ranges is not None)
             yield service_pb2.WriteParametersRequest(header=header)
-            for part in flats.value_slices(values, self.dtype):
+            for part in flats.value_slices(values, self.dtype, ranges):
                 yield service_pb2.WriteParametersRequest(slice=part)
 
         return retrying(lambda: self.stub.WriteParameters(requests()), self.retry, self.target).epoch
@@ -98,40 +124,14 @@ class RemoteValues:
 
         return retrying(call, self.retry, self.target)
 
-    def pack_state(self, state: Mapping[str, Any]) -> StateUpload:
-        """A state as `write_state` takes it. Raises ValueError or TypeError for one that does not fit the run."""
-        if not isinstance(state, Mapping) or not {"step", "tensors"} <= set(state):
-            raise ValueError('the state is no mapping with "step" and "tensors"; expected what `state_dict` returns')
-        tensors: Mapping[str, Mapping[str, Any]] = state["tensors"]
-        flats.check_names(self.layout, tensors, "the state's tensors")
-        for name, parts in tensors.items():
-            if set(parts) != {"step", *self.slots}:
-                raise ValueError(f"the state of {name!r} has {sorted(parts)}; expected {sorted(('step', *self.slots))}")
-        vectors = [
-            flats.flatten(
-                self.layout, {name: parts[slot] for name, parts in tensors.items()}, self.dtype, f"the {slot} values"
-            )
-            for slot in self.slots
-        ]
-        header = service_pb2.WriteStateHeader(
-            name=self.name,
-            run_uid=self.uid,
-            state=service_pb2.StateHeader(
-                step=operator.index(state["step"]),
-                tensor_steps=[operator.index(tensors[tensor.name]["step"]) for tensor in self.layout.tensors],
-                slots=self.slots,
-            ),
-        )
-        return StateUpload(header, vectors)
-
     def write_state(self, upload: StateUpload) -> tuple[int, int]:
         """Replaces the whole optimizer state and returns the run's step and new epoch."""
 
         def requests() -> Iterator[service_pb2.WriteStateRequest]:
-            yield service_pb2.WriteStateRequest(header=upload.header)
-            for slot, vector in enumerate(upload.vectors):
-                for part in flats.slot_slices(slot, vector):
-                    yield service_pb2.WriteStateRequest(slice=part)
+            header = service_pb2.WriteStateHeader(name=self.name, run_uid=self.uid, state=upload.header)
+            yield service_pb2.WriteStateRequest(header=header)
+            for part in upload.slices():
+                yield service_pb2.WriteStateRequest(slice=part)
 
         response = retrying(lambda: self.stub.WriteState(requests()), self.retry, self.target)
         return response.step, response.epoch

@@ -87,6 +87,14 @@ class Layout:
             return (Range(0, self.elements),) if self.elements else ()
         return merge(Range(t.start, t.stop) for i, t in enumerate(self.tensors) if i not in absent)
 
+    def tensors_in(self, part: Range) -> range:
+        """Indices of the tensors that have elements in ``part``; empty tensors between them are included."""
+        first = bisect_right(self._starts, part.start) - 1
+        stop = first
+        while stop < len(self.tensors) and self.tensors[stop].start < part.stop:
+            stop += 1
+        return range(max(first, 0), stop)
+
     def tensor_at(self, element: int) -> TensorLayout:
         """The tensor that holds ``element`` of the flat vector."""
         return self.tensors[bisect_right(self._starts, element) - 1]

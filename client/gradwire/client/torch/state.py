@@ -1,4 +1,4 @@
-"""Optimizer state to and from ``torch.optim.Adam``. torch is imported only when a function here is called.
+"""Optimizer state of a run to and from ``torch.optim.Adam``.
 
 Tensors are numbered in the run's layout order, group after group, as torch numbers the parameters it was given.
 
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from gradwire.client.run import Run
 from gradwire.v1 import run_pb2
@@ -37,18 +38,8 @@ def state_dict(run: Run) -> dict[str, Any]:
     Raises ValueError where the same numbers would mean something else to torch: a maximum of the corrected moment, a
     weight decay that does not scale with lr.
     """
-    import torch
-
     groups = _groups(run)
-    state: dict[int, dict[str, Any]] = {}
-    for index, (tensor, parts) in enumerate(zip(run.layout.tensors, _parts(run), strict=True)):
-        t = parts["step"]
-        if t == 0:
-            continue
-        counter = torch.float32 if t <= _LARGEST_FLOAT32_STEP else torch.float64
-        state[index] = {"step": torch.tensor(float(t), dtype=counter)}
-        for slot in _slots(groups[tensor.group]):
-            state[index][slot] = torch.from_numpy(parts[slot].copy())
+    state = {index: entry for index, entry in enumerate(tensor_states(run, groups)) if entry is not None}
     param_groups = []
     for number, group in enumerate(groups):
         members = [index for index, tensor in enumerate(run.layout.tensors) if tensor.group == number]
@@ -65,7 +56,25 @@ def load_state_dict(run: Run, torch_state: Mapping[str, Any]) -> None:
     Raises ValueError for another number of groups or tensors, another shape, or a state of the other variant (with
     ``max_exp_avg_sq`` where the group has no amsgrad, or without). Nothing has been sent then.
     """
-    groups = _groups(run)
+    run.load_state_dict(run_state(run, _groups(run), torch_state))
+
+
+def tensor_states(run: Run, groups: Sequence[run_pb2.Adam]) -> list[dict[str, Any] | None]:
+    """Each tensor's state in torch's words, in layout order; None: it has never been stepped."""
+    states: list[dict[str, Any] | None] = []
+    for tensor, parts in zip(run.layout.tensors, _parts(run), strict=True):
+        t = parts["step"]
+        if t == 0:
+            states.append(None)
+            continue
+        counter = torch.float32 if t <= _LARGEST_FLOAT32_STEP else torch.float64
+        slots = {slot: torch.from_numpy(parts[slot].copy()) for slot in _slots(groups[tensor.group])}
+        states.append({"step": torch.tensor(float(t), dtype=counter), **slots})
+    return states
+
+
+def run_state(run: Run, groups: Sequence[run_pb2.Adam], torch_state: Mapping[str, Any]) -> dict[str, Any]:
+    """torch's state as `Run.load_state_dict` takes it. Raises ValueError as `load_state_dict` does."""
     indices = _indices(run, groups, torch_state["param_groups"])
     states: Mapping[Any, Mapping[str, Any]] = torch_state["state"]
     unknown = [key for key in states if key not in indices]
@@ -74,7 +83,7 @@ def load_state_dict(run: Run, torch_state: Mapping[str, Any]) -> None:
     tensors = {}
     for index, tensor in zip(indices, run.layout.tensors, strict=True):
         tensors[tensor.name] = _from_torch(run, tensor, _slots(groups[tensor.group]), states.get(index) or {})
-    run.load_state_dict({"step": max(parts["step"] for parts in tensors.values()), "tensors": tensors})
+    return {"step": max(parts["step"] for parts in tensors.values()), "tensors": tensors}
 
 
 def _groups(run: Run) -> list[run_pb2.Adam]:
@@ -148,8 +157,6 @@ def _from_torch(run: Run, tensor: TensorLayout, slots: Sequence[str], state: Map
 
 def _array(value: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
     """A torch tensor, of any floating type and on any device, as a numpy array."""
-    import torch
-
     wanted = torch.float64 if dtype.itemsize == 8 else torch.float32
     array: npt.NDArray[Any] = value.detach().to(device="cpu", dtype=wanted).numpy()
     return array

@@ -1,0 +1,70 @@
+"""Gradients of the next step that leave before the step is called."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from gradwire.client import flat as flats
+from gradwire.v1 import train_pb2
+from gradwire.wire.encoding import Array, encode
+from gradwire.wire.layout import Layout, Range, merge
+
+Source = Callable[[], Array]
+"""Makes a tensor's gradient, ``[1, size]``, when the connection is ready to take it. Called in the sending thread."""
+
+
+class Ahead:
+    """What has left of a deferred block, on one stream.
+
+    It is a head start and no promise: whoever steps still has all gradients, so when the stream breaks this is simply
+    forgotten. Not safe against concurrent calls; the generators that it makes run in the stream's sending thread.
+    """
+
+    def __init__(self, layout: Layout, wire: np.dtype[Any]) -> None:
+        self._layout = layout
+        self._wire = wire
+        self._round = _Round()
+        self.tensors: set[int] = set()
+        """Tensors (by index) that have left whole, or stand in the stream's queue."""
+
+    def forget(self) -> None:
+        """Begins anew: what is still queued does not leave, what has left will be replaced."""
+        self._round.over = True
+        self._round = _Round()
+        self.tensors.clear()
+
+    def messages(self, sequence: int, sources: Mapping[int, Source]) -> Iterator[train_pb2.TrainRequest]:
+        """The messages that carry these tensors; they count as sent from now on."""
+        self.tensors.update(sources)
+        return self._messages(self._round, sequence, dict(sources))
+
+    def _messages(self, current: _Round, sequence: int, sources: dict[int, Source]) -> Iterator[train_pb2.TrainRequest]:
+        tensors = self._layout.tensors
+        parts = merge(Range(tensors[index].start, tensors[index].stop) for index in sorted(sources))
+        rows: list[Array | None] = [None] * len(tensors)
+        for part in flats.tiles(parts, self._wire.itemsize):
+            if current.over:
+                return
+            for index in self._layout.tensors_in(part):
+                if rows[index] is None:
+                    rows[index] = sources[index]()
+            message = train_pb2.Gradients(
+                sequence=sequence,
+                offset=part.start,
+                data=encode(flats.gather(self._layout, rows, part), self._wire),
+            )
+            if not current.begun:
+                current.begun = True
+                message.header.CopyFrom(train_pb2.BlockHeader(steps=1, deferred=True))
+            yield train_pb2.TrainRequest(gradients=message)
+
+
+class _Round:
+    """One attempt to fill the block. Jobs of a stream run one after another: the first to run is the first to send."""
+
+    begun = False
+    """Whether the header has left."""
+    over = False

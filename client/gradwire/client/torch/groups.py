@@ -1,0 +1,158 @@
+"""``param_groups`` as torch has them <-> a run's groups.
+
+What torch has no word for (`optimized_update`, `bounds`, ...) stands in a group only where it differs from torch's own
+way, so that the groups of a ``TorchAdam`` are those of ``torch.optim.Adam``, key for key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import inf
+from typing import Any
+
+import torch
+
+from gradwire.client.optimizers import Adam, TorchAdam, WeightDecay, number, pair
+from gradwire.v1 import run_pb2
+
+_TORCH_WAY = {
+    "optimized_update": False,
+    "maximum_of": "raw",
+    "bias_correction": True,
+    "schedule": "constant",
+    "absolute": False,
+    "bounds": None,
+}
+
+_CHOICES = ("amsgrad", "maximize", "decoupled_weight_decay", *[key for key in _TORCH_WAY if key != "bounds"])
+
+
+def defaults(preset: Adam) -> dict[str, Any]:
+    """The preset as ``torch.optim.Optimizer.defaults``. A tensor as ``lr`` stays one: schedulers write into it."""
+    decay = preset.decay()
+    found: dict[str, Any] = {
+        "lr": preset.lr,
+        "betas": pair("betas", preset.betas),
+        "eps": preset.eps,
+        "weight_decay": decay.weight_decay,
+        "amsgrad": preset.amsgrad,
+        "maximize": preset.maximize,
+        "foreach": preset.foreach if isinstance(preset, TorchAdam) else None,
+        "capturable": False,
+        "differentiable": False,
+        "fused": preset.fused if isinstance(preset, TorchAdam) else None,
+        "decoupled_weight_decay": decay.weight_decouple,
+    }
+    for key, usual in _TORCH_WAY.items():
+        value = decay.absolute if key == "absolute" else getattr(preset, key)
+        if value != usual:
+            found[key] = value
+    return found
+
+
+def check_supported(group: Mapping[str, Any]) -> None:
+    """Raises NotImplementedError for what a remote step cannot do, TypeError or ValueError for malformed numbers."""
+    for key in ("capturable", "differentiable"):
+        if group.get(key):
+            raise NotImplementedError(f"{key}=True is not supported: the step runs on a server")
+    numbers(group)
+
+
+def hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
+    """All that a group says, as `ParamGroup` takes it."""
+    decay = WeightDecay(
+        number("weight_decay", group["weight_decay"]),
+        weight_decouple=bool(group["decoupled_weight_decay"]),
+        absolute=bool(group.get("absolute", False)),
+    )
+    own = {key: group.get(key, usual) for key, usual in _TORCH_WAY.items() if key != "absolute"}
+    return {
+        **own,
+        "lr": number("lr", group["lr"]),
+        "betas": pair("betas", group["betas"]),
+        "eps": number("eps", group["eps"]),
+        "weight_decay": decay,
+        "amsgrad": bool(group["amsgrad"]),
+        "maximize": bool(group["maximize"]),
+    }
+
+
+def numbers(group: Mapping[str, Any]) -> dict[str, Any]:
+    """What may change from step to step, as `Run.step` takes overrides."""
+    bounds = group.get("bounds")
+    return {
+        "lr": number("lr", group["lr"]),
+        "betas": pair("betas", group["betas"]),
+        "eps": number("eps", group["eps"]),
+        "weight_decay": number("weight_decay", group["weight_decay"]),
+        "bounds": (-inf, inf) if bounds is None else pair("bounds", bounds),
+    }
+
+
+def choices(group: Mapping[str, Any]) -> dict[str, Any]:
+    """What cannot change during a run."""
+    return {key: group[key] if key in group else _TORCH_WAY.get(key) for key in _CHOICES}
+
+
+def check_choices(index: int, group: Mapping[str, Any], expected: Mapping[str, Any], what: str) -> None:
+    """Raises ValueError where ``group`` says otherwise than ``expected``.
+
+    Where it says nothing it means torch's only way, or, of what torch's older versions did not write, the expected.
+    """
+    for key, value in expected.items():
+        found = group.get(key, _TORCH_WAY.get(key, value))
+        if found != value:
+            raise ValueError(f"parameter group {index} has {key}={found!r} {what} {key}={value!r}")
+
+
+def choices_of(message: run_pb2.Adam) -> dict[str, Any]:
+    """`choices` of a group of a run."""
+    modes = run_pb2.Adam
+    return {
+        "amsgrad": message.amsgrad,
+        "maximize": message.maximize,
+        "decoupled_weight_decay": message.weight_decay_mode != modes.WEIGHT_DECAY_MODE_COUPLED,
+        "optimized_update": message.epsilon_placement == modes.EPSILON_PLACEMENT_EPS_HAT,
+        "maximum_of": "bias-corrected" if message.maximum_of == modes.MAXIMUM_OF_BIAS_CORRECTED else "raw",
+        "bias_correction": message.bias_correction,
+        "schedule": "inverse-sqrt" if message.schedule == modes.SCHEDULE_INVERSE_SQRT else "constant",
+        "absolute": message.weight_decay_mode == modes.WEIGHT_DECAY_MODE_DECOUPLED_ABSOLUTE,
+    }
+
+
+def adopt(group: dict[str, Any], message: run_pb2.Adam) -> None:
+    """Puts the numbers that a run has in force into ``group``."""
+    if isinstance(group["lr"], torch.Tensor):
+        group["lr"].fill_(message.lr)
+    else:
+        group["lr"] = message.lr
+    group.update(betas=(message.beta1, message.beta2), eps=message.eps, weight_decay=message.weight_decay)
+    low = message.low if message.HasField("low") else -inf
+    high = message.high if message.HasField("high") else inf
+    if (low, high) != (-inf, inf):
+        group["bounds"] = (low, high)
+    else:
+        group.pop("bounds", None)
+
+
+def merged(group: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
+    """A loaded group with the parameters of ``group``, and those keys of it that older versions of torch did not save.
+
+    Raises TypeError for malformed numbers, KeyError for missing ones.
+    """
+    kept = {key: value for key, value in group.items() if key not in saved and key in _NOT_ALWAYS_SAVED}
+    found = {**saved, **kept, "params": group["params"]}
+    check_supported(found)
+    return found
+
+
+_NOT_ALWAYS_SAVED = (
+    "amsgrad",
+    "maximize",
+    "foreach",
+    "capturable",
+    "differentiable",
+    "fused",
+    "decoupled_weight_decay",
+    "param_names",
+)
