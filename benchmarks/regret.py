@@ -57,7 +57,7 @@ def local_loop(amsgrad: bool, steps: int) -> Outcome:
         loss = (slope * x).sum() - (slope * best).sum()
         total += loss.item()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         optimizer.step()
         x.data.clamp_(*BOUNDS)
     seconds = time.perf_counter() - start

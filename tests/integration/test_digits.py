@@ -59,7 +59,7 @@ def test_a_torch_model_trains_to_the_same_losses(
         chosen = torch.from_numpy(batch(step, len(labels)))
         loss = torch.nn.functional.cross_entropy(model(images[chosen]), labels[chosen])
         model.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()
         return loss.item()
 
     losses: dict[str, list[float]] = {"local": [], "remote": []}

@@ -49,7 +49,7 @@ class Gpu:
     def section(self) -> Iterator[torch.cuda.Stream]:
         """Work of this thread, on a stream of its own; finished when the section ends."""
         if not hasattr(self._local, "stream"):
-            self._local.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
+            self._local.stream = torch.cuda.Stream(self.device)
         stream: torch.cuda.Stream = self._local.stream
         with torch.cuda.stream(stream), cuda.gpus[self.device.index]:
             try:
