@@ -18,8 +18,8 @@ from gradwire.wire.layout import Layout, Range
 LAYOUT = Layout([[("a", (4,)), ("empty", (0,)), ("b", (2, 3))], [("c", (5,))]])
 
 
-def covering(*absent: int, layout: Layout = LAYOUT) -> Coverage:
-    return Coverage(layout, layout.present_ranges(absent))
+def covering(*absent: int, layout: Layout = LAYOUT, replace: bool = False) -> Coverage:
+    return Coverage(layout, layout.present_ranges(absent), replace=replace)
 
 
 @st.composite
@@ -80,6 +80,32 @@ def test_what_may_come_is_what_a_set_of_elements_says(
         assert caught.value.metadata == {"first_missing": str(missing[0])}
     else:
         found.require_complete("block 1")
+
+
+@settings(deadline=None, max_examples=300)
+@given(cases(), st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=12))
+def test_where_repeats_replace_what_has_come_is_what_a_set_of_elements_says(
+    case: tuple[Layout, tuple[Range, ...], list[Range]], pairs: list[tuple[int, int]]
+) -> None:
+    """Anything that lies in the vector may come; what must have come is said at the end."""
+    layout, required, _ = case
+    found = covering(layout=layout, replace=True)
+    arrived: set[int] = set()
+    for pair in pairs:
+        part = Range(min(pair), max(pair))
+        if part.stop <= layout.elements:
+            found.add(part)
+            arrived.update(range(*part))
+        else:
+            with pytest.raises(InvalidSlice, match="do not lie in the flat vector"):
+                found.add(part)
+    missing = sorted({element for part in required for element in range(*part)} - arrived)
+    if missing:
+        with pytest.raises(IncompleteValues) as caught:
+            found.require_complete("block 1", required)
+        assert caught.value.metadata == {"first_missing": str(missing[0])}
+    else:
+        found.require_complete("block 1", required)
 
 
 @pytest.mark.parametrize(
@@ -170,3 +196,24 @@ def test_fragments_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     found.add(Range(9, 12))
     found.add(Range(13, 15))
     found.require_complete("block 1")
+
+
+def test_a_replacement_that_bridges_fragments_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(coverage, "MAX_FRAGMENTS", 3)
+    found = covering(replace=True)
+    for start in (1, 5, 9):
+        found.add(Range(start, start + 2))
+    with pytest.raises(InvalidSlice, match="more than 3 gaps"):
+        found.add(Range(13, 14))
+    found.add(Range(2, 10))
+    for part in ((13, 14), (0, 1), (11, 13), (14, 15)):
+        found.add(Range(*part))
+    found.require_complete("block 1")
+
+
+def test_by_default_all_that_is_allowed_must_come() -> None:
+    found = covering(2)
+    found.add(Range(0, 4))
+    with pytest.raises(IncompleteValues, match="element 10"):
+        found.require_complete("block 1")
+    found.require_complete("block 1", [Range(0, 2), Range(3, 4)])

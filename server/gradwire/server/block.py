@@ -28,6 +28,8 @@ class BlockHeader:
     absent_tensors: frozenset[int] = frozenset()
     overrides: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
     """Group index -> hyperparameter name -> new value."""
+    deferred: bool = False
+    """Nothing is answered before the last message, whose header holds; the others' say no more than ``steps``."""
 
 
 @dataclass(frozen=True)

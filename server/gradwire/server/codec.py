@@ -72,12 +72,16 @@ def placements(run: Run) -> list[run_pb2.Placement]:
 def decode_gradients(message: train_pb2.Gradients) -> GradientSlice:
     """Raises ProtocolViolation."""
     header = None
-    if message.HasField("header"):
+    if message.header.deferred and not message.last:
+        # A deferred block's other fields count in its last message only; before that they need not even be valid.
+        header = BlockHeader(steps=message.header.steps or 1, deferred=True)
+    elif message.HasField("header"):
         header = BlockHeader(
             steps=message.header.steps or 1,
             returns=_choice(Returns, message.header.returns, "returns", ProtocolViolation),
             absent_tensors=frozenset(message.header.absent_tensors),
             overrides=_decode_overrides(message.header),
+            deferred=message.header.deferred,
         )
     return GradientSlice(message.sequence, message.offset, message.data, message.last, header)
 

@@ -1,8 +1,8 @@
-"""Which elements have arrived: no gap, no overlap, nothing where nothing may be."""
+"""Which elements have arrived: no gap, no overlap unless repeats replace, nothing where nothing may be."""
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 
 from gradwire.wire.errors import IncompleteValues, InvalidSlice
@@ -13,11 +13,16 @@ MAX_FRAGMENTS = 4096
 
 
 class Coverage:
-    """The part of ``allowed`` (ordered, apart) that has arrived so far."""
+    """The part of ``allowed`` (ordered, apart) that has arrived so far.
 
-    def __init__(self, layout: Layout, allowed: Sequence[Range]) -> None:
+    Args:
+        replace: elements may come again.
+    """
+
+    def __init__(self, layout: Layout, allowed: Sequence[Range], *, replace: bool = False) -> None:
         self._layout = layout
         self._allowed = allowed
+        self._replace = replace
         self._allowed_starts = [part.start for part in allowed]
         self._starts: list[int] = []
         self._stops: list[int] = []
@@ -35,34 +40,32 @@ class Coverage:
         home = bisect_right(self._allowed_starts, start) - 1
         if home < 0 or stop > self._allowed[home].stop:
             raise InvalidSlice(f"elements {start}..{stop} touch a tensor that the block's header calls absent")
-        i = bisect_right(self._starts, start)
-        if (i > 0 and self._stops[i - 1] > start) or (i < len(self._starts) and self._starts[i] < stop):
-            raise InvalidSlice(f"elements {start}..{stop} overlap a slice that has arrived before")
-        joins_left = i > 0 and self._stops[i - 1] == start
-        joins_right = i < len(self._starts) and self._starts[i] == stop
-        if joins_left and joins_right:
-            self._stops[i - 1] = self._stops.pop(i)
-            del self._starts[i]
-        elif joins_left:
-            self._stops[i - 1] = stop
-        elif joins_right:
-            self._starts[i] = start
-        elif len(self._starts) >= MAX_FRAGMENTS:
-            raise InvalidSlice(f"the slices leave more than {MAX_FRAGMENTS} gaps; send them in a more regular order")
+        # Fragments i .. j touch or overlap the part: with it they become one.
+        i, j = bisect_left(self._stops, start), bisect_right(self._starts, stop)
+        if i == j:
+            if len(self._starts) >= MAX_FRAGMENTS:
+                raise InvalidSlice(
+                    f"the slices leave more than {MAX_FRAGMENTS} gaps; send them in a more regular order"
+                )
         else:
-            self._starts.insert(i, start)
-            self._stops.insert(i, stop)
+            if not self._replace and any(self._starts[k] < stop and self._stops[k] > start for k in range(i, j)):
+                raise InvalidSlice(f"elements {start}..{stop} overlap a slice that has arrived before")
+            start, stop = min(start, self._starts[i]), max(stop, self._stops[j - 1])
+        self._starts[i:j] = [start]
+        self._stops[i:j] = [stop]
 
-    def require_complete(self, what: str) -> None:
-        """Raises IncompleteValues naming the first tensor of which something is missing."""
-        i = 0
-        for allowed in self._allowed:
-            # Fragments never reach over the border of an allowed range, but they may join at one.
-            position = allowed.start
-            while i < len(self._starts) and self._starts[i] <= position < self._stops[i]:
-                position = self._stops[i]
-                i += 1
-            if position < allowed.stop:
+    def require_complete(self, what: str, required: Sequence[Range] | None = None) -> None:
+        """Raises IncompleteValues naming the first tensor of which something is missing.
+
+        Args:
+            required: ranges that must have arrived; default: all that is allowed.
+        """
+        for part in self._allowed if required is None else required:
+            position = part.start
+            i = bisect_right(self._starts, position) - 1
+            if i >= 0:
+                position = max(position, self._stops[i])  # fragments that touch are one
+            if position < part.stop:
                 tensor = self._layout.tensor_at(position)
                 raise IncompleteValues(
                     f"{what} ended before all elements had arrived: the first missing one is element {position}, "

@@ -9,16 +9,16 @@ from typing import Any
 
 import numpy as np
 
-from gradwire.server.block import BlockHeader, GradientSlice, Receipt, Reply, Returns
+from gradwire.server.block import BlockHeader, GradientSlice, Receipt, Reply
 from gradwire.server.coverage import Coverage
-from gradwire.server.devices.base import DeviceArray
 from gradwire.server.exclusive import BULK_ELEMENTS, in_thread
-from gradwire.server.memory import Reservation
+from gradwire.server.intake import GradientArray, Intake
+from gradwire.server.plan import check_header, check_steps, plan_block
 from gradwire.server.run import Run
-from gradwire.server.staging import StagedBlock, override_groups, scalar_bytes, segments_of
+from gradwire.server.staging import StagedBlock
 from gradwire.server.workers import Holder, check_id
-from gradwire.wire.encoding import MAX_ROW_BYTES, SLICE_BYTES, decode
-from gradwire.wire.errors import GradwireError, ProtocolViolation, ResultTooLarge, SequenceMismatch
+from gradwire.wire.encoding import SLICE_BYTES, decode
+from gradwire.wire.errors import GradwireError, ProtocolViolation, SequenceMismatch
 from gradwire.wire.layout import Range
 
 
@@ -48,11 +48,10 @@ class Session:
         self._executor = executor
         self.answering = False
         """Whether a block has been committed whose answer is still on its way."""
+        self._gradients = GradientArray(run)
+        self._intake: Intake | None = None
         self._block: StagedBlock | None = None
-        # The gradient array outlives its block: the next one is mostly of the same size.
-        self._gradients: DeviceArray | None = None
-        self._gradient_rows = 0
-        self._gradient_memory: Reservation | None = None
+        """What is arriving will be applied so; None: nothing is, or the header that holds is still to come."""
 
     @classmethod
     async def attach(
@@ -75,25 +74,26 @@ class Session:
         exception's ``applied`` says otherwise.
         """
         record = self.holder.record
-        if self._block is None and part.sequence == record.last_sequence and record.receipt is not None:
+        if self._intake is None and part.sequence == record.last_sequence and record.receipt is not None:
             if part.last:
                 self.answering = True
                 async for reply in self._results(record.receipt):
                     yield reply
                 self.answering = False
             return
-        block = await self._block_of(part)
-        values = decode(part.data, self._gradient_wire, block.header.steps)
+        intake = await self._intake_of(part)
+        values = decode(part.data, self._gradient_wire, intake.steps)
         place = Range(part.offset, part.offset + values.shape[1])
-        block.coverage.add(place)
+        intake.coverage.add(place)
+        block = self._block
         # The last slice needs no preview: its answer is read from what has been committed.
-        preview = block.previews and not part.last and values.size > 0
+        previewing = block if block is not None and block.previews and not part.last and values.size > 0 else None
 
         def stage() -> np.ndarray[Any, Any] | None:
-            self.run.device.write(block.gradients, place.start, values)
-            return self.run.preview(block, place) if preview else None
+            self.run.device.write(intake.gradients, place.start, values)
+            return None if previewing is None else self.run.preview(previewing, place)
 
-        work = values.size * (2 if preview else 1)
+        work = values.size * (1 if previewing is None else 2)
         if work < BULK_ELEMENTS:
             previewed = stage()
         else:
@@ -103,11 +103,13 @@ class Session:
                 columns = slice(tile.start - place.start, tile.stop - place.start)
                 yield Reply(part.sequence, tile.start, previewed[:, columns])
         if part.last:
-            block.coverage.require_complete(f"block {part.sequence}")
-            work = self.run.spec.layout.elements * block.header.steps
+            assert block is not None
+            # Elements of absent tensors may have arrived in a deferred block; they are in no range of it.
+            intake.coverage.require_complete(f"block {part.sequence}", block.ranges)
+            work = self.run.spec.layout.elements * intake.steps
             receipt = await self.run.exclusive.run(lambda: self.run.commit(self.holder, block), work=work)
             self.answering = True
-            self._block = None
+            self._intake = self._block = None
             block.drop()
             async for reply in self._results(receipt, place if block.previews else None):
                 yield reply
@@ -119,15 +121,17 @@ class Session:
         if self._block is not None:
             self._block.drop()
             self._block = None
-        self._gradients = None
-        if self._gradient_memory is not None:
-            self._gradient_memory.release()
-            self._gradient_memory = None
+        self._intake = None
+        self._gradients.release()
 
-    async def _block_of(self, part: GradientSlice) -> StagedBlock:
-        """The staged block that ``part`` belongs to; begins it with its first message."""
-        block = self._block
-        if block is None:
+    async def _intake_of(self, part: GradientSlice) -> Intake:
+        """What ``part`` belongs to, begun or planned as its header says. Afterwards a last part has a planned block."""
+        intake, header = self._intake, part.header
+        if intake is not None:
+            intake.check_next(part)
+            if header is None:
+                return intake
+        else:
             expected = self.holder.record.last_sequence + 1
             if part.sequence != expected:
                 raise SequenceMismatch(
@@ -135,89 +139,30 @@ class Session:
                     applied=0 < part.sequence < expected,
                     expected_sequence=expected,
                 )
-            if part.header is None:
+            if header is None:
                 raise ProtocolViolation(f"the first message of block {part.sequence} has no header")
-            header = part.header
-            # The scalars of a million steps take a while, those of one step do not.
-            work = header.steps * len(self.run.spec.layout.tensors)
-            block = await self.run.exclusive.run(lambda: self._begin(part.sequence, header), work=work)
-        elif part.sequence != block.sequence:
-            raise ProtocolViolation(
-                f"a message of block {part.sequence} came before block {block.sequence} was whole; "
-                "send one block at a time"
-            )
-        elif part.header is not None:
-            raise ProtocolViolation(f"a second header for block {part.sequence}; only its first message carries one")
-        return block
+        # A deferred block begins anew with every header but the last one, and that is the one it is planned by.
+        begins, plans = intake is None or not part.last, part.last or not header.deferred
+        # The scalars of a million steps take a while, those of one step do not.
+        work = header.steps * len(self.run.spec.layout.tensors) if plans else 0
+        return await self.run.exclusive.run(lambda: self._take_header(part.sequence, header, begins, plans), work=work)
 
-    def _begin(self, sequence: int, header: BlockHeader) -> StagedBlock:
-        run, spec = self.run, self.run.spec
+    def _take_header(self, sequence: int, header: BlockHeader, begins: bool, plans: bool) -> Intake:
+        run, layout = self.run, self.run.spec.layout
         run.require_holder(self.holder)
-        widest = max(spec.dtype.itemsize, self._gradient_wire.itemsize, self._parameter_wire.itemsize)
-        most = MAX_ROW_BYTES // widest
-        if not 1 <= header.steps <= most:
-            raise ProtocolViolation(
-                f"a block of {header.steps} steps; expected 1 to {most} at {widest} bytes an element", max_steps=most
-            )
-        tensors = len(spec.layout.tensors)
-        for index in header.absent_tensors:
-            if index >= tensors:
-                raise ProtocolViolation(f"absent tensor {index} is not there; this run has tensors 0 to {tensors - 1}")
-        groups = override_groups(run.groups, header.overrides)
-        block_bytes = spec.vector_bytes * header.steps
-        if header.returns is Returns.TRAJECTORY and block_bytes > self._max_result_bytes:
-            raise ResultTooLarge(
-                f"the trajectory of {header.steps} steps has {block_bytes} bytes; this server remembers at most "
-                f"{self._max_result_bytes}. Send smaller blocks or ask for the last parameters only",
-                max_bytes=self._max_result_bytes,
-            )
-        self._reserve_gradients(header.steps, block_bytes)
-        ranges = spec.layout.present_ranges(header.absent_tensors)
-        present: Any = slice(None)
-        if header.absent_tensors:
-            present = np.array([i for i in range(tensors) if i not in header.absent_tensors], np.intp)
-        trajectory, result_memory = None, None
-        # The scalars of a few steps are too small to count, those of a million steps outweigh a small gradient.
-        scalars = scalar_bytes(spec, run.tensor_steps, header) if header.steps * tensors >= BULK_ELEMENTS else 0
-        scalar_memory = run.budget.reserve(scalars, f"the scalars of {header.steps} steps of {spec.name}")
-        try:
-            if header.returns is Returns.TRAJECTORY:
-                result_memory = run.budget.reserve(block_bytes, f"a trajectory of {spec.name}")
-                trajectory = run.device.allocate(header.steps, spec.layout.elements, spec.dtype)
-            # Kept here and not by the caller, who may have been cancelled meanwhile.
-            self._block = StagedBlock(
-                sequence=sequence,
-                header=header,
-                version=run.version,
-                state=run.state,
-                groups=groups,
-                ranges=ranges,
-                present=present,
-                segments=segments_of(spec, run.step, run.tensor_steps, header, groups),
-                coverage=Coverage(spec.layout, ranges),
-                gradients=self._gradients,
-                scalar_memory=scalar_memory,
-                trajectory=trajectory,
-                result_memory=result_memory,
-                previews=header.returns is not Returns.NONE and spec.previews,
-            )
-        except BaseException:
-            scalar_memory.release()
-            if result_memory is not None:
-                result_memory.release()
-            raise
-        return self._block
-
-    def _reserve_gradients(self, steps: int, block_bytes: int) -> None:
-        if self._gradients is not None and self._gradient_rows == steps:
-            return
-        if self._gradient_memory is not None:
-            self._gradients = None
-            self._gradient_memory.release()
-        spec = self.run.spec
-        self._gradient_memory = self.run.budget.reserve(block_bytes, f"a block of {steps} gradients of {spec.name}")
-        self._gradients = self.run.device.allocate(steps, spec.layout.elements, spec.dtype)
-        self._gradient_rows = steps
+        # What is made is kept here and not by the caller, who may have been cancelled meanwhile.
+        if begins:
+            check_steps(run.spec, header.steps, max(self._gradient_wire.itemsize, self._parameter_wire.itemsize))
+        groups = check_header(run, header, self._max_result_bytes) if plans else ()
+        if begins:
+            absent = frozenset[int]() if header.deferred else header.absent_tensors
+            coverage = Coverage(layout, layout.present_ranges(absent), replace=header.deferred)
+            gradients = self._gradients.of(header.steps)
+            self._intake = Intake(sequence, header.steps, header.deferred, coverage, gradients)
+        assert self._intake is not None
+        if plans:
+            self._block = plan_block(run, sequence, header, groups, self._intake.gradients)
+        return self._intake
 
     async def _results(self, receipt: Receipt, only: Range | None = None) -> AsyncIterator[Reply]:
         """The committed result of the last block: all present elements, or those in ``only``; then the receipt."""

@@ -1,4 +1,4 @@
-"""A block while its gradients arrive: where they are kept, what they will be applied with, what is still missing."""
+"""A block before its commit: its gradients, and what they will be applied with."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from gradwire.server.block import BlockHeader
-from gradwire.server.coverage import Coverage
 from gradwire.server.devices.base import DeviceArray, Segment, State
 from gradwire.server.memory import Reservation
 from gradwire.server.optimizers.base import Hyperparameters
@@ -21,13 +20,13 @@ from gradwire.wire.layout import Range
 
 @dataclass(eq=False)
 class StagedBlock:
-    """One sequence of one worker, from its first message to its commit. Dropping it leaves the run as it was."""
+    """One sequence of one worker, from the header that holds to its commit. Dropping it leaves the run as it was."""
 
     sequence: int
     header: BlockHeader
     version: int
     state: State
-    """The arrays that the run had when the block began; previews read them."""
+    """The arrays that the run had when the block was planned; previews read them."""
     groups: tuple[Hyperparameters, ...]
     """With the block's overrides; they become the run's at commit."""
     ranges: tuple[Range, ...]
@@ -35,7 +34,6 @@ class StagedBlock:
     present: npt.NDArray[np.intp] | slice
     """The present tensors."""
     segments: list[Segment]
-    coverage: Coverage
     gradients: DeviceArray
     scalar_memory: Reservation
     trajectory: DeviceArray | None

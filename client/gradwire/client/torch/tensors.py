@@ -109,7 +109,7 @@ class GradientMark:
         self._fingerprint: int | None = None
         self._ready: Any = None
         if grad.device.type == "cuda":
-            self._ready = torch.cuda.Event()  # type: ignore[no-untyped-call]
+            self._ready = torch.cuda.Event()
             self._ready.record(torch.cuda.current_stream(grad.device))
 
     def read(self) -> Array:

@@ -1,0 +1,96 @@
+"""From a block's header to what the block will be applied with: everything is checked, and only then set aside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from gradwire.server.block import BlockHeader, Returns
+from gradwire.server.devices.base import DeviceArray
+from gradwire.server.exclusive import BULK_ELEMENTS
+from gradwire.server.optimizers.base import Hyperparameters
+from gradwire.server.run import Run
+from gradwire.server.spec import RunSpec
+from gradwire.server.staging import StagedBlock, override_groups, scalar_bytes, segments_of
+from gradwire.wire.encoding import MAX_ROW_BYTES
+from gradwire.wire.errors import ProtocolViolation, ResultTooLarge
+
+
+def check_steps(spec: RunSpec, steps: int, wire_bytes: int) -> None:
+    """Raises ProtocolViolation unless one element of ``steps`` steps fits a message, both ways.
+
+    Args:
+        wire_bytes: size of an element in the larger of the stream's two encodings.
+    """
+    widest = max(spec.dtype.itemsize, wire_bytes)
+    most = MAX_ROW_BYTES // widest
+    if not 1 <= steps <= most:
+        raise ProtocolViolation(
+            f"a block of {steps} steps; expected 1 to {most} at {widest} bytes an element", max_steps=most
+        )
+
+
+def check_header(run: Run, header: BlockHeader, max_result_bytes: int) -> tuple[Hyperparameters, ...]:
+    """The groups with the block's overrides.
+
+    Raises ProtocolViolation, InvalidHyperparameter, and ResultTooLarge for a trajectory beyond ``max_result_bytes``.
+    """
+    tensors = len(run.spec.layout.tensors)
+    for index in header.absent_tensors:
+        if index >= tensors:
+            raise ProtocolViolation(f"absent tensor {index} is not there; this run has tensors 0 to {tensors - 1}")
+    groups = override_groups(run.groups, header.overrides)
+    block_bytes = run.spec.vector_bytes * header.steps
+    if header.returns is Returns.TRAJECTORY and block_bytes > max_result_bytes:
+        raise ResultTooLarge(
+            f"the trajectory of {header.steps} steps has {block_bytes} bytes; this server remembers at most "
+            f"{max_result_bytes}. Send smaller blocks or ask for the last parameters only",
+            max_bytes=max_result_bytes,
+        )
+    return groups
+
+
+def plan_block(
+    run: Run, sequence: int, header: BlockHeader, groups: tuple[Hyperparameters, ...], gradients: DeviceArray
+) -> StagedBlock:
+    """The block that ``gradients`` will be applied as, once they are whole, from the run as it is now.
+
+    Args:
+        groups: what `check_header` returned.
+
+    Raises MemoryLimitExceeded, and then has set nothing aside.
+    """
+    spec, layout = run.spec, run.spec.layout
+    tensors = len(layout.tensors)
+    present: Any = slice(None)
+    if header.absent_tensors:
+        present = np.array([i for i in range(tensors) if i not in header.absent_tensors], np.intp)
+    trajectory, result_memory = None, None
+    # The scalars of a few steps are too small to count, those of a million steps outweigh a small gradient.
+    scalars = scalar_bytes(spec, run.tensor_steps, header) if header.steps * tensors >= BULK_ELEMENTS else 0
+    scalar_memory = run.budget.reserve(scalars, f"the scalars of {header.steps} steps of {spec.name}")
+    try:
+        if header.returns is Returns.TRAJECTORY:
+            result_memory = run.budget.reserve(spec.vector_bytes * header.steps, f"a trajectory of {spec.name}")
+            trajectory = run.device.allocate(header.steps, layout.elements, spec.dtype)
+        return StagedBlock(
+            sequence=sequence,
+            header=header,
+            version=run.version,
+            state=run.state,
+            groups=groups,
+            ranges=layout.present_ranges(header.absent_tensors),
+            present=present,
+            segments=segments_of(spec, run.step, run.tensor_steps, header, groups),
+            gradients=gradients,
+            scalar_memory=scalar_memory,
+            trajectory=trajectory,
+            result_memory=result_memory,
+            previews=header.returns is not Returns.NONE and spec.previews and not header.deferred,
+        )
+    except BaseException:
+        scalar_memory.release()
+        if result_memory is not None:
+            result_memory.release()
+        raise
