@@ -17,8 +17,12 @@ LAST_WITHOUT_DEFERRED = headed(0, [], deferred=False, last=True)
 BAD: dict[str, tuple[str, list[train_pb2.Gradients], str]] = {
     "last without a header": ("PROTOCOL_VIOLATION", [STAGED, piece(0, FULL, last=True)], "expected one with deferred"),
     "other steps": ("PROTOCOL_VIOLATION", [STAGED, headed(0, FULL * 2, steps=2, last=True)], "expected 1"),
-    "last header not deferred": ("PROTOCOL_VIOLATION", [STAGED, LAST_WITHOUT_DEFERRED], "expected a header with"),
-    "later header not deferred": ("PROTOCOL_VIOLATION", [STAGED, headed(0, FULL, deferred=False)], "with deferred"),
+    "last header not deferred": ("INCOMPLETE_VALUES", [STAGED, LAST_WITHOUT_DEFERRED], "element 0"),
+    "a header after the plain one that began anew": (
+        "PROTOCOL_VIOLATION",
+        [STAGED, headed(0, FULL[:2], deferred=False), headed(2, FULL[2:], last=True)],
+        "second header",
+    ),
     "plain block made deferred": ("PROTOCOL_VIOLATION", [headed(0, FULL[:2], deferred=False), STAGED], "second header"),
     "plain block made deferred at its end": (
         "PROTOCOL_VIOLATION",

@@ -157,7 +157,8 @@ class BlockHeader(google.protobuf.message.Message):
     """The client sends gradients while it still computes others, and does not read yet: nothing is answered before `last`.
     Until then
     - elements that are sent again replace what was sent of them before;
-    - a header in a message that is not the last one begins the block anew: what had arrived of it is forgotten;
+    - a header in a message that is not the last one, or that is not deferred, begins the block anew: what had arrived of
+      it is forgotten, and a header that is not deferred makes it a block like any other;
     - any element may be sent, and `absent_tensors`, `overrides` and `returns` need not be known: the last message
       carries the header too, with `deferred` and the same `steps`, and what that one says holds.
     A block that is never finished is never applied, and its number is free for the next one.

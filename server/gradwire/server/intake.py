@@ -42,11 +42,7 @@ class Intake:
                     f"the last message of block {self.sequence}, which is deferred, has no header; "
                     f"expected one with deferred and steps = {self.steps}"
                 )
-        elif not header.deferred:
-            raise ProtocolViolation(
-                f"block {self.sequence} began as a deferred one; expected a header with deferred, got one without"
-            )
-        elif part.last and header.steps != self.steps:
+        elif header.deferred and part.last and header.steps != self.steps:
             raise ProtocolViolation(
                 f"block {self.sequence} began with steps = {self.steps}, and its last header says {header.steps}; "
                 f"expected {self.steps}",

@@ -141,8 +141,9 @@ class Session:
                 )
             if header is None:
                 raise ProtocolViolation(f"the first message of block {part.sequence} has no header")
-        # A deferred block begins anew with every header but the last one, and that is the one it is planned by.
-        begins, plans = intake is None or not part.last, part.last or not header.deferred
+        # A deferred block begins anew with every header but the deferred one of its last message, which plans it.
+        begins = intake is None or not (part.last and header.deferred)
+        plans = part.last or not header.deferred
         # The scalars of a million steps take a while, those of one step do not.
         work = header.steps * len(self.run.spec.layout.tensors) if plans else 0
         return await self.run.exclusive.run(lambda: self._take_header(part.sequence, header, begins, plans), work=work)
