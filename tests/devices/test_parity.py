@@ -38,6 +38,7 @@ def configs(draw: st.DrawFn) -> ReferenceConfig:
         bias_correction=corrected or draw(st.booleans()),
         schedule=draw(st.sampled_from(("constant", "inverse_sqrt"))),
         bounds=draw(st.sampled_from([(-np.inf, np.inf), (-0.5, 0.75), (0.0, np.inf), (0.1, 0.1)])),
+        maximize=draw(st.booleans()),
     )
 
 

@@ -93,6 +93,8 @@ class CpuDevice(Device):
         # Loops of numpy's: each runs at the speed of memory, and there is nothing to compile.
         limit = None if max_value is None else gradients.dtype.type(max_value)
         scale = None if factors is None or (factors == 1).all() else factors[:, np.newaxis]
+        if limit is None and scale is None:
+            return
 
         def work(start: int, stop: int) -> None:
             part = gradients[:, start:stop]
