@@ -127,6 +127,15 @@ class BareClient:
             values += unpack(part.slice.data)
         return header.header, values
 
+    def write(self, name: str, values: Sequence[run_pb2.Slice], **header: Any) -> service_pb2.WriteParametersResponse:
+        """WriteParameters."""
+        first = service_pb2.WriteParametersHeader(name=f"runs/{name}", **header)
+        requests = [service_pb2.WriteParametersRequest(slice=part) for part in values]
+        response: service_pb2.WriteParametersResponse = self.call(
+            "WriteParameters", iter([service_pb2.WriteParametersRequest(header=first), *requests])
+        )
+        return response
+
     def attach(self, name: str, worker_id: str = "worker", **fields: Any) -> BareStream:
         return BareStream(self.stub, train_pb2.Attach(run=f"runs/{name}", worker_id=worker_id, **fields))
 

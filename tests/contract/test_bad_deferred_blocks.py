@@ -149,19 +149,21 @@ def test_a_refused_last_header_leaves_nothing_reserved(
         eventually(lambda: hosted.used_bytes == run_bytes, "nothing stays reserved")
 
 
-def test_a_trajectory_or_scalars_without_room_are_refused_at_the_last_header() -> None:
-    """The gradients fit, what the last header asks for does not: both are given back."""
+@pytest.mark.parametrize(
+    ("max_mib", "returns", "says"),
+    [(2, train_pb2.RETURNS_LAST, "the scalars of"), (6, train_pb2.RETURNS_TRAJECTORY, "a trajectory of")],
+)
+def test_what_the_last_header_finds_no_room_for_leaves_nothing_reserved(max_mib: int, returns: Any, says: str) -> None:
+    """The gradients take 1 MiB, their scalars 4 or so, a trajectory another one."""
     steps = 2**18
-    with HostedServer(max_memory=5 * 2**20 // 2) as hosted, BareClient(hosted.target) as bare:
+    with HostedServer(max_memory=max_mib * 2**20) as hosted, BareClient(hosted.target) as bare:
         bare.create("x", [group(w=[1])], [0.0])
         run_bytes = hosted.used_bytes
-        for returns in (train_pb2.RETURNS_LAST, train_pb2.RETURNS_TRAJECTORY):
-            with bare.attach("x") as stream:
-                stream.send(
-                    headed(0, [1.0] * steps, steps=steps), headed(0, [], steps=steps, last=True, returns=returns)
-                )
-                refused("MEMORY_LIMIT_EXCEEDED", stream.receive)
-            eventually(lambda: hosted.used_bytes == run_bytes, "nothing stays reserved")
+        with bare.attach("x") as stream:
+            last = headed(0, [], steps=steps, last=True, returns=returns)
+            stream.send(headed(0, [1.0] * steps, steps=steps), last)
+            assert says in str(refused("MEMORY_LIMIT_EXCEEDED", stream.receive))
+        eventually(lambda: hosted.used_bytes == run_bytes, "nothing stays reserved")
         with bare.attach("x") as stream:
             assert answered(stream, headed(0, [1.0] * 1000, steps=1000, last=True))[1].step == 1000
         bare.call("DeleteRun", service_pb2.DeleteRunRequest(name="runs/x"))

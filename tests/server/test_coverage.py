@@ -185,7 +185,7 @@ def test_nothing_is_missing_where_nothing_is_present() -> None:
 def test_fragments_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every second element would make the bookkeeping as large as the vector; what joins still goes through."""
     monkeypatch.setattr(coverage, "MAX_FRAGMENTS", 3)
-    found = covering()
+    found = covering(layout=Layout([[("w", (14,))]]))
     for start in (0, 4, 8):
         found.add(Range(start, start + 1))
     with pytest.raises(InvalidSlice, match="more than 3 gaps"):

@@ -23,6 +23,7 @@ class Coverage:
         self._layout = layout
         self._allowed = allowed
         self._replace = replace
+        self._most = max(MAX_FRAGMENTS, len(layout.tensors))  # each tensor may be one, where others are absent
         self._allowed_starts = [part.start for part in allowed]
         self._starts: list[int] = []
         self._stops: list[int] = []
@@ -43,10 +44,8 @@ class Coverage:
         # Fragments i .. j touch or overlap the part: with it they become one.
         i, j = bisect_left(self._stops, start), bisect_right(self._starts, stop)
         if i == j:
-            if len(self._starts) >= MAX_FRAGMENTS:
-                raise InvalidSlice(
-                    f"the slices leave more than {MAX_FRAGMENTS} gaps; send them in a more regular order"
-                )
+            if len(self._starts) >= self._most:
+                raise InvalidSlice(f"the slices leave more than {self._most} gaps; send them in a more regular order")
         else:
             if not self._replace and any(self._starts[k] < stop and self._stops[k] > start for k in range(i, j)):
                 raise InvalidSlice(f"elements {start}..{stop} overlap a slice that has arrived before")
@@ -72,3 +71,18 @@ class Coverage:
                     f"in tensor {shape_text(tensor)}",
                     first_missing=position,
                 )
+
+    def missing(self) -> list[Range]:
+        """The parts of ``allowed`` that have not arrived, in order."""
+        gaps = []
+        for part in self._allowed:
+            position = part.start
+            for start, stop in zip(self._starts, self._stops, strict=True):
+                if stop <= position or start >= part.stop:
+                    continue
+                if start > position:
+                    gaps.append(Range(position, start))
+                position = stop
+            if position < part.stop:
+                gaps.append(Range(position, part.stop))
+        return gaps

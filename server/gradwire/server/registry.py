@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from bisect import bisect_right
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -16,9 +17,10 @@ from gradwire.server.devices.base import Device
 from gradwire.server.memory import MemoryBudget
 from gradwire.server.run import Run
 from gradwire.server.spec import RunSpec
+from gradwire.server.transfer import check_state, state_upload
 from gradwire.server.upload import Upload
 from gradwire.server.workers import check_id
-from gradwire.wire.errors import Draining, RunAlreadyExists, RunNotFound, TooManyParameters, shorten
+from gradwire.wire.errors import Draining, ProtocolViolation, RunAlreadyExists, RunNotFound, TooManyParameters, shorten
 from gradwire.wire.layout import MAX_ELEMENTS, Layout
 
 MAX_PAGE = 1000
@@ -32,6 +34,29 @@ class Creation:
     upload: Upload
     replace: bool
     published: bool = False
+    slots: Upload | None = None
+    """The initial optimizer state, where there is one."""
+
+    def begin_with(self, slots: Sequence[str], step: int, tensor_steps: Sequence[int]) -> None:
+        """The run begins with a state, of which ``slots`` (in this order) will arrive. Raises ProtocolViolation."""
+        run = self.run
+        run.tensor_steps = check_state(run, slots, step, tensor_steps)
+        run.step = step
+        self.slots = state_upload(run, [run.state.slots[name] for name in slots])
+
+    def add_slot(self, slot: int, offset: int, data: bytes) -> None:
+        """Takes a slice of a slot. Raises ProtocolViolation where no state was announced, InvalidSlice."""
+        if self.slots is None:
+            raise ProtocolViolation(
+                "a slice of a slot, but the header has no state; expected slices of the values only"
+            )
+        self.slots.add(slot, offset, data)
+
+    def require_complete(self) -> None:
+        """Raises IncompleteValues when some element of the values or of the state has not arrived."""
+        self.upload.require_complete()
+        if self.slots is not None:
+            self.slots.require_complete()
 
     def abandon(self) -> None:
         """Frees the run, unless it has become visible."""
@@ -110,7 +135,7 @@ class Registry:
 
         Where another attempt of the same creation was faster, its run stays and is returned.
         """
-        creation.upload.require_complete()
+        creation.require_complete()
         run = creation.run
         earlier = self.existing(run.spec.name, run.request_id)
         if earlier is not None:

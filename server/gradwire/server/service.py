@@ -143,8 +143,14 @@ class OptimizerServicer(service_pb2_grpc.OptimizerServiceServicer):
         wire = wire_dtype(header.encoding, spec.dtype)
         creation = self._registry.begin_creation(spec, header.request_id, header.replace, wire)
         try:
+            if header.HasField("state"):
+                creation.begin_with(header.state.slots, header.state.step, header.state.tensor_steps)
             await self._registry.prepare(spec)
             async for request in requests:
+                if request.WhichOneof("message") == "slot_slice":
+                    part = request.slot_slice
+                    creation.add_slot(part.slot, part.offset, part.data)
+                    continue
                 _require(request, "slice")
                 creation.upload.add(0, request.slice.offset, request.slice.data)
             run = await self._registry.finish_creation(creation)
@@ -255,7 +261,7 @@ class OptimizerServicer(service_pb2_grpc.OptimizerServiceServicer):
             async for request in requests:
                 _require(request, "slice")
                 upload.add(0, request.slice.offset, request.slice.data)
-            step, epoch = await put_parameters(run, upload)
+            step, epoch = await put_parameters(run, upload, partial=header.partial)
         return service_pb2.WriteParametersResponse(step=step, epoch=epoch)
 
     @refusing

@@ -69,15 +69,22 @@ def upload_parameters(run: Run, wire: np.dtype[np.floating]) -> Iterator[Upload]
         yield Upload(run.device, run.spec.layout, vectors, wire, "the parameters")
 
 
-async def put_parameters(run: Run, upload: Upload) -> tuple[int, int]:
-    """Swaps the staged parameters in; returns (step, epoch). Raises IncompleteValues."""
-    upload.require_complete()
+async def put_parameters(run: Run, upload: Upload, *, partial: bool = False) -> tuple[int, int]:
+    """Swaps the staged parameters in; returns (step, epoch).
+
+    ``partial``: elements that have not arrived keep the values that they have now. Else raises IncompleteValues.
+    """
+    if not partial:
+        upload.require_complete()
 
     def swap() -> tuple[int, int]:
+        if partial:
+            run.require_alive()
+            upload.fill([run.state.params])
         run.replace_parameters(upload.vectors[0])
         return run.step, run.epoch
 
-    return await run.exclusive.run(swap)
+    return await run.exclusive.run(swap, work=run.spec.layout.elements if partial else 0)
 
 
 def check_state(run: Run, slots: Sequence[str], step: int, tensor_steps: Sequence[int]) -> npt.NDArray[np.int64]:
@@ -100,7 +107,12 @@ def check_state(run: Run, slots: Sequence[str], step: int, tensor_steps: Sequenc
 def upload_state(run: Run) -> Iterator[Upload]:
     """Stages new slots, in any order that the header names; `put_state` puts them in place."""
     with _staged(run, len(run.spec.slots)) as vectors:
-        yield Upload(run.device, run.spec.layout, vectors, run.spec.dtype, "the optimizer state")
+        yield state_upload(run, vectors)
+
+
+def state_upload(run: Run, vectors: Sequence[DeviceArray]) -> Upload:
+    """An upload of slots into these vectors."""
+    return Upload(run.device, run.spec.layout, vectors, run.spec.dtype, "the optimizer state")
 
 
 async def put_state(

@@ -13,6 +13,9 @@ from gradwire.wire.encoding import decode
 from gradwire.wire.errors import InvalidSlice
 from gradwire.wire.layout import Layout, Range
 
+_PIECE = 1 << 20
+"""Elements that are copied at once."""
+
 
 class Upload:
     """Slices for one or more flat vectors.
@@ -44,3 +47,12 @@ class Upload:
         """Raises IncompleteValues when some element has not arrived."""
         for coverage in self._coverages:
             coverage.require_complete(self._what)
+
+    def fill(self, current: Sequence[DeviceArray]) -> None:
+        """Gives the elements that have not arrived the values that they have in ``current``, vector by vector."""
+        for vector, coverage, source in zip(self.vectors, self._coverages, current, strict=True):
+            for part in coverage.missing():
+                # Piece by piece: what a device reads goes through the host.
+                for start in range(part.start, part.stop, _PIECE):
+                    piece = Range(start, min(start + _PIECE, part.stop))
+                    self._device.write(vector, start, self._device.read(source, Range(0, 1), piece))
