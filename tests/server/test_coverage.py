@@ -18,6 +18,9 @@ from gradwire.wire.layout import Layout, Range
 LAYOUT = Layout([[("a", (4,)), ("empty", (0,)), ("b", (2, 3))], [("c", (5,))]])
 
 
+ONE_TENSOR = Layout([[("w", (15,))]])
+
+
 def covering(*absent: int, layout: Layout = LAYOUT, replace: bool = False) -> Coverage:
     return Coverage(layout, layout.present_ranges(absent), replace=replace)
 
@@ -185,7 +188,7 @@ def test_nothing_is_missing_where_nothing_is_present() -> None:
 def test_fragments_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every second element would make the bookkeeping as large as the vector; what joins still goes through."""
     monkeypatch.setattr(coverage, "MAX_FRAGMENTS", 3)
-    found = covering(layout=Layout([[("w", (14,))]]))
+    found = covering(layout=ONE_TENSOR)
     for start in (0, 4, 8):
         found.add(Range(start, start + 1))
     with pytest.raises(InvalidSlice, match="more than 3 gaps"):
@@ -200,7 +203,7 @@ def test_fragments_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_replacement_that_bridges_fragments_makes_room(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(coverage, "MAX_FRAGMENTS", 3)
-    found = covering(replace=True)
+    found = covering(layout=ONE_TENSOR, replace=True)
     for start in (1, 5, 9):
         found.add(Range(start, start + 2))
     with pytest.raises(InvalidSlice, match="more than 3 gaps"):
