@@ -70,7 +70,6 @@ class EmbeddedServer:
             self._process.wait()
         shutil.rmtree(self._directory, ignore_errors=True)
 
-
     def _close_pipes(self) -> None:
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:

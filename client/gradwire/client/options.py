@@ -22,7 +22,7 @@ class Receipt:
     step: int
     """Steps applied to the run after this block."""
     gradient_norm: float
-    """L2 norm of the block's last gradient, over all tensors that had one."""
+    """L2 norm of the block's last gradient, over all tensors that had one, before any clipping."""
     learning_rates: tuple[float, ...]
     """Of each group, at the block's last step."""
     skipped_steps: tuple[int, ...]

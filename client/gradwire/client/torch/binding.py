@@ -109,13 +109,14 @@ class Binding:
         everything = behind or self.run.refreshes != self._refreshes
         self._take([tensor for tensor in self.tensors if everything or tensor.name in gradients])
 
-    def write_edits(self) -> None:
-        """Sends parameters that somebody has changed since they were last equal to the server's."""
+    def write_edits(self) -> bool:
+        """Sends parameters that were changed since they were last equal to the server's; whether there were any."""
         edited = [tensor for tensor in self.tensors if tensor.edited]
         if edited:
             self.run.write({tensor.name: as_array(tensor.param) for tensor in edited}, partial=True)
             for tensor in edited:
                 tensor.note()
+        return bool(edited)
 
     def _take(self, tensors: Sequence[RemoteTensor]) -> None:
         for tensor in tensors:
@@ -180,8 +181,9 @@ def _names(groups: ParamGroups) -> Iterator[tuple[str, torch.Tensor]]:
     seen: set[str] = set()
     for group in groups:
         for name, param in zip(group.get("param_names", [""] * len(group["params"])), group["params"], strict=True):
-            if not name or name in seen:
-                name = f"{name or 'param'}_{len(seen)}"
+            number = len(seen)
+            while not name or name in seen:
+                name, number = f"{name or 'param'}_{number}", number + 1
             seen.add(name)
             yield name, param
 

@@ -166,8 +166,8 @@ class RemoteOptimizer(Optimizer):
         if self._binding is None or self._overlap is None or not self._closing.here:
             return False
         try:
-            if not self._overlap.begun:
-                self._binding.write_edits()  # they come before these gradients
+            # Edits come before these gradients. The write ends the stream; one that was lost is for `step` to repair.
+            if not self._overlap.begun and self._binding.write_edits():
                 self._binding.run.hold()
             return self._binding.run.send_ahead(sources)
         except GradwireError:

@@ -31,6 +31,7 @@ class Overlap:
         self._send = send
         self._lock = threading.Lock()
         self._paused = 0
+        self._failed = False  # no further attempts in this step: each may have to wait for a server that is away
         self._marks: dict[str, GradientMark] = {}
         self._buckets: list[_Bucket] = []
         self._handles: dict[int, Any] = {}
@@ -64,7 +65,7 @@ class Overlap:
     def accumulated(self, index: int, bucket: _Bucket) -> None:
         """Autograd has added to the gradient of tensor ``index``."""
         with self._lock:
-            if self._paused:
+            if self._paused or self._failed:
                 return
             bucket.arrived.add(index)
             if len(bucket.arrived) < len(bucket.members):
@@ -78,6 +79,8 @@ class Overlap:
                 marks[self._tensors[member].name] = GradientMark(grad)
             if self._send({name: mark.read for name, mark in marks.items()}):
                 self._marks.update(marks)
+            else:
+                self._failed = True
 
     def still_holding(self, arrays: Mapping[str, Array]) -> Collection[str]:
         """Those of the gradients (name -> values) that have left as they are now."""
@@ -92,6 +95,7 @@ class Overlap:
         """What has left is of no use."""
         with self._lock:
             self._marks.clear()
+            self._failed = False
             for bucket in self._buckets:
                 bucket.arrived.clear()
 
