@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -40,7 +41,7 @@ class Binding:
         parts = []
         for group in groups:
             arrays = {}
-            for tensor, _ in zip(members, group["params"], strict=False):
+            for tensor in itertools.islice(members, len(group["params"])):
                 arrays[tensor.name] = values[tensor.name] if tensor.name in values else as_array(tensor.param)
             parts.append(ParamGroup(arrays, **torch_groups.hyperparameters(group)))
         params = [tensor.param for tensor in self.tensors]
