@@ -9,7 +9,8 @@ import numpy as np
 
 from gradwire.client import flat as flats
 from gradwire.v1 import train_pb2
-from gradwire.wire.encoding import Array, encode
+from gradwire.wire.encoding import Array, narrowed
+from gradwire.wire.envelope import gradients_request
 from gradwire.wire.layout import Layout, Range, merge
 
 Source = Callable[[], Array]
@@ -36,12 +37,12 @@ class Ahead:
         self._round = _Round()
         self.tensors.clear()
 
-    def messages(self, sequence: int, sources: Mapping[int, Source]) -> Iterator[train_pb2.TrainRequest]:
-        """The messages that carry these tensors; they count as sent from now on."""
+    def messages(self, sequence: int, sources: Mapping[int, Source]) -> Iterator[bytes]:
+        """The serialized messages that carry these tensors; they count as sent from now on."""
         self.tensors.update(sources)
         return self._messages(self._round, sequence, dict(sources))
 
-    def _messages(self, current: _Round, sequence: int, sources: dict[int, Source]) -> Iterator[train_pb2.TrainRequest]:
+    def _messages(self, current: _Round, sequence: int, sources: dict[int, Source]) -> Iterator[bytes]:
         tensors = self._layout.tensors
         parts = merge(Range(tensors[index].start, tensors[index].stop) for index in sorted(sources))
         rows: list[Array | None] = [None] * len(tensors)
@@ -51,15 +52,11 @@ class Ahead:
             for index in self._layout.tensors_in(part):
                 if rows[index] is None:
                     rows[index] = sources[index]()
-            message = train_pb2.Gradients(
-                sequence=sequence,
-                offset=part.start,
-                data=encode(flats.gather(self._layout, rows, part), self._wire),
-            )
+            message = train_pb2.Gradients(sequence=sequence, offset=part.start)
             if not current.begun:
                 current.begun = True
                 message.header.CopyFrom(train_pb2.BlockHeader(steps=1, deferred=True))
-            yield train_pb2.TrainRequest(gradients=message)
+            yield gradients_request(message, narrowed(flats.gather(self._layout, rows, part), self._wire))
 
 
 class _Round:

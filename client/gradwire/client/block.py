@@ -10,7 +10,8 @@ import numpy as np
 from gradwire.client import flat as flats
 from gradwire.client.optimizers import to_override
 from gradwire.v1 import run_pb2, train_pb2
-from gradwire.wire.encoding import Array, encode
+from gradwire.wire.encoding import Array, narrowed
+from gradwire.wire.envelope import gradients_request
 from gradwire.wire.layout import Layout, Range
 
 
@@ -41,23 +42,23 @@ def block_messages(
     wire: np.dtype[Any],
     *,
     begun: bool = False,
-) -> Iterator[train_pb2.TrainRequest]:
-    """The messages of one block, made one by one as the connection takes them.
+) -> Iterator[bytes]:
+    """The serialized messages of one block, made one by one as the connection takes them.
 
     ``begun``: the block is deferred and others of its messages have left; its header goes with the last one.
     """
     parts = list(flats.tiles(ranges, header.steps * wire.itemsize))
     if not parts:
-        yield train_pb2.TrainRequest(gradients=train_pb2.Gradients(sequence=sequence, last=True, header=header))
+        empty = train_pb2.Gradients(sequence=sequence, last=True, header=header)
+        yield train_pb2.TrainRequest(gradients=empty).SerializeToString()
     for index, part in enumerate(parts):
         gradients = train_pb2.Gradients(
             sequence=sequence,
             offset=part.start,
-            data=encode(flats.gather(layout, rows, part), wire),
             last=index == len(parts) - 1,
             header=header if index == (len(parts) - 1 if begun else 0) else None,
         )
-        yield train_pb2.TrainRequest(gradients=gradients)
+        yield gradients_request(gradients, narrowed(flats.gather(layout, rows, part), wire))
 
 
 def override_messages(

@@ -21,6 +21,7 @@ from gradwire.client.optimizers import Adam, ParamGroup, number
 from gradwire.client.options import RunOptions
 from gradwire.client.retry import RetryPolicy, retrying
 from gradwire.client.run import Run
+from gradwire.client.stream import train_method
 from gradwire.client.values import pack_state
 from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc
 from gradwire.wire.encoding import dtype_of
@@ -113,6 +114,7 @@ class Server:
         self.embedded = embedded
         self._channel = grpc.insecure_channel(target, [*_CHANNEL_OPTIONS, *local_options(target)])
         self._stub = service_pb2_grpc.OptimizerServiceStub(self._channel)
+        self._train = train_method(self._channel)
         self._runs: set[Run] = set()  # those that hold a stream
         try:
             _wait_serving(self._channel, target, timeout_seconds)
@@ -203,12 +205,12 @@ class Server:
             if on_existing != "resume":
                 raise
             return self._resume(name, layout, numbers, run_options)  # somebody else was faster
-        return Run(self._stub, self.target, response.run, run_options, self._runs, flat)
+        return Run(self._stub, self._train, self.target, response.run, run_options, self._runs, flat)
 
     def attach(self, name: str, *, retry: RetryPolicy | None = None, **options: Any) -> Run:
         """Attaches to an existing run and reads its parameters. Raises RunNotFound, RunBusy."""
         run_options = RunOptions(retry=retry or RetryPolicy(), **options)
-        return Run(self._stub, self.target, self._get(name, run_options.retry), run_options, self._runs)
+        return Run(self._stub, self._train, self.target, self._get(name, run_options.retry), run_options, self._runs)
 
     def list_runs(self) -> list[RunSummary]:
         """All runs of the server, ordered by name."""
@@ -260,7 +262,7 @@ class Server:
             raise LayoutMismatch(
                 f"run {name!r} exists with other tensors, groups or dtype; it cannot be resumed with these"
             )
-        return Run(self._stub, self.target, message, options, self._runs)
+        return Run(self._stub, self._train, self.target, message, options, self._runs)
 
 
 def _resource(name: str) -> str:

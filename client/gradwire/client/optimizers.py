@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
+
 from gradwire.v1 import run_pb2
 
 _Adam = run_pb2.Adam
@@ -90,6 +92,8 @@ class Adam:
             number(name, getattr(self, name))
         if not isinstance(self.weight_decay, WeightDecay):
             number("weight_decay", self.weight_decay)
+        for name in ("optimized_update", "amsgrad", "bias_correction", "maximize"):
+            truth(name, getattr(self, name))
 
     def replace(self, changes: Mapping[str, Any]) -> Adam:
         """A copy with other hyperparameters. Raises TypeError for a name that there is none of."""
@@ -112,14 +116,14 @@ class Adam:
             eps=number("eps", self.eps),
             weight_decay=decay.weight_decay,
             weight_decay_mode=decay.mode,
-            amsgrad=self.amsgrad,
+            amsgrad=bool(self.amsgrad),
             epsilon_placement=(
                 _Adam.EPSILON_PLACEMENT_EPS_HAT if self.optimized_update else _Adam.EPSILON_PLACEMENT_PLAIN
             ),
             maximum_of=_MAXIMA[self.maximum_of],
-            bias_correction=self.bias_correction,
+            bias_correction=bool(self.bias_correction),
             schedule=_SCHEDULES[self.schedule],
-            maximize=self.maximize,
+            maximize=bool(self.maximize),
         )
         if self.bounds is not None:
             message.low, message.high = self.bounds
@@ -163,8 +167,11 @@ class TorchAdam(Adam):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name in ("decoupled_weight_decay", "foreach", "fused"):
+            if getattr(self, name) is not None:
+                truth(name, getattr(self, name))
         for name in ("capturable", "differentiable"):
-            if getattr(self, name):
+            if truth(name, getattr(self, name)):
                 raise NotImplementedError(f"{name}=True is not supported: the step runs on a server")
 
     def decay(self) -> WeightDecay:
@@ -227,6 +234,13 @@ def number(name: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} is {value!r}; expected a number")
     return float(value)
+
+
+def truth(name: str, value: Any) -> bool:
+    """True or False, also numpy's and as 1 and 0. Raises TypeError for anything else: any text would mean True."""
+    if not isinstance(value, (bool, int, np.bool_)) or value not in (0, 1):
+        raise TypeError(f"{name} is {value!r}; expected True or False")
+    return bool(value)
 
 
 def pair(name: str, value: Any) -> tuple[float, float]:

@@ -18,7 +18,7 @@ from gradwire.client.block import block_messages, gradient_rows, override_messag
 from gradwire.client.errors import RunRolledBack, WorkerConflict, translate
 from gradwire.client.options import Receipt, RunOptions, decode_receipt, encoding_of
 from gradwire.client.retry import Attempts, may_pass
-from gradwire.client.stream import TrainStream
+from gradwire.client.stream import TrainMethod, TrainStream
 from gradwire.client.values import RemoteValues, pack_state
 from gradwire.v1 import run_pb2, service_pb2_grpc, train_pb2
 from gradwire.wire.encoding import Array, decode, state_dtype, wire_dtype
@@ -42,6 +42,7 @@ class Run:
     def __init__(
         self,
         stub: service_pb2_grpc.OptimizerServiceStub,
+        train: TrainMethod,
         target: str,
         message: run_pb2.Run,
         options: RunOptions,
@@ -59,7 +60,7 @@ class Run:
         self.refreshes = 0
         """How often all of ``params`` have been read anew."""
         self.slots = tuple(message.slots)
-        self._stub = stub
+        self._train = train
         self._target = target
         self._options = options
         self._attached = attached  # the connection's runs that hold a stream; it closes them when it is closed
@@ -234,7 +235,7 @@ class Run:
                 self._unresolved = sent = True
                 if stream.attached.last_sequence == sequence:  # applied before the connection broke
                     again = train_pb2.Gradients(sequence=sequence, last=True)
-                    stream.send([train_pb2.TrainRequest(gradients=again)])
+                    stream.send([train_pb2.TrainRequest(gradients=again).SerializeToString()])
                 else:
                     there = self._ahead.tensors & ahead & present  # none, where the stream is a new one
                     header.deferred = bool(there)
@@ -285,7 +286,7 @@ class Run:
         """The attached stream; attaches where there is none. ``resuming``: a block of ours may have been applied."""
         while self._stream is None:
             try:
-                stream = TrainStream(self._stub, self._attach, attempts.seconds_left)
+                stream = TrainStream(self._train, self._attach, attempts.seconds_left)
             except grpc.RpcError as error:
                 failure = translate(error, self._target)
                 failure.applied = None if resuming else False  # of the step; the server speaks of the attachment

@@ -9,10 +9,25 @@ from typing import Any
 
 import grpc
 
-from gradwire.v1 import service_pb2_grpc, train_pb2
+from gradwire.v1 import train_pb2
 from gradwire.wire.errors import ProtocolViolation
+from gradwire.wire.service import SERVICE_NAME
 
 CLOSE_TIMEOUT_SECONDS = 2.0
+
+TrainMethod = Callable[[Iterator[bytes]], Any]
+"""Begins a Train call that sends serialized requests; its result iterates over responses."""
+
+
+def train_method(channel: grpc.Channel) -> TrainMethod:
+    """The method as the generated stub has it, but that requests are bytes already."""
+    method: Any = channel.stream_stream(
+        f"/{SERVICE_NAME}/Train",
+        request_serializer=None,
+        response_deserializer=train_pb2.TrainResponse.FromString,
+    )
+    begin: TrainMethod = method
+    return begin
 
 
 class StreamEnded(grpc.RpcError):
@@ -42,13 +57,13 @@ class TrainStream:
 
     def __init__(
         self,
-        stub: service_pb2_grpc.OptimizerServiceStub,
+        train: TrainMethod,
         attach: train_pb2.Attach,
         timeout_seconds: float | None = None,
     ) -> None:
-        self._jobs: queue.SimpleQueue[Iterable[train_pb2.TrainRequest] | None] = queue.SimpleQueue()
-        self._call: Any = stub.Train(self._requests())
-        self.send([train_pb2.TrainRequest(attach=attach)])
+        self._jobs: queue.SimpleQueue[Iterable[bytes] | None] = queue.SimpleQueue()
+        self._call: Any = train(self._requests())
+        self.send([train_pb2.TrainRequest(attach=attach).SerializeToString()])
         late = threading.Event()
         timer = None if timeout_seconds is None else threading.Timer(timeout_seconds, self._give_up, (late,))
         if timer is not None:
@@ -64,8 +79,8 @@ class TrainStream:
             if timer is not None:
                 timer.cancel()
 
-    def send(self, messages: Iterable[train_pb2.TrainRequest]) -> None:
-        """Hands messages to the sending thread, which makes them one by one as the connection takes them."""
+    def send(self, messages: Iterable[bytes]) -> None:
+        """Hands serialized messages to the sending thread, which makes them one by one as the connection takes them."""
         self._jobs.put(messages)
 
     def receive(self) -> train_pb2.TrainResponse:
@@ -111,6 +126,6 @@ class TrainStream:
         late.set()
         self._call.cancel()
 
-    def _requests(self) -> Iterator[train_pb2.TrainRequest]:
+    def _requests(self) -> Iterator[bytes]:
         while (job := self._jobs.get()) is not None:
             yield from job

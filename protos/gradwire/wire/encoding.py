@@ -65,12 +65,22 @@ def wire_dtype(encoding: run_pb2.Encoding.ValueType, state: np.dtype[Any]) -> np
 
 def encode(values: Array, wire: np.dtype[Any]) -> bytes:
     """``values`` (any shape, any strides) as dense little-endian bytes, rounded to nearest even where they narrow."""
-    if values.dtype != wire:
-        with np.errstate(all="ignore"):  # overflow goes to infinity, as the contract says; NaN stays NaN
-            if values.dtype.itemsize == 8 and wire == _BFLOAT16:
-                values = _round_to_odd(values)
-            values = values.astype(wire)
-    return values.tobytes()
+    return narrowed(values, wire).tobytes()
+
+
+def narrowed(values: Array, wire: np.dtype[Any]) -> Array:
+    """``values`` in the dtype of the wire, rounded to nearest even; themselves where they have it."""
+    if values.dtype == wire:
+        return values
+    with np.errstate(all="ignore"):  # overflow goes to infinity, as the contract says; NaN stays NaN
+        if values.dtype.itemsize == 8 and wire == _BFLOAT16:
+            values = _round_to_odd(values)
+        return values.astype(wire)
+
+
+def encoded(values: Array) -> memoryview:
+    """The dense bytes of ``values``, which have the dtype of the wire; without a copy where they lie so."""
+    return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
 
 
 def decode(data: bytes, wire: np.dtype[Any], steps: int = 1) -> Array:

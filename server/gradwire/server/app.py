@@ -17,8 +17,7 @@ from gradwire.server.devices.base import Device
 from gradwire.server.devices.select import open_device
 from gradwire.server.optimizers.adam import AdamHyperparameters, EpsilonPlacement
 from gradwire.server.registry import Registry
-from gradwire.server.service import OptimizerServicer
-from gradwire.v1 import service_pb2_grpc
+from gradwire.server.service import OptimizerServicer, add_to_server
 from gradwire.wire.service import MESSAGE_OPTIONS, SERVICE_NAME
 
 log = logging.getLogger(__name__)
@@ -64,7 +63,7 @@ class Server:
         # glibc hands memory back after every large buffer and faults it in again for the next: a third of the time of a
         # step of 25M parameters. Freeing one block of this size once teaches it to keep what messages will need again.
         bytearray(31 * 2**20)
-        service_pb2_grpc.add_OptimizerServiceServicer_to_server(self.servicer, self._grpc)
+        add_to_server(self.servicer, self._grpc)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._grpc)
         if self.config.reflection:
             from grpc_reflection.v1alpha import reflection

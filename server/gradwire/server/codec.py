@@ -14,7 +14,8 @@ from gradwire.server.run import Run
 from gradwire.server.schedules import Schedule
 from gradwire.server.spec import NonFinitePolicy, RunSpec
 from gradwire.v1 import run_pb2, train_pb2
-from gradwire.wire.encoding import dtype_of, encode, state_dtype
+from gradwire.wire.encoding import dtype_of, narrowed, state_dtype
+from gradwire.wire.envelope import parameters_response
 from gradwire.wire.errors import GradwireError, InvalidHyperparameter, InvalidSpec, ProtocolViolation
 from gradwire.wire.layout import Layout, check_tensor_count, parse_run_name
 
@@ -86,14 +87,15 @@ def decode_gradients(message: train_pb2.Gradients) -> GradientSlice:
     return GradientSlice(message.sequence, message.offset, message.data, message.last, header)
 
 
-def encode_reply(reply: Reply, wire: np.dtype[Any]) -> train_pb2.TrainResponse:
+def encode_reply(reply: Reply, wire: np.dtype[Any]) -> bytes:
+    """A serialized TrainResponse: replies are most of what a server sends, and protobuf would copy each one twice."""
     parameters = train_pb2.Parameters(sequence=reply.sequence, offset=reply.offset)
-    if reply.values is not None:
-        parameters.steps = reply.values.shape[0]
-        parameters.data = encode(reply.values, wire)
     if reply.receipt is not None:
         parameters.receipt.CopyFrom(_encode_receipt(reply.receipt))
-    return train_pb2.TrainResponse(parameters=parameters)
+    if reply.values is None:
+        return train_pb2.TrainResponse(parameters=parameters).SerializeToString()
+    parameters.steps = reply.values.shape[0]
+    return parameters_response(parameters, narrowed(reply.values, wire))
 
 
 def _encode_receipt(receipt: Receipt) -> train_pb2.Receipt:

@@ -36,6 +36,7 @@ from gradwire.wire.errors import (
     ProtocolViolation,
     to_status,
 )
+from gradwire.wire.service import SERVICE_NAME
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -184,6 +185,7 @@ class OptimizerServicer(service_pb2_grpc.OptimizerServiceServicer):
 
     @refusing
     async def Train(self, requests: Any, context: Any) -> None:  # type: ignore[override]
+        """Writes serialized responses; see `add_to_server`."""
         await _open(context)
         with self._guarded() as guard:
             self._registry.require_open()
@@ -215,8 +217,8 @@ class OptimizerServicer(service_pb2_grpc.OptimizerServiceServicer):
             finally:
                 await asyncio.shield(session.close())
 
-    def _attached(self, session: Session) -> train_pb2.TrainResponse:
-        return train_pb2.TrainResponse(
+    def _attached(self, session: Session) -> bytes:
+        response = train_pb2.TrainResponse(
             attached=train_pb2.Attached(
                 step=session.holder.step,
                 last_sequence=session.holder.record.last_sequence,
@@ -226,6 +228,7 @@ class OptimizerServicer(service_pb2_grpc.OptimizerServiceServicer):
                 run_uid=session.run.uid,
             )
         )
+        return response.SerializeToString()
 
     @refusing
     async def ReadParameters(self, request: service_pb2.ReadParametersRequest, context: Any) -> None:  # type: ignore[override]
@@ -277,6 +280,16 @@ class OptimizerServicer(service_pb2_grpc.OptimizerServiceServicer):
                 upload.add(request.slice.slot, request.slice.offset, request.slice.data)
             step, epoch = await put_state(run, upload, state.slots, state.step, tensor_steps)
         return service_pb2.WriteStateResponse(step=step, epoch=epoch)
+
+
+def add_to_server(servicer: OptimizerServicer, server: grpc.aio.Server) -> None:
+    """As the generated function, but that Train's responses are bytes already."""
+    train: Any = grpc.stream_stream_rpc_method_handler(
+        servicer.Train, request_deserializer=train_pb2.TrainRequest.FromString, response_serializer=None
+    )
+    # Of two handlers for a method the first that was added is asked.
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, {"Train": train}),))
+    service_pb2_grpc.add_OptimizerServiceServicer_to_server(servicer, server)
 
 
 async def _open(context: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,11 @@ from gradwire.client.run import Run
 from gradwire.client.torch import groups as torch_groups
 from gradwire.client.torch.state import run_state, tensor_states
 from gradwire.client.torch.tensors import Array, RemoteTensor, as_array
+from gradwire.v1 import run_pb2
 
 ParamGroups = Sequence[dict[str, Any]]
+
+_POLICY = "NON_FINITE_POLICY_"
 
 
 class Binding:
@@ -32,46 +35,47 @@ class Binding:
     """
 
     def __init__(self, server: Server, param_groups: ParamGroups, optimizer: Adam, creation: Mapping[str, Any]) -> None:
-        groups = [group for group in param_groups if group["params"]]
+        groups = _members(param_groups)
         if not groups:
             raise ValueError("the parameter groups are all empty; expected at least one parameter")
-        self.tensors = [RemoteTensor(name, param) for name, param in _names(groups)]
+        self.tensors = [RemoteTensor(name, param) for name, param in _names(groups.values())]
         values = dict(creation.get("values", {}))
         members = iter(self.tensors)
         parts = []
-        for group in groups:
+        for group in groups.values():
             arrays = {}
             for tensor in itertools.islice(members, len(group["params"])):
                 arrays[tensor.name] = values[tensor.name] if tensor.name in values else as_array(tensor.param)
             parts.append(ParamGroup(arrays, **torch_groups.hyperparameters(group)))
         params = [tensor.param for tensor in self.tensors]
         doubles = any(param.dtype is torch.float64 for param in params)
-        self.run: Run = server.create_run(
-            params=parts,
-            optimizer=optimizer,
-            **{
-                "dtype": "float64" if doubles else "float32",
-                **_encodings(params),
-                **{key: value for key, value in creation.items() if key != "values"},
-            },
-        )
-        self._choices = [torch_groups.choices(group) for group in groups]
-        self._in_force = [torch_groups.numbers(group) for group in groups]
+        arguments = {
+            "dtype": "float64" if doubles else "float32",
+            **_encodings(params),
+            **{key: value for key, value in creation.items() if key != "values"},
+        }
+        self.run: Run = server.create_run(params=parts, optimizer=optimizer, **arguments)
+        # Whether what comes back is all that the server has, or rounded on the way.
+        self._exact = arguments.get("parameter_encoding") in (None, str(self.run.dtype))
+        self._choices = [torch_groups.choices(group) for group in groups.values()]
+        self._in_force = [torch_groups.numbers(group) for group in groups.values()]
         self._behind = False  # a step was interrupted between the server and the parameters
         self._refreshes = self.run.refreshes
 
     def resume(self, param_groups: ParamGroups) -> None:
         """Puts what the run has into the parameters and the groups. Raises LayoutMismatch for another optimizer."""
-        groups = [group for group in param_groups if group["params"]]
-        for index, (group, theirs) in enumerate(zip(groups, self.run.describe().spec.groups, strict=True)):
+        groups = _members(param_groups)
+        theirs_all = self.run.describe().spec.groups
+        for (index, group), theirs in zip(groups.items(), theirs_all, strict=True):
             try:
                 torch_groups.check_choices(
                     index, torch_groups.choices(group), torch_groups.choices_of(theirs.adam), "here; the run has"
                 )
             except ValueError as error:
                 raise LayoutMismatch(f"run {self.run.name!r} exists with another optimizer: {error}") from None
+        for group, theirs in zip(groups.values(), theirs_all, strict=True):
             torch_groups.adopt(group, theirs.adam)
-        self._in_force = [torch_groups.numbers(group) for group in groups]
+        self._in_force = [torch_groups.numbers(group) for group in groups.values()]
         self._take(self.tensors)
 
     # --- steps ---------------------------------------------------------------------------------------------------
@@ -84,10 +88,17 @@ class Binding:
 
     def overrides(self, param_groups: ParamGroups) -> dict[int, dict[str, Any]]:
         """What has changed in the groups since the last step. Raises ValueError for what cannot change."""
+        members = _members(param_groups)
+        params = [param for group in members.values() for param in group["params"]]
+        if [id(param) for param in params] != [id(tensor.param) for tensor in self.tensors]:
+            raise ValueError(
+                "param_groups hold other parameters than the run was made for; add_param_group adds some, "
+                "and to put others in their place needs a new optimizer"
+            )
         overrides = {}
-        for index, group in enumerate(group for group in param_groups if group["params"]):
+        for index, (number, group) in enumerate(members.items()):
             torch_groups.check_supported(group)
-            torch_groups.check_choices(index, group, self._choices[index], "now; the run was made with")
+            torch_groups.check_choices(number, group, self._choices[index], "now; the run was made with")
             wanted = torch_groups.numbers(group)
             changed = {key: value for key, value in wanted.items() if self._in_force[index].get(key) != value}
             if changed:
@@ -111,13 +122,26 @@ class Binding:
         self._take([tensor for tensor in self.tensors if everything or tensor.name in gradients])
 
     def write_edits(self) -> bool:
-        """Sends parameters that were changed since they were last equal to the server's; whether there were any."""
+        """Sends parameters that were changed since they were last equal to the server's; whether there were any.
+
+        An element that holds what the last step gave it stays what it is on the server, with the digits that the
+        parameter's own type does not have: clamping bfloat16 parameters after each step must not round their masters.
+        """
         edited = [tensor for tensor in self.tensors if tensor.edited]
-        if edited:
-            self.run.write({tensor.name: as_array(tensor.param) for tensor in edited}, partial=True)
-            for tensor in edited:
-                tensor.note()
-        return bool(edited)
+        for tensor in edited:
+            tensor.check()
+        values = {tensor.name: as_array(tensor.param) for tensor in edited}
+        if edited and not self._behind and not self.run.stale:  # else it is not known what the last step gave
+            changed = {tensor.name: tensor.differences(self.run.params[tensor.name]) for tensor in edited}
+            values = {name: value for name, value in values.items() if changed[name].any()}
+            if any(not changed[name].all() for name in values):
+                masters = self.run.params if self._exact else self.run.read()
+                values = {name: np.where(changed[name], value, masters[name]) for name, value in values.items()}
+        if values:
+            self.run.write(values, partial=True)
+        for tensor in edited:
+            tensor.note()
+        return bool(values)
 
     def _take(self, tensors: Sequence[RemoteTensor]) -> None:
         for tensor in tensors:
@@ -140,22 +164,23 @@ class Binding:
 
     def load(self, state: Mapping[str, Any], param_groups: ParamGroups) -> None:
         """Puts a state of torch's on the server, whole or not at all. Raises ValueError where it does not fit."""
-        groups = [group for group in param_groups if group["params"]]
-        for index, group in enumerate(groups):
-            torch_groups.check_choices(index, group, self._choices[index], "in the state; this optimizer has")
+        groups = _members(param_groups)
+        for index, (number, group) in enumerate(groups.items()):
+            torch_groups.check_choices(number, group, self._choices[index], "in the state; this optimizer has")
         specs = [group.adam for group in self.run.describe().spec.groups]
-        packed = run_state(self.run, specs, {"state": state, "param_groups": groups})
+        packed = run_state(self.run, specs, {"state": state, "param_groups": list(groups.values())})
         if packed["step"] or self.run.step_count:  # not zeros over zeros
             self.run.load_state_dict(packed)
 
     def grown(self, server: Server, param_groups: ParamGroups, optimizer: Adam, creation: Mapping[str, Any]) -> Binding:
         """A binding with further groups, whose run has taken the place of this one, whole.
 
-        The tensors that were there keep their values and state to the last bit.
+        The tensors that were there keep their values and state to the last bit, and a run that was resumed its own
+        clipping.
         """
         self.write_edits()
-        state, values = self.run.state_dict(), self.run.read()
-        groups = [group for group in param_groups if group["params"]]
+        state, values, spec = self.run.state_dict(), self.run.read(), self.run.describe().spec
+        groups = _members(param_groups).values()
         slots = ["exp_avg", "exp_avg_sq"]
         if any(group["amsgrad"] for group in groups):
             slots.append("max_exp_avg_sq")
@@ -169,15 +194,24 @@ class Binding:
                 kept[name] = values[known[param]]
         more = {
             "on_existing": "replace",
+            "clip_norm": spec.clip_norm if spec.HasField("clip_norm") else None,
+            "clip_value": spec.clip_value if spec.HasField("clip_value") else None,
+            "non_finite": run_pb2.NonFinitePolicy.Name(spec.non_finite_policy).removeprefix(_POLICY).lower(),
             "state": {"step": state["step"], "tensors": tensors},
             "values": kept,
         }
         new = Binding(server, param_groups, optimizer, {**creation, **more})
+        new._behind = self._behind
         self.run.close()
         return new
 
 
-def _names(groups: ParamGroups) -> Iterator[tuple[str, torch.Tensor]]:
+def _members(param_groups: ParamGroups) -> dict[int, dict[str, Any]]:
+    """The groups that the run has, those with parameters, under their numbers in ``param_groups``."""
+    return {number: group for number, group in enumerate(param_groups) if group["params"]}
+
+
+def _names(groups: Iterable[dict[str, Any]]) -> Iterator[tuple[str, torch.Tensor]]:
     """Each parameter with its name in the run: its own where there are names, made unique, else its number."""
     seen: set[str] = set()
     for group in groups:

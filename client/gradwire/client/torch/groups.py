@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from gradwire.client.optimizers import Adam, TorchAdam, WeightDecay, number, pair
+from gradwire.client.optimizers import Adam, TorchAdam, WeightDecay, number, pair, truth
 from gradwire.v1 import run_pb2
 
 _TORCH_WAY = {
@@ -28,11 +28,13 @@ _CHOICES = ("amsgrad", "maximize", "decoupled_weight_decay", *[key for key in _T
 
 
 def defaults(preset: Adam) -> dict[str, Any]:
-    """The preset as ``torch.optim.Optimizer.defaults``. A tensor as ``lr`` stays one: schedulers write into it."""
+    """The preset as ``torch.optim.Optimizer.defaults``. Tensors stay what they are: schedulers write into ``lr``."""
     decay = preset.decay()
+    lr: Any = preset.lr
+    betas: Any = preset.betas
     found: dict[str, Any] = {
-        "lr": preset.lr,
-        "betas": pair("betas", preset.betas),
+        "lr": lr if isinstance(lr, torch.Tensor) else number("lr", lr),
+        "betas": tuple(b.reshape(()) if isinstance(b, torch.Tensor) else number("betas", b) for b in betas),
         "eps": preset.eps,
         "weight_decay": decay.weight_decay,
         "amsgrad": preset.amsgrad,
@@ -51,11 +53,23 @@ def defaults(preset: Adam) -> dict[str, Any]:
 
 
 def check_supported(group: Mapping[str, Any]) -> None:
-    """Raises NotImplementedError for what a remote step cannot do, TypeError or ValueError for malformed numbers."""
+    """Raises NotImplementedError for what a remote step cannot do, TypeError or ValueError for malformed values."""
     for key in ("capturable", "differentiable"):
         if group.get(key):
             raise NotImplementedError(f"{key}=True is not supported: the step runs on a server")
+    for key in ("amsgrad", "maximize", "decoupled_weight_decay"):
+        truth(key, group[key])
     numbers(group)
+
+
+def check_members(index: int, group: Any) -> None:
+    """Raises ValueError for a parameter that the group has twice, of which torch only warns."""
+    if not isinstance(group, dict) or isinstance(group.get("params", ()), (torch.Tensor, set)):
+        return  # torch takes it, or says what is wrong
+    group["params"] = list(group["params"])  # it may be a generator
+    params = [member[1] if isinstance(member, tuple) else member for member in group["params"]]
+    if len({id(param) for param in params}) != len(params):
+        raise ValueError(f"parameter group {index} has the same parameter twice")
 
 
 def hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,8 +152,13 @@ def adopt(group: dict[str, Any], message: run_pb2.Adam) -> None:
 def merged(group: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]:
     """A loaded group with the parameters of ``group``, and those keys of it that older versions of torch did not save.
 
-    Raises TypeError for malformed numbers, KeyError for missing ones.
+    Raises ValueError for a group of another optimizer, TypeError for malformed values.
     """
+    missing = [key for key in ("lr", "betas", "eps", "weight_decay") if key not in saved]
+    if "foreach" in saved and "amsgrad" not in saved:  # Adam had the latter first; RAdam and NAdam have only the former
+        missing.append("amsgrad")
+    if missing:
+        raise ValueError(f"the state is not one of Adam's: a parameter group has no {', '.join(missing)}")
     kept = {key: value for key, value in group.items() if key not in saved and key in _NOT_ALWAYS_SAVED}
     found = {**saved, **kept, "params": group["params"]}
     check_supported(found)

@@ -69,6 +69,10 @@ class RemoteOptimizer(Optimizer):
         preset = TorchAdam() if optimizer is None else optimizer
         if not isinstance(preset, Adam):
             raise TypeError(f"optimizer is {preset!r}; expected a preset such as TorchAdam(lr=1e-3)")
+        if not isinstance(run, str):
+            raise TypeError(f"run is {run!r}; expected the name of a run")
+        if not (target is None or isinstance(target, (str, Server))):
+            raise TypeError(f"target is {target!r}; expected host:port, unix:PATH, 'embedded' or a Server")
         self._preset = preset if maximize is None else preset.replace({"maximize": maximize})
         self._binding: Binding | None = None
         self._overlap: Overlap | None = None
@@ -182,6 +186,7 @@ class RemoteOptimizer(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's. Once there is a run, it is replaced, whole or not at all, by one with the new group too."""
+        torch_groups.check_members(len(self.param_groups), param_group)
         super().add_param_group(param_group)
         try:
             index = len(self.param_groups) - 1

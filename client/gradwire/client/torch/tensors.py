@@ -64,6 +64,12 @@ class RemoteTensor:
             self.param.copy_(torch.from_numpy(values))
         self.note()
 
+    def differences(self, values: Array) -> npt.NDArray[np.bool_]:
+        """Where the parameter is not, bit for bit, what `put` would make of ``values``."""
+        taken = as_array(torch.from_numpy(values).to(self.param.dtype))
+        bits = np.dtype(f"u{taken.itemsize}")
+        return np.asarray(taken.view(bits) != as_array(self.param).view(bits))
+
     def check(self) -> None:
         """Raises ValueError where the parameter is no longer what the run was made for."""
         shape = tuple(self.param.shape)
