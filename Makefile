@@ -8,7 +8,7 @@ STUB_TOOLS := grpcio-tools==1.62.3 mypy-protobuf==3.6.0 'setuptools<81'
 SOURCES := protos server client tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types buf stubs image constraints benchmarks clean
+.PHONY: help demo test integrations lint format types buf stubs image constraints benchmarks clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -18,6 +18,9 @@ demo: .venv-demo/installed  ## see Adam fail and AMSGrad succeed, driven remotel
 
 test: $(VENV)/installed .venv-stubs/installed  ## all tests
 	$(BIN)/python -m pytest
+
+integrations: .venv-integrations/installed  ## the torch optimizer inside HuggingFace's Trainer and Lightning
+	.venv-integrations/bin/python -m pytest tests/remote_optimizer/test_huggingface.py tests/remote_optimizer/test_lightning.py
 
 lint: $(VENV)/installed  ## ruff
 	$(BIN)/ruff check $(SOURCES)
@@ -49,7 +52,7 @@ constraints: $(VENV)/installed  ## constraints.txt and requirements/demo.txt, an
 	$(BIN)/python requirements/compile.py
 
 clean:  ## environments and caches
-	rm -rf .venv .venv-demo .venv-stubs .venv-base .mypy_cache .ruff_cache .pytest_cache .hypothesis out
+	rm -rf .venv .venv-demo .venv-integrations .venv-stubs .venv-base .mypy_cache .ruff_cache .pytest_cache .hypothesis out
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "gradwire needs Python 3.10 or newer")'
@@ -62,6 +65,11 @@ $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-demo
 	.venv-demo/bin/pip install --quiet --requirement requirements/demo.txt
 	.venv-demo/bin/pip install --quiet --no-deps --editable .
+	@touch $@
+
+.venv-integrations/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-integrations
+	.venv-integrations/bin/pip install --quiet --constraint constraints.txt --editable '.[integrations]' pytest pytest-timeout
 	@touch $@
 
 .venv-stubs/installed: Makefile
