@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import pytest
 
+from gradwire.server.devices.cpu import CpuDevice
 from gradwire.v1 import run_pb2, service_pb2, train_pb2
 from tests.contract.bare import BareClient, Refusal, group, refused
 from tests.contract.deferred import ANY, FULL, INF, NAN, answered, headed, piece, whole_state
@@ -177,3 +180,26 @@ def test_no_more_than_so_many_gaps(bare: BareClient) -> None:
         stream.send(headed(0, [1.0]), *(piece(start, [1.0]) for start in range(2, 10_000, 2)))
         with pytest.raises(Refusal, match="more than 4096 gaps"):
             stream.receive()
+
+
+class OneBlockDevice(CpuDevice):
+    """Has room for one array of several rows at a time."""
+
+    block: weakref.ref[Any] | None = None
+
+    def allocate(self, rows: int, length: int, dtype: np.dtype[Any]) -> Any:
+        if rows > 1 and self.block is not None and self.block() is not None:
+            raise MemoryError
+        array = super().allocate(rows, length, dtype)
+        if rows > 1:
+            self.block = weakref.ref(array)
+        return array
+
+
+def test_a_block_that_begins_anew_with_other_steps_has_let_go_of_the_old_array() -> None:
+    """What the memory limit does not count any more must not be there any more."""
+    with HostedServer(OneBlockDevice(threads=1)) as hosted, BareClient(hosted.target) as bare:
+        bare.create("x", [group(w=[7])], [0.0] * 7)
+        with bare.attach("x") as stream:
+            restarts = [headed(0, [1.0] * 7 * steps, steps=steps) for steps in (2, 3, 5, 2)]
+            assert answered(stream, *restarts, headed(0, [], steps=2, last=True))[1].step == 2

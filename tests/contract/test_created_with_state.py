@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Sequence
 from typing import Any
 
@@ -108,3 +109,27 @@ def test_the_old_run_stays_until_the_new_one_is_whole(bare: BareClient) -> None:
     response = bare.call("CreateRun", iter([header("old", WHOLE, replace=True), *FILLED]))
     assert response.run.uid != old
     assert (bare.get("old").step, bare.read("old")[1]) == (5, [1.0] * 4)
+
+
+def test_a_repeated_request_is_answered_with_the_run_as_it_is(bare: BareClient) -> None:
+    """The second attempt's state is not looked at, as its values are not."""
+    assert bare.call("CreateRun", iter([header("again", WHOLE), *FILLED])).created
+    with bare.attach("again") as stream:
+        stream.step(1, GRADIENT)
+    state = whole_state(bare, "again")
+    for second in (WHOLE, {"step": 9, "tensor_steps": [1], "slots": []}, None):
+        response = bare.call("CreateRun", iter([header("again", second), values([2.0] * 4)]))
+        assert (response.created, response.run.step) == (False, 6)
+    assert whole_state(bare, "again") == state
+
+
+def test_the_run_is_not_there_before_every_slot_is(bare: BareClient) -> None:
+    requests: queue.SimpleQueue[Message | None] = queue.SimpleQueue()
+    call = bare.stub.CreateRun.future(iter(requests.get, None), timeout=30)
+    for message in (header("late", WHOLE), *FILLED[:-1]):
+        requests.put(message)
+    refused("RUN_NOT_FOUND", lambda: bare.get("late"))
+    requests.put(FILLED[-1])
+    requests.put(None)
+    assert call.result().run.step == 5
+    assert whole_state(bare, "late") == ([1.0] * 4, [pack([0.5] * 4)] * 3, [5, 4])

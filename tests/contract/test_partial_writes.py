@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import queue
+
 import pytest
 
-from gradwire.v1 import run_pb2
-from tests.contract.bare import BareClient, Refusal, pack, refused
-from tests.faults.hosted import HostedServer
+from gradwire.v1 import run_pb2, service_pb2
+from tests.contract.bare import BareClient, Refusal, group, pack, refused
+from tests.faults.gated import BULK
+from tests.faults.hosted import HostedServer, eventually
 
 FULL = [0.1, -0.2, 0.3, -0.4, 0.5, -0.6, 0.7]
 
@@ -42,10 +46,6 @@ def test_only_what_is_sent_changes(bare: BareClient, name: str, written: dict[in
 
 def test_the_rest_has_the_values_of_the_end_of_the_call(bare: BareClient, name: str) -> None:
     """A step that is made while the slices arrive is not undone; the optimizer state is not touched."""
-    import queue
-
-    from gradwire.v1 import service_pb2
-
     requests: queue.SimpleQueue[service_pb2.WriteParametersRequest | None] = queue.SimpleQueue()
     header = service_pb2.WriteParametersHeader(name=f"runs/{name}", partial=True)
     requests.put(service_pb2.WriteParametersRequest(header=header))
@@ -80,8 +80,6 @@ def test_without_partial_all_must_come(bare: BareClient, name: str) -> None:
 
 def test_a_long_vector_keeps_what_is_not_sent() -> None:
     """Longer than what is copied at once."""
-    from tests.contract.bare import group
-
     size = (1 << 20) + 5
     with HostedServer() as hosted, BareClient(hosted.target) as bare:
         bare.create("long", [group(w=[size])], [run_pb2.Slice(data=pack([1.0] * size))])
@@ -93,8 +91,6 @@ def test_a_long_vector_keeps_what_is_not_sent() -> None:
 
 def test_more_gaps_than_tensors_are_refused() -> None:
     with HostedServer() as hosted, BareClient(hosted.target) as bare:
-        from tests.contract.bare import group
-
         bare.create("gaps", [group(w=[20_000])], [1.0] * 20_000)
         with pytest.raises(Refusal, match="more than 4096 gaps"):
             bare.write("gaps", [part(2 * i, 7.0) for i in range(5000)], partial=True)
@@ -102,3 +98,43 @@ def test_more_gaps_than_tensors_are_refused() -> None:
         bare.create("many", [group(**tensors)], [1.0] * 12_000)
         bare.write("many", [part(2 * i, 7.0) for i in range(6000)], partial=True)
         assert bare.read("many")[1] == [7.0, 1.0] * 6000
+
+
+def test_a_long_partial_write_fences_an_idle_stream_at_once() -> None:
+    """The gaps are filled in a thread; what ends the stream must reach the event loop."""
+    with HostedServer() as hosted, BareClient(hosted.target) as bare:
+        bare.create("x", [group(w=[BULK])], [0.0] * BULK)
+        for sequence in range(1, 4):
+            stream = bare.attach("x")
+            assert bare.write("x", [part(sequence, 1.0)], partial=True).epoch == 2 * sequence
+            refused("FENCED", stream.receive)
+        assert bare.read("x")[1][:5] == [0.0, 1.0, 1.0, 1.0, 0.0]
+
+
+def test_values_that_are_not_finite_are_written_as_in_a_whole_write(bare: BareClient, name: str) -> None:
+    """The policy is about gradients."""
+    bare.write(name, [part(1, math.inf), part(3, math.nan)], partial=True)
+    values = bare.read(name)[1]
+    assert values[1] == math.inf
+    assert math.isnan(values[3])
+    assert [values[i] for i in (0, 2, 4, 5, 6)] == [0.0] * 5
+
+
+def test_one_more_vector_is_counted_while_slices_arrive_and_given_back() -> None:
+    """Written, refused or broken off."""
+    with HostedServer() as hosted, BareClient(hosted.target) as bare:
+        bare.create("x", [group(w=[1000])], [0.0] * 1000)
+        used = hosted.used_bytes
+        bare.write("x", [part(0, 1.0)], partial=True)
+        assert hosted.used_bytes == used
+        refused("INVALID_SLICE", lambda: bare.write("x", [part(0, 1.0), part(0, 1.0)], partial=True))
+        assert hosted.used_bytes == used
+        requests: queue.SimpleQueue[service_pb2.WriteParametersRequest | None] = queue.SimpleQueue()
+        header = service_pb2.WriteParametersHeader(name="runs/x", partial=True)
+        requests.put(service_pb2.WriteParametersRequest(header=header))
+        call = bare.stub.WriteParameters.future(iter(requests.get, None), timeout=30)
+        eventually(lambda: hosted.used_bytes == used + 4000, "the new vector is staged")
+        call.cancel()
+        requests.put(None)
+        eventually(lambda: hosted.used_bytes == used, "it is given back")
+        assert bare.read("x")[1] == [1.0] + [0.0] * 999

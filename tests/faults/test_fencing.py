@@ -10,7 +10,7 @@ import pytest
 
 from gradwire.client import AMSGrad, connect
 from gradwire.server.session import Session
-from gradwire.v1 import service_pb2, train_pb2
+from gradwire.v1 import service_pb2
 from gradwire.wire.errors import Fenced, RunBusy, RunNotFound
 from tests.faults.bare import (
     BareStream,
@@ -99,7 +99,7 @@ def test_a_stream_fenced_while_its_first_answer_is_written_hears_of_it(
     servicer = hosted.server.servicer
     make_answer = servicer._attached
 
-    def fence_soon(session: Session) -> train_pb2.TrainResponse:
+    def fence_soon(session: Session) -> bytes:
         hosted.loop.call_soon(session.run.fence, "in the middle of the write")
         return make_answer(session)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
@@ -62,6 +63,20 @@ async def writing(guard: StreamGuard) -> None:
 def test_interrupt_ends_a_wait(handler: Handler) -> None:
     with pytest.raises(Fenced):
         run_handler(handler, lambda guard, task: guard.interrupt(FENCED))
+
+
+@pytest.mark.parametrize("handler", [reading, writing])
+def test_interrupt_may_come_from_another_thread(handler: Handler) -> None:
+    """A write that is long fences in the thread that makes it; asyncio's debug mode refuses what is not thread-safe."""
+
+    def act(guard: StreamGuard, task: asyncio.Task[object]) -> None:
+        asyncio.get_running_loop().set_debug(True)
+        interrupting = threading.Thread(target=guard.interrupt, args=(FENCED,))
+        interrupting.start()
+        interrupting.join(10)
+
+    with pytest.raises(Fenced):
+        run_handler(handler, act)
 
 
 @pytest.mark.parametrize("handler", [reading, writing])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -25,6 +26,7 @@ class StreamGuard:
         assert task is not None
         self._task = task
         self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
         self._stall_timeout_seconds = stall_timeout_seconds
         self._error: GradwireError | None = None
         self._reading = False
@@ -34,8 +36,10 @@ class StreamGuard:
         self._drain: GradwireError | None = None
 
     def interrupt(self, error: GradwireError) -> None:
-        """Ends the stream with ``error`` at its next or present read or write."""
-        if self._error is None:
+        """Ends the stream with ``error`` at its next or present read or write. May be called from any thread."""
+        if threading.get_ident() != self._thread:  # a bulk write fences in the thread that makes it
+            self._loop.call_soon_threadsafe(self.interrupt, error)
+        elif self._error is None:
             self._error = error
             if self._reading or self._writing:
                 self._task.cancel()

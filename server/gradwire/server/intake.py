@@ -21,7 +21,6 @@ class Intake:
     deferred: bool
     """Nothing is answered before the last message, which says what holds; see ``gradwire.v1.BlockHeader.deferred``."""
     coverage: Coverage
-    gradients: DeviceArray
 
     def check_next(self, part: GradientSlice) -> None:
         """Raises ProtocolViolation unless ``part`` may follow what has arrived."""

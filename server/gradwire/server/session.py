@@ -85,12 +85,12 @@ class Session:
         values = decode(part.data, self._gradient_wire, intake.steps)
         place = Range(part.offset, part.offset + values.shape[1])
         intake.coverage.add(place)
-        block = self._block
+        block, gradients = self._block, self._gradients.of(intake.steps)
         # The last slice needs no preview: its answer is read from what has been committed.
         previewing = block if block is not None and block.previews and not part.last and values.size > 0 else None
 
         def stage() -> np.ndarray[Any, Any] | None:
-            self.run.device.write(intake.gradients, place.start, values)
+            self.run.device.write(gradients, place.start, values)
             return None if previewing is None else self.run.preview(previewing, place)
 
         work = values.size * (1 if previewing is None else 2)
@@ -158,11 +158,11 @@ class Session:
         if begins:
             absent = frozenset[int]() if header.deferred else header.absent_tensors
             coverage = Coverage(layout, layout.present_ranges(absent), replace=header.deferred)
-            gradients = self._gradients.of(header.steps)
-            self._intake = Intake(sequence, header.steps, header.deferred, coverage, gradients)
+            self._intake = Intake(sequence, header.steps, header.deferred, coverage)
         assert self._intake is not None
+        gradients = self._gradients.of(header.steps)
         if plans:
-            self._block = plan_block(run, sequence, header, groups, self._intake.gradients)
+            self._block = plan_block(run, sequence, header, groups, gradients)
         return self._intake
 
     async def _results(self, receipt: Receipt, only: Range | None = None) -> AsyncIterator[Reply]:
