@@ -124,7 +124,7 @@ def run(backend: Backend, steps: int, rounds: int) -> Result:
         state = device.allocate_state(GROUP.kernel.used_slots, 1, FLOAT32)
         varying = GROUP.varying(1, 1, steps, FLOAT32)
         segment = Segment(0, 1, GROUP.kernel, np.array(GROUP.constants(), FLOAT32), varying)
-        device.update(state, gradients, [segment], commit=True, out=trajectory, write=write)
+        device.update(state, gradients, [segment], out=trajectory, write=write)
 
     contenders = {
         FLOOR: lambda: scan(slopes, by_hand, GROUP.lr, GROUP.beta1, GROUP.beta2, GROUP.eps),

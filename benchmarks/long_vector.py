@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.backend import FLOAT32, Backend
 from benchmarks.measure import Timing, interleave, timed
-from gradwire.server.devices.base import Segment, State, Write
+from gradwire.server.devices.base import Segment, State
 from gradwire.server.optimizers.adam import AdamHyperparameters, EpsilonPlacement
 from gradwire.wire.layout import Range
 
@@ -21,10 +21,11 @@ PLAIN = AdamHyperparameters(eps=1e-8, amsgrad=True, epsilon_placement=EpsilonPla
 EPS_HAT = AdamHyperparameters(eps=1e-8, amsgrad=True)
 
 COPY, TORCH, STEP, HAT = "memory copy", "torch fused AMSGrad", "AMSGrad step", "AMSGrad step, eps-hat"
-PREVIEW, NORM, TORCH_NORM = "AMSGrad preview", "sum of squares", "torch vector_norm, float64"
+AWAY, NORM, TORCH_NORM = "AMSGrad step, to other vectors", "sum of squares", "torch vector_norm, float64"
 
-BYTES = {COPY: 36, TORCH: 36, STEP: 36, HAT: 36, PREVIEW: 24, NORM: 4, TORCH_NORM: 4}
-"""Of memory that must move for each element: a step reads five vectors and writes four, a preview writes one."""
+BYTES = {COPY: 36, TORCH: 36, STEP: 36, HAT: 36, AWAY: 52, NORM: 4, TORCH_NORM: 4}
+"""Of memory that must move for each element: a step reads five vectors and writes four, and reads those too before
+it writes them if they are not the same."""
 
 PEERS = {STEP: TORCH, HAT: TORCH, NORM: TORCH_NORM}
 
@@ -97,8 +98,8 @@ class _Vector:
             {name: backend.device.allocate(1, params.shape[1], FLOAT32) for name in group.kernel.used_slots},
         )
 
-    def update(self, gradients: Any, out: Any = None) -> None:
-        """A step; with ``out`` a preview of it."""
+    def update(self, gradients: Any, target: State | None = None) -> None:
+        """A step, in place or to ``target``."""
         t = self._steps + 1
         segment = Segment(
             0,
@@ -107,9 +108,8 @@ class _Vector:
             np.array(self._group.constants(), FLOAT32),
             self._group.varying(t, t, 1, FLOAT32),
         )
-        write = Write.NOTHING if out is None else Write.LAST
-        self._device.update(self.state, gradients, [segment], commit=out is None, out=out, write=write)
-        if out is None:
+        self._device.update(self.state, gradients, [segment], target=target)
+        if target is None:
             self._steps = t
 
 
@@ -119,7 +119,7 @@ def run(backend: Backend, elements: int, rounds: int) -> Result:
     values = random.standard_normal((1, elements), np.float32)
     gradients = backend.upload(values)
     plain, hat = _Vector(backend, PLAIN, params), _Vector(backend, EPS_HAT, params)
-    out = backend.device.allocate(1, elements, FLOAT32)
+    target = backend.device.allocate_state(PLAIN.kernel.used_slots, elements, FLOAT32)
 
     theirs = torch.nn.Parameter(backend.tensor(params[0]))
     theirs.grad = gradient = backend.tensor(values[0])
@@ -131,7 +131,7 @@ def run(backend: Backend, elements: int, rounds: int) -> Result:
         TORCH: backend.synchronized(peer.step),
         STEP: lambda: plain.update(gradients),
         HAT: lambda: hat.update(gradients),
-        PREVIEW: lambda: plain.update(gradients, out),
+        AWAY: lambda: plain.update(gradients, target),
         NORM: lambda: backend.device.square_sums(gradients, 0, [Range(0, elements)]),
         TORCH_NORM: lambda: torch.linalg.vector_norm(gradient, dtype=torch.float64).item(),
     }

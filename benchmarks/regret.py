@@ -105,7 +105,7 @@ def scan(device: CpuDevice, amsgrad: bool, steps: int, block: int, at: int) -> O
         staged, out = device.allocate(count, 1, _FLOAT32), device.allocate(count, 1, _FLOAT32)
         device.write(staged, 0, gradients[:, None])
         segment = Segment(0, 1, kernel, constants, group.varying(done + 1, done + 1, count, _FLOAT32))
-        device.update(state, staged, [segment], commit=True, out=out, write=Write.TRAJECTORY)
+        device.update(state, staged, [segment], out=out, write=Write.TRAJECTORY)
         done += count
         return device.read(out, Range(0, count), Range(0, 1))[:, 0]
 

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gradwire.server.devices.base import NORM_CHUNK, Bools, Device, DeviceArray, Segment, State, Write
+from gradwire.server.devices.base import Bools, Device, DeviceArray, Segment, State, Write, chunks_of
 from gradwire.server.optimizers.base import Floats
 from gradwire.wire.layout import Range
 
@@ -34,14 +34,12 @@ class ReferenceDevice(Device):
     def copy(self, source: DeviceArray) -> DeviceArray:
         return np.array(source)
 
-    def square_sums(self, gradients: DeviceArray, first_row: int, ranges: Sequence[Range]) -> npt.NDArray[np.float64]:
-        total = np.zeros(gradients.shape[0] - first_row)
-        for start, stop in ranges:
-            while start < stop:
-                end = min(stop, start - start % NORM_CHUNK + NORM_CHUNK)
-                total += np.square(gradients[first_row:, start:end].astype(np.float64)).sum(axis=1)
-                start = end
-        return total
+    def chunk_sums(
+        self, gradients: DeviceArray, first_row: int, ranges: Sequence[Range], start: int = 0
+    ) -> npt.NDArray[np.float64]:
+        chunks = [slice(chunk.start - start, chunk.stop - start) for chunk in chunks_of(ranges)]
+        sums = [np.square(gradients[first_row:, chunk].astype(np.float64)).sum(axis=1) for chunk in chunks]
+        return np.array(sums).reshape(len(chunks), gradients.shape[0] - first_row)
 
     def clip(
         self,
@@ -66,7 +64,8 @@ class ReferenceDevice(Device):
         gradients: DeviceArray,
         segments: Sequence[Segment],
         *,
-        commit: bool,
+        target: State | None = None,
+        start: int = 0,
         applied: Bools | None = None,
         out: DeviceArray | None = None,
         out_start: int = 0,
@@ -74,6 +73,7 @@ class ReferenceDevice(Device):
     ) -> None:
         for segment in segments:
             here = slice(segment.start, segment.stop)
+            columns = slice(segment.start - start, segment.stop - start)
             there = slice(segment.start - out_start, segment.stop - out_start)
             used = segment.kernel.used_slots
             values = [state.params[0, here]] + [state.slots[name][0, here] for name in used]
@@ -81,17 +81,17 @@ class ReferenceDevice(Device):
             for k in range(gradients.shape[0]):
                 if applied is None or applied[k]:
                     with np.errstate(all="ignore"):
-                        values = adam(values, gradients[k, here], segment, next(rows))
+                        values = adam(values, gradients[k, columns], segment, next(rows))
                 if write == Write.TRAJECTORY:
                     assert out is not None
                     out[k, there] = values[0]
             if write == Write.LAST:
                 assert out is not None
                 out[0, there] = values[0]
-            if commit:
-                state.params[0, here] = values[0]
-                for name, value in zip(used, values[1:], strict=True):
-                    state.slots[name][0, here] = value
+            result = state if target is None else target
+            result.params[0, here] = values[0]
+            for name, value in zip(used, values[1:], strict=True):
+                result.slots[name][0, here] = value
 
 
 def adam(values: list[Floats], g: Floats, segment: Segment, varying: Floats) -> list[Floats]:

@@ -17,7 +17,7 @@ from gradwire.wire.layout import Range
 device = CpuDevice(1)
 problem = Problem(3, 2, np.dtype(np.float32))
 state = problem.state(device)
-device.update(state, problem.gradients, problem.segments(KERNEL_CONFIGS[1]), commit=True)
+device.update(state, problem.gradients, problem.segments(KERNEL_CONFIGS[1]))
 device.square_sums(problem.gradients, 0, [Range(0, 3)])
 print(jit.compilations(), float(download_state(device, state)["params"].sum()))
 """

@@ -38,7 +38,9 @@ def test_other_operators_are_refused() -> None:
 
 @pytest.mark.parametrize(("dtype", "letter"), [(np.float32, "f"), (np.float64, "d")])
 def test_gpu_kernel_uses_the_functions_of_its_type(dtype: type, letter: str) -> None:
-    source = cuda_kernel_source(AdamHyperparameters(amsgrad=True).kernel, np.dtype(dtype), simulated=False)
+    source = cuda_kernel_source(
+        AdamHyperparameters(amsgrad=True).kernel, np.dtype(dtype), simulated=False, in_place=True
+    )
     assert set(re.findall(r"import (\w+)_rn as", source)) == {
         f"{letter}{name}" for name in ("add", "div", "mul", "sqrt")
     }
@@ -51,5 +53,6 @@ def test_generated_source_is_valid_python_for_every_kernel() -> None:
     for simulated in (False, True):
         for amsgrad in (False, True):
             kernel = AdamHyperparameters(amsgrad=amsgrad).kernel
-            ast.parse(cuda_kernel_source(kernel, np.dtype(np.float32), simulated))
+            for in_place in (False, True):
+                ast.parse(cuda_kernel_source(kernel, np.dtype(np.float32), simulated, in_place))
         ast.parse(square_sums_source(256, simulated))

@@ -71,7 +71,7 @@ class OnDevice:
             segments.append(segment(config, start, stop, self.dtype, step=run_step, t=t, steps=steps))
             self.t[name] += steps
         out = self.device.allocate(steps, self.length, self.dtype)
-        self.device.update(self.state, gradients, segments, commit=True, out=out, write=write)
+        self.device.update(self.state, gradients, segments, out=out, write=write)
         return download(self.device, out)
 
     def assert_close(self, reference: ReferenceAdam) -> None:

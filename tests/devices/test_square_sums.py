@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections.abc import Iterator
 from itertools import pairwise
@@ -11,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from gradwire.server.devices import base
 from gradwire.server.devices.base import Device
 from gradwire.server.devices.cpu import CpuDevice
 from gradwire.wire.layout import Range
@@ -25,7 +25,7 @@ def elements(request: pytest.FixtureRequest, device: Device, monkeypatch: pytest
     if request.param == "one chunk":
         yield 20 if SIMULATED else 1003
     elif SIMULATED:
-        monkeypatch.setattr(importlib.import_module(type(device).__module__), "NORM_CHUNK", 16)
+        monkeypatch.setattr(base, "NORM_CHUNK", 16)
         yield 41
     else:
         yield 200_003
@@ -76,13 +76,25 @@ def test_does_not_depend_on_how_the_wire_was_cut(device: Device, elements: int) 
 
 def test_adds_fixed_chunks_of_the_layout_in_order(device: Device, elements: int) -> None:
     """A range that begins within a chunk does not move the borders of the chunks behind it."""
-    chunk = importlib.import_module(type(device).__module__).NORM_CHUNK
+    chunk = base.NORM_CHUNK
     array = upload(device, draw(1, elements, np.dtype(np.float64)))
     edges = [3, *range(chunk, elements, chunk), elements]
     total = 0.0
     for a, b in pairwise(edges):
         total += float(device.square_sums(array, 0, [Range(a, b)])[0])
     assert device.square_sums(array, 0, [Range(3, elements)]).tolist() == [total]
+
+
+def test_sums_of_slices_are_those_of_the_whole(device: Device, elements: int) -> None:
+    """Of slices that are cut where chunks are; each in an array of its own."""
+    chunk = base.NORM_CHUNK
+    values = draw(3, elements, np.dtype(np.float32))
+    expected = device.chunk_sums(upload(device, values), 1, [Range(0, elements)])
+    assert expected.shape == (-(-elements // chunk), 2)
+    for first in range(0, elements, 2 * chunk):
+        part = Range(first, min(first + 2 * chunk, elements))
+        found = device.chunk_sums(device.stage(values[:, slice(*part)], values.dtype), 1, [part], first)
+        assert found.tolist() == expected[first // chunk :][: len(found)].tolist()
 
 
 def test_does_not_depend_on_the_number_of_threads() -> None:

@@ -1,4 +1,4 @@
-"""Conformance of ``Device.update``: blocks, previews, masks, what is written where, and numbers that are none."""
+"""Conformance of ``Device.update``: blocks, targets, masks, what is written where, and numbers that are none."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ each_float = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 def committed(device: Device, problem: Problem, config: ReferenceConfig, **options: Any) -> State:
     """The state after the problem's block."""
     state = problem.state(device)
-    device.update(state, upload(device, problem.gradients), problem.segments(config), commit=True, **options)
+    device.update(state, upload(device, problem.gradients), problem.segments(config), **options)
     return state
 
 
@@ -42,7 +42,7 @@ def singles(device: Device, problem: Problem, config: ReferenceConfig) -> State:
     for k in range(problem.steps):
         (whole,) = problem.segments(config)
         one = whole._replace(varying=whole.varying[k : k + 1])
-        device.update(state, upload(device, problem.gradients[k : k + 1]), [one], commit=True)
+        device.update(state, upload(device, problem.gradients[k : k + 1]), [one])
     return state
 
 
@@ -74,27 +74,48 @@ def test_block_equals_single_steps_in_float64(device: Device, length: int) -> No
 
 
 @each_config
-def test_preview_equals_commit_and_leaves_the_state_alone(device: Device, length: int, config: ReferenceConfig) -> None:
-    problem = Problem(length, 3, FLOAT32)
-    state = problem.state(device)
-    gradients = upload(device, problem.gradients)
+@pytest.mark.parametrize("steps", [1, 3])
+def test_a_target_receives_what_the_state_would_become(
+    device: Device, length: int, config: ReferenceConfig, steps: int
+) -> None:
+    """The state stays as it is, and what the target held before does not matter."""
+    problem = Problem(length, steps, FLOAT32)
+    state, target = problem.state(device), Problem(length, 1, FLOAT32, seed=1).state(device)
     out = device.allocate(1, length, FLOAT32)
-    device.update(state, gradients, problem.segments(config), commit=False, out=out, write=Write.LAST)
+    gradients = upload(device, problem.gradients)
+    device.update(state, gradients, problem.segments(config), target=target, out=out, write=Write.LAST)
     assert_same_state(device, state, problem.state(device))
-    assert_same_bits(download(device, out)[0], download(device, committed(device, problem, config).params)[0])
+    expected = committed(device, problem, config)
+    for name in ("params", *segment(config, 0, 1, FLOAT32).kernel.used_slots):
+        assert_same_bits(download_state(device, target)[name], download_state(device, expected)[name])
+    assert_same_bits(download(device, out)[0], download(device, expected.params)[0])
 
 
-def test_preview_in_slices_equals_the_whole(device: Device, length: int) -> None:
-    """Each slice into an array of its own, as the server answers one slice after another."""
+def test_slices_into_a_target_equal_the_whole(device: Device, length: int) -> None:
+    """Each slice of gradients in an array of its own, as the server computes one slice after another."""
     config = KERNEL_CONFIGS[1]
     problem = Problem(length, 2, FLOAT32)
-    state = problem.state(device)
-    gradients = upload(device, problem.gradients)
-    expected = download(device, committed(device, problem, config).params)[0]
+    state, target = problem.state(device), Problem(length, 1, FLOAT32, seed=1).state(device)
+    expected = committed(device, problem, config)
     for part in problem.segments(config, cuts=(1, length // 3, length // 3 + 1, length - 2)):
+        gradients = device.stage(problem.gradients[:, part.start : part.stop], FLOAT32)
         out = device.allocate(1, part.stop - part.start, FLOAT32)
-        device.update(state, gradients, [part], commit=False, out=out, out_start=part.start, write=Write.LAST)
-        assert_same_bits(download(device, out)[0], expected[part.start : part.stop])
+        options: dict[str, Any] = {"target": target, "start": part.start, "out_start": part.start}
+        device.update(state, gradients, [part], out=out, write=Write.LAST, **options)
+        assert_same_bits(download(device, out)[0], download(device, expected.params)[0, part.start : part.stop])
+    assert_same_state(device, target, expected)
+    assert_same_state(device, state, problem.state(device))
+
+
+def test_gradients_of_a_part_update_that_part_in_place(device: Device, length: int) -> None:
+    config = KERNEL_CONFIGS[1]
+    problem = Problem(length, 2, FLOAT32)
+    state, start, stop = problem.state(device), length // 3, length - 1
+    part = problem.segments(config)[0]._replace(start=start, stop=stop)
+    device.update(state, device.stage(problem.gradients[:, start:stop], FLOAT32), [part], start=start)
+    expected = problem.state(device)
+    device.update(expected, upload(device, problem.gradients), [part])
+    assert_same_state(device, state, expected)
 
 
 def test_segments_of_different_groups_in_one_call(device: Device, length: int) -> None:
@@ -106,9 +127,9 @@ def test_segments_of_different_groups_in_one_call(device: Device, length: int) -
         segment(KERNEL_CONFIGS[2], 0, cut - 3, FLOAT32, steps=2),
         segment(KERNEL_CONFIGS[1], cut, length, FLOAT32, t=9, steps=2),
     ]
-    device.update(state, upload(device, problem.gradients), parts, commit=True)
+    device.update(state, upload(device, problem.gradients), parts)
     expected = problem.state(ReferenceDevice())
-    ReferenceDevice().update(expected, problem.gradients, parts, commit=True)
+    ReferenceDevice().update(expected, problem.gradients, parts)
     actual = download_state(device, state)
     for name, value in download_state(ReferenceDevice(), expected).items():
         assert_same_bits(actual[name], value)
@@ -137,12 +158,12 @@ def test_rows_that_do_not_apply_are_left_out(device: Device, length: int, write:
     whole = segment(config, 0, length, FLOAT32, steps=3)
     out = device.allocate(5, length, FLOAT32)
     gradients = upload(device, problem.gradients)
-    device.update(state, gradients, [whole], commit=True, applied=applied, out=out, write=write)
+    device.update(state, gradients, [whole], applied=applied, out=out, write=write)
 
     expected = problem.state(device)
     trajectory = device.allocate(3, length, FLOAT32)
     kept = upload(device, problem.gradients[applied])
-    device.update(expected, kept, [whole], commit=True, out=trajectory, write=Write.TRAJECTORY)
+    device.update(expected, kept, [whole], out=trajectory, write=Write.TRAJECTORY)
     assert_same_state(device, state, expected)
     first, second, third = download(device, trajectory)
     zeros = np.zeros_like(first)
@@ -154,21 +175,24 @@ def test_rows_that_do_not_apply_are_left_out(device: Device, length: int, write:
     assert_same_bits(download(device, out), np.stack(rows[write]))
 
 
-@pytest.mark.parametrize("commit", [True, False])
-def test_block_of_which_no_row_applies_changes_nothing(device: Device, length: int, commit: bool) -> None:
+@pytest.mark.parametrize("in_place", [True, False])
+def test_block_of_which_no_row_applies_changes_nothing(device: Device, length: int, in_place: bool) -> None:
     problem = Problem(length, 2, FLOAT32)
-    state = problem.state(device)
+    state, other = problem.state(device), Problem(length, 1, FLOAT32, seed=1).state(device)
+    target = None if in_place else other
     none = segment(KERNEL_CONFIGS[0], 0, length, FLOAT32, steps=0)
     out = device.allocate(1, length, FLOAT32)
     applied = np.zeros(2, np.bool_)
     gradients = upload(device, problem.gradients)
-    device.update(state, gradients, [none], commit=commit, applied=applied, out=out, write=Write.LAST)
+    device.update(state, gradients, [none], target=target, applied=applied, out=out, write=Write.LAST)
     assert_same_state(device, state, problem.state(device))
+    for name in ("params", *none.kernel.used_slots) if target is not None else ():
+        assert_same_bits(download_state(device, other)[name], download_state(device, state)[name])
     assert_same_bits(download(device, out)[0], problem.params)
 
 
-@pytest.mark.parametrize("commit", [True, False])
-def test_trajectory_holds_the_parameters_after_each_step(device: Device, length: int, commit: bool) -> None:
+@pytest.mark.parametrize("in_place", [True, False])
+def test_trajectory_holds_the_parameters_after_each_step(device: Device, length: int, in_place: bool) -> None:
     """Of a part of the vector, into an array that begins before it."""
     config = KERNEL_CONFIGS[3]
     problem = Problem(length, 4, FLOAT32)
@@ -176,14 +200,15 @@ def test_trajectory_holds_the_parameters_after_each_step(device: Device, length:
     part = problem.segments(config)[0]._replace(start=start, stop=stop)
     out = upload(device, np.full((4, length - out_start), 7.0, FLOAT32))
     gradients = upload(device, problem.gradients)
-    options = {"commit": commit, "out": out, "out_start": out_start, "write": Write.TRAJECTORY}
+    target = None if in_place else Problem(length, 1, FLOAT32, seed=1).state(device)
+    options = {"target": target, "out": out, "out_start": out_start, "write": Write.TRAJECTORY}
     device.update(problem.state(device), gradients, [part], **options)
 
     rows = download(device, out)
     for k in range(4):
         shorter = problem.state(device)
         rest = part._replace(varying=part.varying[: k + 1])
-        device.update(shorter, upload(device, problem.gradients[: k + 1]), [rest], commit=True)
+        device.update(shorter, upload(device, problem.gradients[: k + 1]), [rest])
         assert_same_bits(rows[k, start - out_start : stop - out_start], download(device, shorter.params)[0, start:stop])
     rows[:, start - out_start : stop - out_start] = 7.0
     assert (rows == 7.0).all(), "wrote outside its segment"
@@ -196,7 +221,7 @@ def test_nan_propagates_through_maximum_and_clamp(device: Device, dtype: np.dtyp
     zeros = {name: upload(device, np.zeros((1, 3), dtype)) for name in ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")}
     state = State(upload(device, np.array([[0.5, np.nan, 0.5]], dtype)), zeros)
     for row in ([np.nan, 1.0, 1.0], [1.0, 1.0, 1.0]):
-        device.update(state, upload(device, np.array([row], dtype)), [segment(config, 0, 3, dtype)], commit=True)
+        device.update(state, upload(device, np.array([row], dtype)), [segment(config, 0, 3, dtype)])
     found = download_state(device, state)
     assert np.isnan(found["params"]).tolist() == [True, True, False]
     assert np.isnan(found["max_exp_avg_sq"]).tolist() == [True, False, False]
@@ -242,8 +267,8 @@ def test_nothing_to_update(device: Device) -> None:
     """A run of tensors without elements, a segment without elements, and no segment at all."""
     state = device.allocate_state(("exp_avg", "exp_avg_sq"), 0, FLOAT32)
     gradients = device.allocate(1, 0, FLOAT32)
-    device.update(state, gradients, [], commit=True)
-    device.update(state, gradients, [segment(ReferenceConfig(), 0, 0, FLOAT32)], commit=True)
+    device.update(state, gradients, [])
+    device.update(state, gradients, [segment(ReferenceConfig(), 0, 0, FLOAT32)])
     assert download(device, state.params).shape == (1, 0)
 
 

@@ -47,9 +47,10 @@ class Gate:
 
 
 class GatedDevice(CpuDevice):
-    """The CPU device, with gates before ``commit``, ``preview``, ``copy``, ``write``, and ``committed`` after one.
+    """The CPU device, with gates before ``commit``, ``early``, ``copy``, ``write``, and ``committed`` after one.
 
-    Only vectors of BULK elements or more come to a gate. ``commits`` counts the updates that changed such a state.
+    Only vectors of BULK elements or more come to a gate. ``commits`` counts the updates that changed such a state in
+    place; ``early`` ones, which go to another state, are no commits yet.
     """
 
     def __init__(self) -> None:
@@ -81,17 +82,26 @@ class GatedDevice(CpuDevice):
         gradients: DeviceArray,
         segments: Sequence[Segment],
         *,
-        commit: bool,
+        target: State | None = None,
+        start: int = 0,
         applied: Bools | None = None,
         out: DeviceArray | None = None,
         out_start: int = 0,
         write: Write = Write.NOTHING,
     ) -> None:
-        self._pass("commit" if commit else "preview", state.params)
+        self._pass("commit" if target is None else "early", state.params)
         super().update(
-            state, gradients, segments, commit=commit, applied=applied, out=out, out_start=out_start, write=write
+            state,
+            gradients,
+            segments,
+            target=target,
+            start=start,
+            applied=applied,
+            out=out,
+            out_start=out_start,
+            write=write,
         )
-        if commit:
+        if target is None:
             self.commits += state.params.shape[1] >= BULK
             self._pass("committed", state.params)
 

@@ -48,6 +48,21 @@ def cut_in_the_upload(hosted: HostedServer, device: GatedDevice, proxy: Proxy, s
 
 
 @contextmanager
+def cut_in_the_update(hosted: HostedServer, device: GatedDevice, proxy: Proxy, steps: int) -> Iterator[None]:
+    """While a slice is computed whose successors arrive."""
+    with device.hold("early") as gate:
+
+        def cut() -> None:
+            gate.wait_entered()
+            proxy.cut()
+            hosted.wait_cancelled()
+            gate.release()
+
+        with InBackground(cut):
+            yield
+
+
+@contextmanager
 def cut_in_the_commit(hosted: HostedServer, device: GatedDevice, proxy: Proxy, steps: int) -> Iterator[None]:
     """After the last slice has arrived and before the commit ends."""
     with device.hold("commit") as gate:
@@ -93,11 +108,16 @@ def cut_in_the_reply(hosted: HostedServer, device: GatedDevice, proxy: Proxy, st
 
 @pytest.mark.parametrize("steps", [1, 3], ids=["one step", "three steps"])
 @pytest.mark.parametrize(
-    ("returns", "fault"),
+    ("returns", "policy", "fault"),
     [
-        (returns, fault)
+        (returns, policy, fault)
         for returns in ("last", "trajectory", "none")
-        for fault in (cut_in_the_upload, cut_in_the_commit, cut_before_the_receipt, cut_in_the_reply)
+        for policy, faults in {
+            # Computed when it is whole, and computed while it arrives.
+            "skip": (cut_in_the_upload, cut_in_the_commit, cut_before_the_receipt, cut_in_the_reply),
+            "reject": (cut_in_the_upload, cut_in_the_update, cut_in_the_reply),
+        }.items()
+        for fault in faults
         if not (returns == "none" and fault is cut_in_the_reply)  # whose reply is a receipt and nothing else
     ],
 )
@@ -109,10 +129,11 @@ def test_exactly_once(
     direct: Server,
     steps: int,
     returns: str,
+    policy: str,
     fault: Fault,
 ) -> None:
     params = {"w": gradient(SIZE, 0)}
-    run = server.create_run(fresh_name("once"), params, AMSGrad(lr=0.01))
+    run = server.create_run(fresh_name("once"), params, AMSGrad(lr=0.01), non_finite=policy)
     twin = direct.create_run(fresh_name("twin"), params, AMSGrad(lr=0.01))
     blocks = [{"w": gradient(SIZE, seed, steps)} for seed in (1, 2, 3)]
     run.step_many(blocks[0])
@@ -121,7 +142,8 @@ def test_exactly_once(
     with fault(hosted, device, proxy, steps):
         values = run.step_many(blocks[1], returns=returns)
     assert proxy.was_cut.is_set()
-    assert device.commits == 1
+    assert device.commits == (policy == "skip")
+    assert hosted.run_of(run.name).version == 2  # of the blocks, each counted once
     assert run.last_receipt is not None
     assert run.last_receipt.step == 2 * steps
 
@@ -172,7 +194,7 @@ def test_another_worker_that_takes_over_meanwhile_is_not_pushed_aside(
 ) -> None:
     """The step may have been applied, and the exception does not claim anything else."""
     name = fresh_name("taken")
-    run = server.create_run(name, {"w": gradient(SIZE, 0)}, AMSGrad())
+    run = server.create_run(name, {"w": gradient(SIZE, 0)}, AMSGrad(), non_finite="skip")
     with device.hold("commit") as gate:
 
         def take() -> BareStream:

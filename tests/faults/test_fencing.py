@@ -160,7 +160,7 @@ def test_a_commit_checks_the_epoch_under_the_lock(
     newer.finish()
 
 
-def test_a_block_previewed_from_other_values_is_not_committed(
+def test_a_block_computed_from_other_values_is_not_committed(
     hosted: HostedServer, hosted_stub: Stub, device: GatedDevice, name: str
 ) -> None:
     """Even if the stream did not learn that it has been fenced: what was answered would not be what is committed."""
@@ -187,7 +187,7 @@ def test_attaching_waits_for_a_commit_under_way(
 ) -> None:
     older = BareStream(hosted_stub, name)
     with device.hold("commit") as gate:
-        older.send_block(1, gradient(BULK, 1))
+        older.send_block(1, gradient(BULK, 1), slice_elements=BULK)
         gate.wait_entered()
         with InBackground(lambda: BareStream(hosted_stub, name)) as attaching:
             hosted.wait_for_waiters(hosted.run_of(name), 1)

@@ -28,9 +28,12 @@ def server(hosted: HostedServer) -> Iterator[Server]:
         yield connection
 
 
-@pytest.mark.parametrize(("operation", "applied"), [("write", False), ("commit", True), ("committed", True)], ids=str)
-def test_ctrl_c_during_a_step(server: Server, device: GatedDevice, operation: str, applied: bool) -> None:
-    run = server.create_run(fresh_name("ctrl-c"), {"w": gradient(SIZE, 0)}, AMSGrad(lr=0.01))
+@pytest.mark.parametrize(
+    ("operation", "policy", "applied"),
+    [("write", "skip", False), ("commit", "skip", True), ("committed", "skip", True), ("early", "reject", False)],
+)
+def test_ctrl_c_during_a_step(server: Server, device: GatedDevice, operation: str, policy: str, applied: bool) -> None:
+    run = server.create_run(fresh_name("ctrl-c"), {"w": gradient(SIZE, 0)}, AMSGrad(lr=0.01), non_finite=policy)
     with device.hold(operation) as gate:
 
         def interrupt() -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gradwire.server.spec import TENSOR_BYTES
-from gradwire.v1 import service_pb2, train_pb2
+from gradwire.v1 import run_pb2, service_pb2, train_pb2
 from gradwire.wire.encoding import MAX_MESSAGE_BYTES
 from gradwire.wire.errors import GradwireError, InternalError, MemoryLimitExceeded, ResultTooLarge
 from tests.faults.bare import (
@@ -23,6 +23,7 @@ from tests.faults.bare import (
     read_parameters,
     refusal_of,
     spec_of,
+    values_of,
     write_parameters,
 )
 from tests.faults.conftest import check_nothing_is_left
@@ -53,8 +54,12 @@ def tight_stub(tight: HostedServer, connect_bare: Callable[[str], Stub]) -> Stub
 @pytest.fixture
 def name(tight_stub: Stub) -> str:
     name = fresh_name("tight")
-    create(tight_stub, spec_of(name, SIZE), gradient(SIZE, 0))
+    create(tight_stub, spec_of(name, SIZE, run_pb2.NON_FINITE_POLICY_SKIP), gradient(SIZE, 0))
     return name
+
+
+HALVES: Any = {"slice_elements": SIZE // 2}
+"""A block that comes in one message need not be kept."""
 
 
 def refusal(call: Callable[[], object]) -> GradwireError:
@@ -76,8 +81,10 @@ def write_state(stub: Stub, name: str) -> service_pb2.WriteStateResponse:
         lambda stub, name: create(stub, spec_of(name, SIZE), gradient(SIZE, 0), replace=True),
         lambda stub, name: list(stub.ReadState(service_pb2.ReadStateRequest(name=f"runs/{name}"))),
         lambda stub, name: write_state(stub, name),
-        lambda stub, name: BareStream(stub, name).step(1, gradient(SIZE, 1, 3)),
-        lambda stub, name: BareStream(stub, name).step(1, gradient(SIZE, 1, 2), returns=train_pb2.RETURNS_TRAJECTORY),
+        lambda stub, name: BareStream(stub, name).step(1, gradient(SIZE, 1, 3), **HALVES),
+        lambda stub, name: BareStream(stub, name).step(
+            1, gradient(SIZE, 1, 2), returns=train_pb2.RETURNS_TRAJECTORY, **HALVES
+        ),
     ],
     ids=["second run", "replacement", "copy of the state", "new state", "block", "trajectory"],
 )
@@ -96,7 +103,7 @@ def test_what_does_not_fit_is_refused(
 
 def test_staging_results_and_copies_share_the_bound(tight: HostedServer, tight_stub: Stub, name: str) -> None:
     stream = BareStream(tight_stub, name)
-    stream.step(1, gradient(SIZE, 1), returns=train_pb2.RETURNS_TRAJECTORY)
+    stream.step(1, gradient(SIZE, 1), returns=train_pb2.RETURNS_TRAJECTORY, **HALVES)
     # The gradient's place is kept for the next block, the trajectory for a repeat: no room for a copy or new values.
     assert tight.used_bytes == RUN_BYTES + 2 * VECTOR_BYTES
     assert isinstance(refusal(lambda: read_parameters(tight_stub, name)), MemoryLimitExceeded)
@@ -106,6 +113,38 @@ def test_staging_results_and_copies_share_the_bound(tight: HostedServer, tight_s
     assert read_parameters(tight_stub, name).size == SIZE
     stream.finish()
     eventually(lambda: tight.used_bytes == RUN_BYTES, "the stream's own memory is freed")
+
+
+def test_a_second_state_is_counted_and_goes_without_where_there_is_no_room(
+    tight: HostedServer, tight_stub: Stub, connect_bare: Callable[[str], Stub]
+) -> None:
+    """Slices are answered at once where there is room for the new state, and after the commit where there is none."""
+    name = fresh_name("early")
+    create(tight_stub, spec_of(name, SIZE), gradient(SIZE, 0))
+    stream = BareStream(tight_stub, name)
+    parts: list[train_pb2.Parameters] = []
+    for sequence in (1, 2):
+        stream.send_block(sequence, gradient(SIZE, sequence), **HALVES)
+        parts, receipt = stream.answer()
+        assert receipt.step == sequence
+        assert tight.used_bytes == RUN_BYTES + VECTOR_BYTES
+    assert len(parts) == 1
+    expected = read_parameters(tight_stub, name)
+    assert np.array_equal(values_of(parts, SIZE)[0], expected)
+    stream.finish()
+    with HostedServer(max_memory=20 * VECTOR_BYTES) as roomy:
+        stub = connect_bare(roomy.target)
+        create(stub, spec_of(name, SIZE), gradient(SIZE, 0))
+        stream = BareStream(stub, name)
+        for sequence in (1, 2):
+            stream.send_block(sequence, gradient(SIZE, sequence), **HALVES)
+            parts, receipt = stream.answer()
+            assert len(parts) == 2
+        assert np.array_equal(values_of(parts, SIZE)[0], expected)
+        # The new state's, and the gradients of the chunk that came in two parts.
+        assert roomy.used_bytes == RUN_BYTES + 5 * VECTOR_BYTES
+        stream.finish()
+        eventually(lambda: roomy.used_bytes == RUN_BYTES, "the stream's own memory is freed")
 
 
 def test_a_trajectory_that_would_not_be_remembered_is_refused(tight: HostedServer, tight_stub: Stub, name: str) -> None:
@@ -157,18 +196,19 @@ def test_a_run_that_the_device_has_no_room_for_leaves_nothing_reserved(
         assert server.used_bytes == 0
 
 
-@pytest.mark.parametrize("spare", [0, 1], ids=["no gradients", "no trajectory"])
+@pytest.mark.parametrize("policy", [run_pb2.NON_FINITE_POLICY_SKIP, run_pb2.NON_FINITE_POLICY_REJECT])
+@pytest.mark.parametrize("spare", [0, 1], ids=["no trajectory", "no gradients"])
 def test_a_block_that_the_device_has_no_room_for_leaves_nothing_reserved(
-    connect_bare: Callable[[str], Stub], spare: int
+    connect_bare: Callable[[str], Stub], spare: int, policy: run_pb2.NonFinitePolicy.ValueType
 ) -> None:
     device = ExhaustedDevice()
     with HostedServer(device) as server:
         stub, name = connect_bare(server.target), fresh_name("full")
-        create(stub, spec_of(name, SIZE), gradient(SIZE, 0))
+        create(stub, spec_of(name, SIZE, policy), gradient(SIZE, 0))
         before = fingerprint(stub, name)
         device.rows, device.spare = 3, spare
         stream = BareStream(stub, name)
-        stream.send_block(1, gradient(SIZE, 1, 3), returns=train_pb2.RETURNS_TRAJECTORY)
+        stream.send_block(1, gradient(SIZE, 1, 3), returns=train_pb2.RETURNS_TRAJECTORY, **HALVES)
         assert isinstance(stream.refusal(), InternalError)
         eventually(lambda: server.used_bytes == RUN_BYTES, "nothing of the block stays reserved")
         assert fingerprint(stub, name) == before

@@ -23,14 +23,14 @@ class FailingDevice(CpuDevice):
 
     fails = False
 
-    def update(self, state: Any, gradients: Any, segments: Any, *, commit: bool, **options: Any) -> None:
-        if commit and self.fails:
+    def update(self, state: Any, gradients: Any, segments: Any, **options: Any) -> None:
+        if self.fails:
             halves = [
                 segment._replace(stop=segment.start + (segment.stop - segment.start) // 2) for segment in segments
             ]
-            super().update(state, gradients, halves, commit=True, **options)
+            super().update(state, gradients, halves, **options)
             raise RuntimeError("the device is gone")
-        super().update(state, gradients, segments, commit=commit, **options)
+        super().update(state, gradients, segments, **options)
 
 
 @pytest.fixture

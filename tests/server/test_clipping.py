@@ -52,7 +52,7 @@ def test_number_in_range_is_accepted(field: str, value: float | None) -> None:
     ids=str,
 )
 def test_what_can_be_told_before_all_has_arrived(options: dict[str, Any], expected: bool) -> None:
-    assert spec(**options).previews is expected
+    assert spec(**options).early is expected
 
 
 @pytest.mark.parametrize("clipping", [{}, {"clip_value": 0.0}, {"clip_norm": 0.0}, {"clip_value": 2.0, "clip_norm": 3}])

@@ -211,9 +211,9 @@ class Run:
         if not answered:
             self._behind |= present
 
-        def accept(reply: train_pb2.Parameters) -> None:
+        def accept(reply: train_pb2.Parameters, data: bytes | memoryview) -> None:
             self.stale = True  # until the receipt, the arrays mix old and new
-            values = decode(reply.data, self._parameter_wire, reply.steps)
+            values = decode(data, self._parameter_wire, reply.steps)
             columns = slice(reply.offset, reply.offset + values.shape[1])
             if trajectory is None:
                 self._incoming[columns] = values[0]

@@ -8,24 +8,26 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import grpc
+from google.protobuf.message import DecodeError
 
 from gradwire.v1 import train_pb2
+from gradwire.wire.envelope import Opened, open_response
 from gradwire.wire.errors import ProtocolViolation
 from gradwire.wire.service import SERVICE_NAME
 
 CLOSE_TIMEOUT_SECONDS = 2.0
 
 TrainMethod = Callable[[Iterator[bytes]], Any]
-"""Begins a Train call that sends serialized requests; its result iterates over responses."""
+"""Begins a Train call that sends serialized requests; its result iterates over serialized responses."""
+
+
+Accept = Callable[[train_pb2.Parameters, "bytes | memoryview"], None]
+"""Takes a part of an answer and its data."""
 
 
 def train_method(channel: grpc.Channel) -> TrainMethod:
-    """The method as the generated stub has it, but that requests are bytes already."""
-    method: Any = channel.stream_stream(
-        f"/{SERVICE_NAME}/Train",
-        request_serializer=None,
-        response_deserializer=train_pb2.TrainResponse.FromString,
-    )
+    """The method as the generated stub has it, but that its messages are left as bytes."""
+    method: Any = channel.stream_stream(f"/{SERVICE_NAME}/Train")
     begin: TrainMethod = method
     return begin
 
@@ -69,7 +71,7 @@ class TrainStream:
         if timer is not None:
             timer.start()
         try:
-            self.attached = self.receive().attached
+            self.attached = self.receive().message.attached
         except BaseException as error:
             self.abandon()
             if late.is_set() and isinstance(error, grpc.RpcError):
@@ -83,24 +85,26 @@ class TrainStream:
         """Hands serialized messages to the sending thread, which makes them one by one as the connection takes them."""
         self._jobs.put(messages)
 
-    def receive(self) -> train_pb2.TrainResponse:
+    def receive(self) -> Opened[train_pb2.TrainResponse]:
         """The next message."""
         try:
-            response: train_pb2.TrainResponse = next(self._call)
+            return open_response(next(self._call))
         except StopIteration:
             raise StreamEnded("the server ended the stream") from None
-        return response
+        except DecodeError as error:
+            raise ProtocolViolation(f"the server sent what is no TrainResponse: {error}", applied=None) from None
 
-    def collect(self, sequence: int, accept: Callable[[train_pb2.Parameters], None]) -> train_pb2.Receipt:
+    def collect(self, sequence: int, accept: Accept) -> train_pb2.Receipt:
         """Passes the answer to block ``sequence`` on, message by message, and returns its receipt."""
         while True:
-            parameters = self.receive().parameters
+            message, data = self.receive()
+            parameters = message.parameters
             if parameters.sequence != sequence:
                 raise ProtocolViolation(
                     f"the server answered block {parameters.sequence}; expected {sequence}", applied=None
                 )
-            if parameters.data:
-                accept(parameters)
+            if data:
+                accept(parameters, data)
             if parameters.HasField("receipt"):
                 return parameters.receipt
 

@@ -83,7 +83,7 @@ def encoded(values: Array) -> memoryview:
     return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
 
 
-def decode(data: bytes, wire: np.dtype[Any], steps: int = 1) -> Array:
+def decode(data: bytes | memoryview, wire: np.dtype[Any], steps: int = 1) -> Array:
     """``data`` as an array ``[steps, length]`` of dtype ``wire`` that shares its memory (read-only).
 
     Raises InvalidSlice when ``data`` is not a whole number of rows of whole elements.

@@ -1,18 +1,27 @@
-"""Messages that are nearly all ``data``, serialized with one copy of it.
+"""Messages that are nearly all ``data``, written with one copy of it and read with none.
 
-protobuf copies bytes when a field is set and again when the message is serialized; over a long vector that is a large
-part of a step. Here protobuf writes everything but ``data``, which is joined to it: fields may stand in any order on
-the wire, so any protobuf reads the result.
+protobuf copies bytes when a field is set, when a message is serialized, when it is parsed and when a field is read. Over
+a long vector that is a large part of a step. Here protobuf handles everything but ``data``, which is joined to the rest
+or found in it. Fields may stand in any order on the wire, so any protobuf reads what is written here, and what any
+protobuf has written is read here.
 """
 
 from __future__ import annotations
 
-from google.protobuf.message import Message
+from typing import Generic, NamedTuple, TypeVar
+
+from google.protobuf.message import DecodeError, Message
 
 from gradwire.v1 import train_pb2
 from gradwire.wire.encoding import Array, encoded
 
-_LENGTH_DELIMITED = 2  # the wire type of messages and bytes
+_VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5  # wire types
+_FIXED_BYTES = {_FIXED64: 8, _FIXED32: 4}
+
+_WHOLE_BYTES = 4096
+"""Up to this size protobuf parses a message faster as it is."""
+
+Envelope = TypeVar("Envelope", bound=Message)
 
 
 def gradients_request(gradients: train_pb2.Gradients, values: Array) -> bytes:
@@ -25,11 +34,85 @@ def parameters_response(parameters: train_pb2.Parameters, values: Array) -> byte
     return _wrapped(_PARAMETERS, parameters, _PARAMETERS_DATA, values)
 
 
+class Opened(NamedTuple, Generic[Envelope]):
+    """A message without ``data``, and that: bytes that belong to the serialized message, or to a copy of them."""
+
+    message: Envelope
+    data: bytes | memoryview
+
+
+def open_request(serialized: bytes) -> Opened[train_pb2.TrainRequest]:
+    """A serialized TrainRequest. Raises google.protobuf.message.DecodeError."""
+    found = _found(serialized, _GRADIENTS, _GRADIENTS_DATA)
+    if found is not None:
+        return Opened(train_pb2.TrainRequest.FromString(found[0]), found[1])
+    message = train_pb2.TrainRequest.FromString(serialized)
+    return Opened(message, message.gradients.data)
+
+
+def open_response(serialized: bytes) -> Opened[train_pb2.TrainResponse]:
+    """A serialized TrainResponse. Raises google.protobuf.message.DecodeError."""
+    found = _found(serialized, _PARAMETERS, _PARAMETERS_DATA)
+    if found is not None:
+        return Opened(train_pb2.TrainResponse.FromString(found[0]), found[1])
+    message = train_pb2.TrainResponse.FromString(serialized)
+    return Opened(message, message.parameters.data)
+
+
 def _wrapped(outer: bytes, message: Message, inner: bytes, values: Array) -> bytes:
     data = encoded(values)
     fields = message.SerializeToString()
     head = inner + _varint(data.nbytes)
     return b"".join((outer, _varint(len(fields) + len(head) + data.nbytes), fields, head, data))
+
+
+def _found(serialized: bytes, outer: bytes, inner: bytes) -> tuple[bytes, memoryview] | None:
+    """The message without its data field, and the data. None: it is small, or not of the usual form."""
+    if len(serialized) <= _WHOLE_BYTES or not serialized.startswith(outer):
+        return None
+    length, start = _read_varint(serialized, len(outer))
+    if start + length != len(serialized):
+        return None  # something follows: protobuf knows how to put that together
+    position = start
+    while position < len(serialized):
+        if serialized.startswith(inner, position):
+            size, begin = _read_varint(serialized, position + len(inner))
+            end = begin + size
+            if end > len(serialized):
+                raise DecodeError(f"data of {size} bytes in a message of {len(serialized)}")
+            fields = serialized[start:position] + serialized[end:]
+            if len(fields) > _WHOLE_BYTES or inner in fields:
+                return None  # perhaps a second data field, of which the last counts
+            return outer + _varint(len(fields)) + fields, memoryview(serialized)[begin:end]
+        position = _skip(serialized, position)
+    return None
+
+
+def _skip(serialized: bytes, position: int) -> int:
+    """Where the field after the one at ``position`` begins."""
+    tag, position = _read_varint(serialized, position)
+    wire_type = tag & 7
+    if wire_type == _VARINT:
+        return _read_varint(serialized, position)[1]
+    if wire_type == _LENGTH_DELIMITED:
+        size, position = _read_varint(serialized, position)
+        return position + size
+    if wire_type in _FIXED_BYTES:
+        return position + _FIXED_BYTES[wire_type]
+    raise DecodeError(f"wire type {wire_type}, which is none of protobuf's")
+
+
+def _read_varint(serialized: bytes, position: int) -> tuple[int, int]:
+    """A number and where it ends."""
+    value = shift = 0
+    while position < len(serialized) and shift < 64:
+        byte = serialized[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+        shift += 7
+    raise DecodeError("a number without an end")
 
 
 def _tag(field: int) -> bytes:

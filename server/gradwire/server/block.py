@@ -38,7 +38,7 @@ class GradientSlice:
 
     sequence: int
     offset: int
-    data: bytes
+    data: bytes | memoryview
     last: bool
     header: BlockHeader | None
 

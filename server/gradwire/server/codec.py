@@ -6,6 +6,7 @@ from math import inf
 from typing import Any
 
 import numpy as np
+from google.protobuf.message import DecodeError
 
 from gradwire.server.block import BlockHeader, GradientSlice, Receipt, Reply, Returns
 from gradwire.server.optimizers.adam import AdamHyperparameters, EpsilonPlacement, MaximumOf, WeightDecayMode
@@ -15,7 +16,7 @@ from gradwire.server.schedules import Schedule
 from gradwire.server.spec import NonFinitePolicy, RunSpec
 from gradwire.v1 import run_pb2, train_pb2
 from gradwire.wire.encoding import dtype_of, narrowed, state_dtype
-from gradwire.wire.envelope import parameters_response
+from gradwire.wire.envelope import Opened, open_request, parameters_response
 from gradwire.wire.errors import GradwireError, InvalidHyperparameter, InvalidSpec, ProtocolViolation
 from gradwire.wire.layout import Layout, check_tensor_count, parse_run_name
 
@@ -70,7 +71,15 @@ def placements(run: Run) -> list[run_pb2.Placement]:
     return [run_pb2.Placement(address="", offset=0, length=run.spec.layout.elements)]
 
 
-def decode_gradients(message: train_pb2.Gradients) -> GradientSlice:
+def decode_request(serialized: Any) -> Opened[train_pb2.TrainRequest]:
+    """A message of a Train stream. Raises ProtocolViolation for bytes that are none."""
+    try:
+        return open_request(serialized)
+    except DecodeError as error:
+        raise ProtocolViolation(f"a message that is no TrainRequest: {error}") from None
+
+
+def decode_gradients(message: train_pb2.Gradients, data: bytes | memoryview) -> GradientSlice:
     """Raises ProtocolViolation."""
     header = None
     if message.header.deferred and not message.last:
@@ -84,7 +93,7 @@ def decode_gradients(message: train_pb2.Gradients) -> GradientSlice:
             overrides=_decode_overrides(message.header),
             deferred=message.header.deferred,
         )
-    return GradientSlice(message.sequence, message.offset, message.data, message.last, header)
+    return GradientSlice(message.sequence, message.offset, data, message.last, header)
 
 
 def encode_reply(reply: Reply, wire: np.dtype[Any]) -> bytes:

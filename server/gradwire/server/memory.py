@@ -31,10 +31,15 @@ class MemoryBudget:
         self.used_bytes = 0
         self._lock = threading.Lock()
 
+    @property
+    def free_bytes(self) -> int:
+        """What is left."""
+        return self.limit_bytes - self.used_bytes
+
     def reserve(self, size_bytes: int, purpose: str) -> Reservation:
         """Sets bytes aside. Raises MemoryLimitExceeded, and then has set nothing aside."""
         with self._lock:
-            free = self.limit_bytes - self.used_bytes
+            free = self.free_bytes
             if size_bytes > free:
                 raise MemoryLimitExceeded(
                     f"{purpose} needs {size_bytes} bytes, and {free} of the server's {self.limit_bytes} are free",

@@ -7,11 +7,10 @@ from typing import Any
 import numpy as np
 
 from gradwire.server.block import BlockHeader, Returns
-from gradwire.server.devices.base import DeviceArray
 from gradwire.server.exclusive import BULK_ELEMENTS
 from gradwire.server.optimizers.base import Hyperparameters
 from gradwire.server.run import Run
-from gradwire.server.spec import RunSpec
+from gradwire.server.spec import NonFinitePolicy, RunSpec
 from gradwire.server.staging import StagedBlock, override_groups, scalar_bytes, segments_of
 from gradwire.wire.encoding import MAX_ROW_BYTES
 from gradwire.wire.errors import ProtocolViolation, ResultTooLarge
@@ -51,10 +50,8 @@ def check_header(run: Run, header: BlockHeader, max_result_bytes: int) -> tuple[
     return groups
 
 
-def plan_block(
-    run: Run, sequence: int, header: BlockHeader, groups: tuple[Hyperparameters, ...], gradients: DeviceArray
-) -> StagedBlock:
-    """The block that ``gradients`` will be applied as, once they are whole, from the run as it is now.
+def plan_block(run: Run, sequence: int, header: BlockHeader, groups: tuple[Hyperparameters, ...]) -> StagedBlock:
+    """What the gradients of a block will be applied as, once they are whole, from the run as it is now.
 
     Args:
         groups: what `check_header` returned.
@@ -83,11 +80,11 @@ def plan_block(
             ranges=layout.present_ranges(header.absent_tensors),
             present=present,
             segments=segments_of(spec, run.step, run.tensor_steps, header, groups),
-            gradients=gradients,
+            checks_finite=spec.non_finite_policy is not NonFinitePolicy.ALLOW,
+            first_summed_row=header.steps - 1 if spec.sums_last_row_only else 0,
             scalar_memory=scalar_memory,
             trajectory=trajectory,
             result_memory=result_memory,
-            previews=header.returns is not Returns.NONE and spec.previews and not header.deferred,
         )
     except BaseException:
         scalar_memory.release()

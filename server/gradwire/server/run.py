@@ -7,22 +7,20 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Executor
-from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gradwire.server.block import Receipt, Returns
-from gradwire.server.clipping import clip
-from gradwire.server.devices.base import Bools, Device, DeviceArray, State, Write
+from gradwire.server.block import Receipt
+from gradwire.server.devices.base import Bools, Device, DeviceArray, State
 from gradwire.server.exclusive import Exclusive
+from gradwire.server.gradients import Gradients
 from gradwire.server.memory import MemoryBudget
 from gradwire.server.spec import NonFinitePolicy, RunSpec
-from gradwire.server.staging import StagedBlock, clip_segments
+from gradwire.server.staging import StagedBlock
 from gradwire.server.workers import Holder, WorkerRecord
 from gradwire.wire.errors import Fenced, GradwireError, InternalError, NonFiniteGradient, RunBusy, RunNotFound
-from gradwire.wire.layout import Range, shape_text
+from gradwire.wire.layout import shape_text
 
 MAX_WORKERS = 1024
 """Workers whose last result a run remembers; the one that has been away longest is forgotten first."""
@@ -31,8 +29,8 @@ MAX_WORKERS = 1024
 class Run:
     """One optimisation.
 
-    Methods block and are not safe against each other: call them through ``exclusive``. Only `preview` needs no lock,
-    because writes swap arrays instead of changing them, and a commit belongs to the one holder that previews.
+    Methods block and are not safe against each other: call them through ``exclusive``. What a holder computes early
+    from ``state`` needs no lock: writes swap arrays instead of changing them, and a commit belongs to that one holder.
     """
 
     def __init__(
@@ -55,7 +53,7 @@ class Run:
         self.tensor_steps: npt.NDArray[np.int64] = np.zeros(len(spec.layout.tensors), np.int64)
         self.epoch = 0
         self.version = 0
-        """Rises with everything that changes parameters, state or hyperparameters; a preview is worth one version."""
+        """Rises with everything that changes parameters, state or hyperparameters; a plan is worth one version."""
         self.holder: Holder | None = None
         self.ended = ""
         """Why the run is no more; empty: it lives."""
@@ -119,18 +117,7 @@ class Run:
 
     # --- steps ---------------------------------------------------------------------------------------------------
 
-    def preview(self, block: StagedBlock, part: Range) -> npt.NDArray[Any]:
-        """The parameters ``[1 or K, part]`` as the block will leave them, from a state that stays as it is."""
-        rows = block.header.steps if block.header.returns is Returns.TRAJECTORY else 1
-        out = self.device.allocate(rows, part.stop - part.start, self.spec.dtype)
-        write = Write.TRAJECTORY if block.header.returns is Returns.TRAJECTORY else Write.LAST
-        segments = clip_segments(block.segments, part)
-        self.device.update(
-            block.state, block.gradients, segments, commit=False, out=out, out_start=part.start, write=write
-        )
-        return self.device.take(out)
-
-    def commit(self, holder: Holder, block: StagedBlock) -> Receipt:
+    def commit(self, holder: Holder, block: StagedBlock, gradients: Gradients) -> Receipt:
         """Applies a block whose gradients have all arrived, and remembers its result. All of it or nothing.
 
         Raises Fenced when the hold is lost or the run has changed since the block began, NonFiniteGradient when the
@@ -140,23 +127,11 @@ class Run:
         if block.version != self.version:
             raise Fenced(f"{self.spec.name} has changed since this block began", epoch=self.epoch)
         header = block.header
-        keep_all = self.spec.non_finite_policy is NonFinitePolicy.ALLOW
-        # Where nothing else asks for the other rows, only the receipt's norm is left: that of the last row.
-        last_only = keep_all and self.spec.clip_norm is None
-        sums = self.device.square_sums(block.gradients, header.steps - 1 if last_only else 0, block.ranges)
-        applied = None if keep_all else self._finite_rows(block, sums)
-        clip(self.spec, self.device, block.gradients, block.ranges, sums)
+        sums = gradients.sums()
+        applied = self._finite_rows(gradients, sums) if block.checks_finite else None
         count = header.steps if applied is None else int(np.count_nonzero(applied))
         try:
-            self.device.update(
-                self.state,
-                block.gradients,
-                block.segments,
-                commit=True,
-                applied=applied,
-                out=block.trajectory,
-                write=Write.NOTHING if block.trajectory is None else Write.TRAJECTORY,
-            )
+            self.state = gradients.apply(self.state, applied, sums)
         except BaseException as error:
             # Some elements may have been updated and others not. Better no run than a torn one.
             self.delete("was ended: its device failed in the middle of a step")
@@ -168,26 +143,19 @@ class Run:
         receipt = Receipt(
             step=self.step,
             gradient_norm=math.sqrt(sums[-1]),
-            learning_rates=tuple(group.learning_rate(max(self.step, 1)) for group in self.groups),
+            learning_rates=tuple([group.learning_rate(max(self.step, 1)) for group in self.groups]),
             skipped_steps=() if applied is None else tuple(np.flatnonzero(~applied).tolist()),
         )
-        holder.record.forget_result()
-        holder.record.last_sequence = block.sequence
-        holder.record.receipt = replace(receipt, repeated=True)
-        holder.record.returns = header.returns
-        holder.record.steps = header.steps
-        holder.record.ranges = block.ranges
-        holder.record.trajectory = block.trajectory
-        holder.record.reservation = block.give_result_memory()
+        holder.record.remember(block, receipt)
         return receipt
 
-    def _finite_rows(self, block: StagedBlock, sums: npt.NDArray[np.float64]) -> Bools | None:
+    def _finite_rows(self, gradients: Gradients, sums: npt.NDArray[np.float64]) -> Bools | None:
         """Which rows hold finite numbers only; None: all of them. Raises NonFiniteGradient where the policy says so."""
         finite: Bools = np.isfinite(sums)
         if finite.all():
             return None
         for row in np.flatnonzero(~finite).tolist():
-            first = self._first_non_finite(block, row)
+            first = gradients.first_non_finite(row)
             if first is None:  # the squares of large float64 numbers overflowed, the numbers are finite
                 finite[row] = True
             elif self.spec.non_finite_policy is NonFinitePolicy.REJECT:
@@ -200,14 +168,6 @@ class Run:
                     block_step=row,
                 )
         return None if finite.all() else finite
-
-    def _first_non_finite(self, block: StagedBlock, row: int) -> tuple[int, float] | None:
-        for part in block.ranges:
-            values = self.device.read(block.gradients, Range(row, row + 1), part)[0]
-            bad = np.flatnonzero(~np.isfinite(values))
-            if bad.size:
-                return part.start + int(bad[0]), float(values[bad[0]])
-        return None
 
     # --- values --------------------------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 import grpc
 
-from gradwire.server.codec import decode_gradients, decode_spec, encode_reply, encode_run, placements
+from gradwire.server.codec import decode_gradients, decode_request, decode_spec, encode_reply, encode_run, placements
 from gradwire.server.guard import StreamGuard
 from gradwire.server.registry import Registry
 from gradwire.server.run import Run
@@ -28,6 +28,7 @@ from gradwire.server.transfer import (
 )
 from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc, train_pb2
 from gradwire.wire.encoding import dtype_of, encode, wire_dtype
+from gradwire.wire.envelope import Opened
 from gradwire.wire.errors import (
     STATUS_DETAILS_KEY,
     Draining,
@@ -185,13 +186,12 @@ class OptimizerServicer(service_pb2_grpc.OptimizerServiceServicer):
 
     @refusing
     async def Train(self, requests: Any, context: Any) -> None:  # type: ignore[override]
-        """Writes serialized responses; see `add_to_server`."""
+        """Reads and writes serialized messages; see `add_to_server`."""
         await _open(context)
         with self._guarded() as guard:
             self._registry.require_open()
             first = await guard.read(context.read)
-            _require(first, "attach")
-            attach: train_pb2.Attach = first.attach
+            attach = _train_request(first, "attach").message.attach
             run = self._registry.get(attach.run, attach.run_uid)
             parameter_wire = wire_dtype(attach.parameter_encoding, run.spec.dtype)
             session = await Session.attach(
@@ -207,8 +207,8 @@ class OptimizerServicer(service_pb2_grpc.OptimizerServiceServicer):
             try:
                 await guard.write(context.write, self._attached(session))
                 while (request := await guard.read(context.read)) is not grpc.aio.EOF:
-                    _require(request, "gradients")
-                    async for reply in session.receive(decode_gradients(request.gradients)):
+                    message, data = _train_request(request, "gradients")
+                    async for reply in session.receive(decode_gradients(message.gradients, data)):
                         await guard.write(context.write, encode_reply(reply, parameter_wire))
             except GradwireError as error:
                 if error.applied is None:
@@ -283,10 +283,8 @@ class OptimizerServicer(service_pb2_grpc.OptimizerServiceServicer):
 
 
 def add_to_server(servicer: OptimizerServicer, server: grpc.aio.Server) -> None:
-    """As the generated function, but that Train's responses are bytes already."""
-    train: Any = grpc.stream_stream_rpc_method_handler(
-        servicer.Train, request_deserializer=train_pb2.TrainRequest.FromString, response_serializer=None
-    )
+    """As the generated function, but that Train's messages are left as bytes."""
+    train: Any = grpc.stream_stream_rpc_method_handler(servicer.Train)
     # Of two handlers for a method the first that was added is asked.
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, {"Train": train}),))
     service_pb2_grpc.add_OptimizerServiceServicer_to_server(servicer, server)
@@ -310,6 +308,15 @@ async def _first(requests: AsyncIterator[Any]) -> Any:
         _require(request, "header")
         return request
     raise ProtocolViolation("the stream ended before its header")
+
+
+def _train_request(serialized: Any, kind: str) -> Opened[train_pb2.TrainRequest]:
+    """A message of a Train stream. Raises ProtocolViolation unless it is of this kind."""
+    if serialized is grpc.aio.EOF:
+        _require(serialized, kind)
+    opened = decode_request(serialized)
+    _require(opened.message, kind)
+    return opened
 
 
 def _require(request: Any, kind: str) -> None:

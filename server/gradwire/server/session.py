@@ -11,7 +11,9 @@ import numpy as np
 
 from gradwire.server.block import BlockHeader, GradientSlice, Receipt, Reply
 from gradwire.server.coverage import Coverage
+from gradwire.server.early import EarlyUpdate, SpareState
 from gradwire.server.exclusive import BULK_ELEMENTS, in_thread
+from gradwire.server.gradients import StagedGradients
 from gradwire.server.intake import GradientArray, Intake
 from gradwire.server.plan import check_header, check_steps, plan_block
 from gradwire.server.run import Run
@@ -23,7 +25,7 @@ from gradwire.wire.layout import Range
 
 
 class Session:
-    """Staging, previews, commits and repeats for one hold on one run.
+    """Staging, early updates, commits and repeats for one hold on one run.
 
     Args:
         gradient_wire: dtype in which gradients arrive.
@@ -49,9 +51,12 @@ class Session:
         self.answering = False
         """Whether a block has been committed whose answer is still on its way."""
         self._gradients = GradientArray(run)
+        self._spare = SpareState(run)
         self._intake: Intake | None = None
         self._block: StagedBlock | None = None
         """What is arriving will be applied so; None: nothing is, or the header that holds is still to come."""
+        self._early: EarlyUpdate | None = None
+        """Computes what is arriving at once; None: it is kept until it is whole."""
 
     @classmethod
     async def attach(
@@ -81,37 +86,43 @@ class Session:
                     yield reply
                 self.answering = False
             return
+        first = self._intake is None
         intake = await self._intake_of(part)
         values = decode(part.data, self._gradient_wire, intake.steps)
         place = Range(part.offset, part.offset + values.shape[1])
         intake.coverage.add(place)
-        block, gradients = self._block, self._gradients.of(intake.steps)
-        # The last slice needs no preview: its answer is read from what has been committed.
-        previewing = block if block is not None and block.previews and not part.last and values.size > 0 else None
-
-        def stage() -> np.ndarray[Any, Any] | None:
-            self.run.device.write(gradients, place.start, values)
-            return None if previewing is None else self.run.preview(previewing, place)
-
-        work = values.size * (1 if previewing is None else 2)
-        if work < BULK_ELEMENTS:
-            previewed = stage()
-        else:
-            previewed = await in_thread(self._executor, stage)
-        if previewed is not None:
-            for tile in self._tiles(place, previewed.shape[0]):
-                columns = slice(tile.start - place.start, tile.stop - place.start)
-                yield Reply(part.sequence, tile.start, previewed[:, columns])
+        block, early, device = self._block, self._early, self.run.device
+        # One message that is a whole block waits for nothing, so it need not be kept.
+        whole = first and part.last and block is not None and block.ranges == (place,) and not self.run.spec.clips
+        if early is not None:
+            await self._unless_short(lambda: early.take(values, place), 2 * values.size)
+            if not part.last and early.answers:
+                for tile in self._tiles(place, early.rows):
+                    yield Reply(part.sequence, tile.start, early.answer(tile))
+        elif not whole:
+            staged = self._gradients.of(intake.steps)
+            await self._unless_short(lambda: device.write(staged, place.start, values), values.size)
         if part.last:
             assert block is not None
             # Elements of absent tensors may have arrived in a deferred block; they are in no range of it.
             intake.coverage.require_complete(f"block {part.sequence}", block.ranges)
-            work = self.run.spec.layout.elements * intake.steps
-            receipt = await self.run.exclusive.run(lambda: self.run.commit(self.holder, block), work=work)
+
+            def commit() -> Receipt:
+                gradients = early or StagedGradients(
+                    self.run.spec,
+                    device,
+                    block,
+                    device.stage(values, self.run.spec.dtype) if whole else staged,
+                    place.start if whole else 0,
+                )
+                return self.run.commit(self.holder, block, gradients)
+
+            work = 0 if early is not None else self.run.spec.layout.elements * intake.steps
+            receipt = await self.run.exclusive.run(commit, work=work)
             self.answering = True
-            self._intake = self._block = None
+            self._intake = self._block = self._early = None
             block.drop()
-            async for reply in self._results(receipt, place if block.previews else None):
+            async for reply in self._results(receipt, None if early is None else place):
                 yield reply
             self.answering = False
 
@@ -122,7 +133,16 @@ class Session:
             self._block.drop()
             self._block = None
         self._intake = None
+        self._early = None
         self._gradients.release()
+        self._spare.release()
+
+    async def _unless_short(self, work: Callable[[], None], updates: int) -> None:
+        """Does the work in a thread, unless the way there would take longer."""
+        if updates < BULK_ELEMENTS:
+            work()
+        else:
+            await in_thread(self._executor, work)
 
     async def _intake_of(self, part: GradientSlice) -> Intake:
         """What ``part`` belongs to, begun or planned as its header says. Afterwards a last part has a planned block."""
@@ -146,9 +166,9 @@ class Session:
         plans = part.last or not header.deferred
         # The scalars of a million steps take a while, those of one step do not.
         work = header.steps * len(self.run.spec.layout.tensors) if plans else 0
-        return await self.run.exclusive.run(lambda: self._take_header(part.sequence, header, begins, plans), work=work)
+        return await self.run.exclusive.run(lambda: self._take_header(part, header, begins, plans), work=work)
 
-    def _take_header(self, sequence: int, header: BlockHeader, begins: bool, plans: bool) -> Intake:
+    def _take_header(self, part: GradientSlice, header: BlockHeader, begins: bool, plans: bool) -> Intake:
         run, layout = self.run, self.run.spec.layout
         run.require_holder(self.holder)
         # What is made is kept here and not by the caller, who may have been cancelled meanwhile.
@@ -158,11 +178,12 @@ class Session:
         if begins:
             absent = frozenset[int]() if header.deferred else header.absent_tensors
             coverage = Coverage(layout, layout.present_ranges(absent), replace=header.deferred)
-            self._intake = Intake(sequence, header.steps, header.deferred, coverage)
+            self._intake = Intake(part.sequence, header.steps, header.deferred, coverage)
         assert self._intake is not None
-        gradients = self._gradients.of(header.steps)
         if plans:
-            self._block = plan_block(run, sequence, header, groups, gradients)
+            self._block = block = plan_block(run, part.sequence, header, groups)
+            early = run.spec.early and not header.deferred and not part.last and block.covers(layout)
+            self._early = EarlyUpdate.into(self._spare, run, block, self._gradients) if early else None
         return self._intake
 
     async def _results(self, receipt: Receipt, only: Range | None = None) -> AsyncIterator[Reply]:
@@ -187,7 +208,7 @@ class Session:
         self.run.require_holder(self.holder)
         trajectory = self.holder.record.trajectory
         source = self.run.state.params if trajectory is None else trajectory
-        return self.run.device.read(source, Range(0, rows), tile)
+        return self.run.device.peek(source, Range(0, rows), tile)
 
     def _tiles(self, part: Range, rows: int) -> Iterator[Range]:
         """Cuts ``part`` so that ``rows`` rows of each piece make a message of about SLICE_BYTES."""

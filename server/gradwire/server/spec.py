@@ -46,13 +46,23 @@ class RunSpec:
                 raise InvalidHyperparameter(f"{name} is {value}; expected a finite number >= 0", field=name)
 
     @property
-    def previews(self) -> bool:
-        """Whether parameters can be computed before all of a block has arrived.
+    def clips(self) -> bool:
+        """Whether gradients are changed before a step."""
+        return self.clip_value is not None or self.clip_norm is not None
+
+    @property
+    def early(self) -> bool:
+        """Whether elements can be computed before all of a block has arrived.
 
         Not under SKIP, which can leave out a step only once it has seen all of it, and not with clipping: a norm is
         that of the whole gradient, and the staged gradient is clipped in place, at commit.
         """
-        return self.non_finite_policy is not NonFinitePolicy.SKIP and self.clip_value is None and self.clip_norm is None
+        return self.non_finite_policy is not NonFinitePolicy.SKIP and not self.clips
+
+    @property
+    def sums_last_row_only(self) -> bool:
+        """Whether nothing but the receipt's norm, which is the last row's, is made of a block's sums of squares."""
+        return self.non_finite_policy is NonFinitePolicy.ALLOW and self.clip_norm is None
 
     @property
     def slots(self) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""A block before its commit: its gradients, and what they will be applied with."""
+"""A block before its commit: what its gradients will be applied with."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from gradwire.server.memory import Reservation
 from gradwire.server.optimizers.base import Hyperparameters
 from gradwire.server.spec import RunSpec
 from gradwire.wire.errors import InvalidHyperparameter, ProtocolViolation
-from gradwire.wire.layout import Range
+from gradwire.wire.layout import Layout, Range
 
 
 @dataclass(eq=False)
@@ -26,7 +26,7 @@ class StagedBlock:
     header: BlockHeader
     version: int
     state: State
-    """The arrays that the run had when the block was planned; previews read them."""
+    """The arrays that the run had when the block was planned; what is computed early is computed from them."""
     groups: tuple[Hyperparameters, ...]
     """With the block's overrides; they become the run's at commit."""
     ranges: tuple[Range, ...]
@@ -34,12 +34,17 @@ class StagedBlock:
     present: npt.NDArray[np.intp] | slice
     """The present tensors."""
     segments: list[Segment]
-    gradients: DeviceArray
+    checks_finite: bool
+    """Whether gradients must be finite."""
+    first_summed_row: int
+    """The first row whose squares are summed. Where nothing else asks for them, the last: the receipt's norm."""
     scalar_memory: Reservation
     trajectory: DeviceArray | None
     result_memory: Reservation | None
-    previews: bool
-    """Whether slices are answered before the block is whole."""
+
+    def covers(self, layout: Layout) -> bool:
+        """Whether no element is absent."""
+        return self.ranges == (Range(0, layout.elements),)
 
     def give_result_memory(self) -> Reservation | None:
         """Hands the trajectory's reservation to whoever remembers the trajectory."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from gradwire.server.block import Receipt, Returns
 from gradwire.server.devices.base import DeviceArray
 from gradwire.server.memory import Reservation
+from gradwire.server.staging import StagedBlock
 from gradwire.wire.errors import GradwireError, ProtocolViolation
 from gradwire.wire.layout import Range
 
@@ -26,6 +27,17 @@ class WorkerRecord:
     ranges: tuple[Range, ...] = ()
     trajectory: DeviceArray | None = None
     reservation: Reservation | None = None
+
+    def remember(self, block: StagedBlock, receipt: Receipt) -> None:
+        """Takes over the result of a block that has been committed."""
+        self.forget_result()
+        self.last_sequence = block.sequence
+        self.receipt = replace(receipt, repeated=True)
+        self.returns = block.header.returns
+        self.steps = block.header.steps
+        self.ranges = block.ranges
+        self.trajectory = block.trajectory
+        self.reservation = block.give_result_memory()
 
     def forget_result(self) -> None:
         """Drops the remembered trajectory and its memory, not the sequence number."""

@@ -51,6 +51,26 @@ class State:
     slots: dict[str, DeviceArray]
 
 
+def in_order(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The rows of ``sums`` added one after another; numpy's own sum over this axis would pair them up by count."""
+    if len(sums) == 1:
+        first: npt.NDArray[np.float64] = sums[0]
+        return first
+    total = np.zeros(sums.shape[1])
+    for row in sums:
+        total += row
+    return total
+
+
+def chunks_of(ranges: Sequence[Range]) -> list[Range]:
+    """``ranges`` cut at the multiples of NORM_CHUNK."""
+    return [
+        Range(max(part.start, cut), min(part.stop, cut + NORM_CHUNK))
+        for part in ranges
+        for cut in range(part.start - part.start % NORM_CHUNK, part.stop, NORM_CHUNK)
+    ]
+
+
 class Device(ABC):
     """Owns arrays and runs kernels. Methods block; they may be called from any thread, for different arrays at once."""
 
@@ -64,25 +84,43 @@ class Device(ABC):
     def write(self, target: DeviceArray, offset: int, values: npt.NDArray[Any]) -> None:
         """Copies ``values`` ``[rows, n]``, of any float dtype, to columns ``offset .. offset+n`` of ``target``."""
 
+    def stage(self, values: npt.NDArray[Any], dtype: np.dtype[Any]) -> DeviceArray:
+        """``values`` ``[rows, n]`` as an array to read from, which may share their memory."""
+        array = self.allocate(values.shape[0], values.shape[1], dtype)
+        self.write(array, 0, values)
+        return array
+
     @abstractmethod
     def read(self, source: DeviceArray, rows: Range, columns: Range) -> Floats:
         """A copy on the host, ``[rows, columns]``, that later updates do not touch."""
 
-    def take(self, source: DeviceArray) -> Floats:
-        """All of an array that nobody else will use again, on the host."""
-        return self.read(source, Range(0, source.shape[0]), Range(0, source.shape[1]))
+    def peek(self, source: DeviceArray, rows: Range, columns: Range) -> Floats:
+        """As `read`, but what it returns may change with ``source``: use it before anything else is done to that."""
+        return self.read(source, rows, columns)
 
     @abstractmethod
     def copy(self, source: DeviceArray) -> DeviceArray:
         """A copy on the device."""
 
     @abstractmethod
-    def square_sums(self, gradients: DeviceArray, first_row: int, ranges: Sequence[Range]) -> npt.NDArray[np.float64]:
-        """Sum of squares over ``ranges`` for each row from ``first_row`` on, in float64.
+    def chunk_sums(
+        self, gradients: DeviceArray, first_row: int, ranges: Sequence[Range], start: int = 0
+    ) -> npt.NDArray[np.float64]:
+        """Sums of squares in float64, ``[chunks, rows]``: for each row from ``first_row`` on, one sum for each chunk of
+        NORM_CHUNK elements of the flat vector that ``ranges`` touch, range after range, in order.
 
-        Sums run over the fixed chunks of NORM_CHUNK elements in layout order, so the result depends on the layout and
-        the present tensors alone. A sum is finite only if all its elements are; for float32 the converse holds too.
+        Args:
+            start: the element to which the first column of ``gradients`` belongs.
+
+        A sum is finite only if all its elements are; for float32 the converse holds too.
         """
+
+    def square_sums(
+        self, gradients: DeviceArray, first_row: int, ranges: Sequence[Range], start: int = 0
+    ) -> npt.NDArray[np.float64]:
+        """Sum of squares over ``ranges`` for each row from ``first_row`` on: `chunk_sums`, added in order, so that the
+        result depends on the layout and the present tensors alone."""
+        return in_order(self.chunk_sums(gradients, first_row, ranges, start))
 
     @abstractmethod
     def clip(
@@ -109,16 +147,18 @@ class Device(ABC):
         gradients: DeviceArray,
         segments: Sequence[Segment],
         *,
-        commit: bool,
+        target: State | None = None,
+        start: int = 0,
         applied: Bools | None = None,
         out: DeviceArray | None = None,
         out_start: int = 0,
         write: Write = Write.NOTHING,
     ) -> None:
-        """Applies the rows of ``gradients`` ``[K, elements]`` one after another to the elements of ``segments``.
+        """Applies the rows of ``gradients`` ``[K, n]`` one after another to the elements of ``segments``.
 
         Args:
-            commit: False computes from the state without changing it (preview).
+            target: receives the result, and ``state`` stays as it is. None: ``state`` itself is updated.
+            start: the element to which the first column of ``gradients`` belongs.
             applied: ``[K]``; rows where it is False are left out and use up no row of ``Segment.varying``.
                 None: all rows apply.
             out: ``[1 or K, n]``, receives the new parameters of elements ``out_start .. out_start+n``, see ``write``.
@@ -136,7 +176,9 @@ class Device(ABC):
         for kernel, dtype in kernels:
             state = self.allocate_state(kernel.used_slots, 1, dtype)
             segment = Segment(0, 1, kernel, np.zeros(kernel.constants, dtype), np.ones((1, kernel.varying), dtype))
-            self.update(state, self.allocate(1, 1, dtype), [segment], commit=True)
+            gradients = self.stage(np.zeros((1, 1), dtype), dtype)
+            self.update(state, gradients, [segment])
+            self.update(state, gradients, [segment], target=self.allocate_state(kernel.used_slots, 1, dtype))
             self.square_sums(state.params, 0, (Range(0, 1),))
             self.clip(state.params, (Range(0, 1),), max_value=1.0, factors=np.zeros(1, dtype))
 

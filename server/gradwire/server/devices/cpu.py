@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradwire.server import jit
-from gradwire.server.devices.base import NORM_CHUNK, Bools, Device, DeviceArray, Segment, State, Write
+from gradwire.server.devices.base import NORM_CHUNK, Bools, Device, DeviceArray, Segment, State, Write, chunks_of
 from gradwire.server.devices.driver import SQUARE_SUMS, TILE, kernel_source
 from gradwire.server.optimizers.base import Floats, Kernel
 from gradwire.wire.layout import Range
@@ -51,35 +51,37 @@ class CpuDevice(Device):
         part: Floats = source[rows.start : rows.stop, columns.start : columns.stop]
         return part.copy()
 
-    def take(self, source: DeviceArray) -> Floats:
-        taken: Floats = source
-        return taken
+    def stage(self, values: npt.NDArray[Any], dtype: np.dtype[Any]) -> DeviceArray:
+        if values.dtype == dtype and values.flags.c_contiguous and values.flags.aligned:
+            return values
+        with np.errstate(over="ignore"):
+            return values.astype(dtype)
+
+    def peek(self, source: DeviceArray, rows: Range, columns: Range) -> Floats:
+        part: Floats = source[rows.start : rows.stop, columns.start : columns.stop]
+        return part
 
     def copy(self, source: DeviceArray) -> DeviceArray:
         return source.copy()
 
-    def square_sums(self, gradients: DeviceArray, first_row: int, ranges: Sequence[Range]) -> npt.NDArray[np.float64]:
-        kernel = _square_sums_kernel()
+    def chunk_sums(
+        self, gradients: DeviceArray, first_row: int, ranges: Sequence[Range], start: int = 0
+    ) -> npt.NDArray[np.float64]:
+        kernel, values = _square_sums_kernel(), _read_only(gradients)
         rows = gradients.shape[0] - first_row
-        total = np.zeros(rows)
         if len(ranges) == 1 and ranges[0].stop <= NORM_CHUNK and rows * gradients.shape[1] < PARALLEL_WORK:
-            kernel(gradients, first_row, ranges[0].start, ranges[0].stop, total)  # the one chunk, without ceremony
-            return total
-        chunks = [
-            Range(max(part.start, cut), min(part.stop, cut + NORM_CHUNK))
-            for part in ranges
-            for cut in range(part.start - part.start % NORM_CHUNK, part.stop, NORM_CHUNK)
-        ]
+            sums = np.zeros((1, rows))
+            kernel(values, first_row, ranges[0].start - start, ranges[0].stop - start, sums[0])  # without ceremony
+            return sums
+        chunks = chunks_of(ranges)
         sums = np.zeros((len(chunks), rows))
 
-        def work(start: int, stop: int) -> None:
-            for chunk in range(start, stop):
-                kernel(gradients, first_row, chunks[chunk].start, chunks[chunk].stop, sums[chunk])
+        def work(first: int, last: int) -> None:
+            for index in range(first, last):
+                kernel(values, first_row, chunks[index].start - start, chunks[index].stop - start, sums[index])
 
         self._split(work, 0, len(chunks), rows * gradients.shape[1], 1)
-        for chunk_sums in sums:  # in order; numpy's own sum over this axis pairs them up by count
-            total += chunk_sums
-        return total
+        return sums
 
     def clip(
         self,
@@ -113,32 +115,40 @@ class CpuDevice(Device):
         gradients: DeviceArray,
         segments: Sequence[Segment],
         *,
-        commit: bool,
+        target: State | None = None,
+        start: int = 0,
         applied: Bools | None = None,
         out: DeviceArray | None = None,
         out_start: int = 0,
         write: Write = Write.NOTHING,
     ) -> None:
-        params = state.params[0]
+        result = state if target is None else target
         mask = _NO_MASK if applied is None else applied
-        target = state.params if out is None else out  # not written without `write`, but of the type that is compiled
+        written = state.params if out is None else out  # not written without `write`, but of the type that is compiled
+        values = _read_only(gradients)
         for segment in segments:
-            slots = [state.slots[name][0] for name in segment.kernel.used_slots]
-            kernel = functools.partial(
-                _kernel(segment.kernel),
-                params,
-                *slots,
-                gradients,
+            used = segment.kernel.used_slots
+            arguments = (
+                state.params[0],
+                *[state.slots[name][0] for name in used],
+                result.params[0],
+                *[result.slots[name][0] for name in used],
+                values,
                 segment.constants,
                 segment.varying,
                 mask,
-                target,
+                written,
                 int(write),
                 out_start,
-                commit,
+                start,
+                target is None,
             )
             work = (segment.stop - segment.start) * gradients.shape[0]
-            self._split(kernel, segment.start, segment.stop, work, TILE)
+            if work < PARALLEL_WORK:
+                _kernel(segment.kernel)(*arguments, segment.start, segment.stop)
+            else:
+                kernel = functools.partial(_kernel(segment.kernel), *arguments)
+                self._split(kernel, segment.start, segment.stop, work, TILE)
 
     def _split(self, function: Callable[[int, int], object], start: int, stop: int, work: int, grain: int) -> None:
         """Calls ``function(a, b)`` over parts of ``start .. stop``, in several threads where the work is worth it."""
@@ -153,6 +163,14 @@ class CpuDevice(Device):
     def close(self) -> None:
         if self._pool is not None:
             self._pool.shutdown()
+
+
+def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """To numba an array that may be written is of another type than one that may not, as those over messages."""
+    if array.flags.writeable:
+        array = array.view()
+        array.flags.writeable = False
+    return array
 
 
 @functools.cache

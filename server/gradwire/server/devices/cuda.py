@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradwire.server import jit
-from gradwire.server.devices.base import NORM_CHUNK, Bools, Device, DeviceArray, Segment, State, Write
+from gradwire.server.devices.base import Bools, Device, DeviceArray, Segment, State, Write, chunks_of
 from gradwire.server.devices.cuda_driver import cuda_kernel_source, square_sums_source
 from gradwire.server.devices.cuda_runtime import NUMBA_CUDA_VERSION, SIMULATED, open_runtime, torch
 from gradwire.server.optimizers.base import Floats, Kernel
@@ -65,26 +65,21 @@ class CudaDevice(Device):
         with self._runtime.section():
             return source.clone()
 
-    def square_sums(self, gradients: DeviceArray, first_row: int, ranges: Sequence[Range]) -> npt.NDArray[np.float64]:
+    def chunk_sums(
+        self, gradients: DeviceArray, first_row: int, ranges: Sequence[Range], start: int = 0
+    ) -> npt.NDArray[np.float64]:
         rows = gradients.shape[0] - first_row
-        cuts = [
-            Range(max(part.start, cut), min(part.stop, cut + NORM_CHUNK))
-            for part in ranges
-            for cut in range(part.start - part.start % NORM_CHUNK, part.stop, NORM_CHUNK)
-        ]
-        total = np.zeros(rows)
+        cuts = chunks_of(ranges)
         if not cuts or not rows:
-            return total
+            return np.zeros((len(cuts), rows))
         with self._runtime.section():
-            starts = self._upload(np.array([cut.start for cut in cuts]))
-            stops = self._upload(np.array([cut.stop for cut in cuts]))
+            starts = self._upload(np.array([cut.start - start for cut in cuts]))
+            stops = self._upload(np.array([cut.stop - start for cut in cuts]))
             sums = torch.empty((len(cuts), rows), dtype=torch.float64, device=self._runtime.device)
             kernel = _square_sums_kernel(self._runtime.threads)
             self._runtime.launch(kernel, len(cuts) * rows, gradients, first_row, starts, stops, sums)
-            chunk_sums = sums.cpu().numpy()
-        for chunk in chunk_sums:  # in order, as on the CPU
-            total += chunk
-        return total
+            found: npt.NDArray[np.float64] = sums.cpu().numpy()
+        return found
 
     def clip(
         self,
@@ -109,7 +104,8 @@ class CudaDevice(Device):
         gradients: DeviceArray,
         segments: Sequence[Segment],
         *,
-        commit: bool,
+        target: State | None = None,
+        start: int = 0,
         applied: Bools | None = None,
         out: DeviceArray | None = None,
         out_start: int = 0,
@@ -124,15 +120,19 @@ class CudaDevice(Device):
             mask = self._upload(np.ones(1, np.bool_) if applied is None else applied)
             # Not written without `write`, but of the type that is compiled; never the state itself, which the simulator
             # would then copy back twice.
-            target = torch.empty((1, 1), dtype=gradients.dtype, device=self._runtime.device) if out is None else out
+            written = torch.empty((1, 1), dtype=gradients.dtype, device=self._runtime.device) if out is None else out
             for segment, first in zip(segments, firsts, strict=True):
-                slots = [state.slots[name][0] for name in segment.kernel.used_slots]
-                where = (int(write), out_start, commit, segment.start, segment.stop)
-                kernel = _kernel(segment.kernel, scalars.dtype)
+                used = segment.kernel.used_slots
+                vectors = [state.params[0], *[state.slots[name][0] for name in used]]
+                if target is not None:
+                    vectors += [target.params[0], *[target.slots[name][0] for name in used]]
+                where = (int(write), out_start, start, segment.start, segment.stop)
+                kernel = _kernel(segment.kernel, scalars.dtype, target is None)
                 blocks = -(-(segment.stop - segment.start) // self._runtime.threads)
                 masked = applied is not None
-                vectors = (state.params[0], *slots, gradients)
-                self._runtime.launch(kernel, blocks, *vectors, uploaded, first, mask, masked, target, *where)
+                self._runtime.launch(
+                    kernel, blocks, *vectors, gradients, uploaded, first, mask, masked, written, *where
+                )
 
     def _staging(self, rows: int, length: int, dtype: torch.dtype) -> torch.Tensor:
         return torch.empty((rows, length), dtype=dtype, pin_memory=self._runtime.pinned)
@@ -158,8 +158,9 @@ def _pack(segments: Sequence[Segment]) -> tuple[list[int], Floats]:
 
 
 @functools.cache
-def _kernel(kernel: Kernel, dtype: np.dtype[Any]) -> Any:
-    return jit.load(_versioned(cuda_kernel_source(kernel, dtype, SIMULATED)), "cuda_kernel").kernel
+def _kernel(kernel: Kernel, dtype: np.dtype[Any], in_place: bool) -> Any:
+    source = cuda_kernel_source(kernel, dtype, SIMULATED, in_place)
+    return jit.load(_versioned(source), "cuda_kernel").kernel
 
 
 @functools.cache

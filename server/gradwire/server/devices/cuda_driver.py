@@ -1,6 +1,6 @@
 """Source of the CUDA kernels: the same scalar update function as on the CPU, one thread per element.
 
-A thread keeps its element's state in registers through all K steps and writes it back once.
+A thread keeps its element's state in registers through all K steps and writes it back once, or to where it is wanted.
 
 On contraction: the compiler behind numba.cuda fuses ``a * b + c`` into one instruction with one rounding, and
 numba-cuda offers no option against it (its jit passes on only ``fastmath`` and ``opt``). Whether two operations fuse is
@@ -47,7 +47,7 @@ _TEMPLATE = '''{arithmetic}
 
 
 @cuda.jit(cache=True)
-def kernel(p, {slots}, g, scalars, first, mask, masked, out, write, out_start, commit, start, stop):
+def kernel(p, {slots}, {targets_in}g, scalars, first, mask, masked, out, write, out_start, g_start, start, stop):
     """``scalars`` from ``first`` on: the constants, then a row of varying scalars for each applied step."""
     {constants}
     i = start + cuda.grid(1)
@@ -57,16 +57,14 @@ def kernel(p, {slots}, g, scalars, first, mask, masked, out, write, out_start, c
         at = first + {constant_count}
         for k in range(g.shape[0]):
             if not masked or mask[k]:
-                gradient = g[k, i]
+                gradient = g[k, i - g_start]
                 {targets} = update({arguments})
                 at += {varying_count}
             if write == 2:
                 out[k, i - out_start] = new_p
         if write == 1:
             out[0, i - out_start] = new_p
-        if commit:
-            p[i] = new_p
-            {store}
+        {store}
         i += cuda.gridsize(1)
 '''
 
@@ -128,8 +126,11 @@ def explicit_rounding(source: str) -> str:
     return ast.unparse(ast.fix_missing_locations(_ExplicitRounding().visit(ast.parse(source))))
 
 
-def cuda_kernel_source(kernel: Kernel, dtype: np.dtype[Any], simulated: bool) -> str:
-    """The module text: ``kernel(p, *used_slots, gradients, ...)``, for one float type."""
+def cuda_kernel_source(kernel: Kernel, dtype: np.dtype[Any], simulated: bool, in_place: bool) -> str:
+    """The module text: ``kernel(p, *used_slots, gradients, ...)``, for one float type.
+
+    Not ``in_place``: the vectors that receive the result follow those that it is computed from.
+    """
     letter = "f" if dtype.itemsize == 4 else "d"
     arithmetic = _SIMULATED_ARITHMETIC if simulated else _GPU_ARITHMETIC.format(letter=letter)
     used = kernel.used_slots
@@ -139,7 +140,9 @@ def cuda_kernel_source(kernel: Kernel, dtype: np.dtype[Any], simulated: bool) ->
     arguments += [f"constant{c}" for c in range(kernel.constants)]
     arguments += [f"scalars[at + {v}]" for v in range(kernel.varying)]
     arguments += [str(static) for static in kernel.statics]
+    prefix = "" if in_place else "target_"
     return _TEMPLATE.format(
+        targets_in="" if in_place else "".join(f"target_{name}, " for name in ("p", *used)),
         arithmetic=arithmetic,
         update=explicit_rounding(source_of(kernel.update)),
         slots=", ".join(used),
@@ -149,7 +152,7 @@ def cuda_kernel_source(kernel: Kernel, dtype: np.dtype[Any], simulated: bool) ->
         load="\n        ".join(f"new_{slot} = {slot}[i]" for slot in used),
         targets=", ".join(["new_p"] + [f"new_{slot}" if slot in used else "_" for slot in kernel.slots]),
         arguments=", ".join(arguments),
-        store="\n            ".join(f"{slot}[i] = new_{slot}" for slot in used),
+        store="\n        ".join(f"{prefix}{name}[i] = new_{name}" for name in ("p", *used)),
     )
 
 

@@ -1,7 +1,8 @@
 """Source of the CPU kernel for one scalar update function.
 
 Elements are taken in tiles that fit the first-level cache; each tile goes through all K steps before the next one is
-touched, so state is read and written once per block. A commit works in place, a preview on a copy of the tile.
+touched, so state is read and written once per block. The first step reads the state and writes the target, later ones
+work on the target; in place both are the same from the start, and the loop has to know it, or it would not vectorize.
 Loops run over whole slices: numba proves then that no index is negative, without which nothing vectorizes.
 """
 
@@ -24,38 +25,44 @@ def copy(target, source):
 
 
 @numba.njit(@OPTIONS)
-def run_tile(p, {slots}, g, constants, varying, applied, out, write, start, column):
-    """All steps over one tile: the elements from ``start`` on, whose results go to ``out`` from ``column`` on."""
+def run_tile(p, {slots}, new_p, {new_slots}, g, constants, varying, applied, out, write, in_place, start, column):
+    """All steps over one tile: gradients are in columns from ``start`` on, ``out`` is written from ``column`` on."""
     n = p.shape[0]
     j = 0
+    written = in_place
     for k in range(g.shape[0]):
         if applied.shape[0] == 0 or applied[k]:
             {scalars}
             gradient = g[k][start : start + n]
-            for i in range(n):
-                {targets} = update({arguments})
+            if written:
+                for i in range(n):
+                    {targets} = update({further_arguments})
+            else:
+                for i in range(n):
+                    {targets} = update({first_arguments})
+                written = True
             j += 1
         if write == 2:
-            copy(out[k][column : column + n], p)
+            copy(out[k][column : column + n], new_p if written else p)
+    if not written:
+        copy(new_p, p)
+        {copies}
     if write == 1:
-        copy(out[0][column : column + n], p)
+        copy(out[0][column : column + n], new_p)
 
 
 @numba.njit(@OPTIONS, cache=True)
-def kernel(p, {slots}, g, constants, varying, applied, out, write, out_start, commit, start, stop):
-    size = 0 if commit else min({tile}, stop - start)
-    scratch_p = np.empty(size, p.dtype)
-    {scratch}
+def kernel(
+    p, {slots}, new_p, {new_slots},
+    g, constants, varying, applied, out, write, out_start, g_start, in_place, start, stop,
+):
     a = start
     while a < stop:
         b = min(a + {tile}, stop)
-        if commit:
-            run_tile(p[a:b], {in_place}, g, constants, varying, applied, out, write, a, a - out_start)
-        else:
-            tile_p = scratch_p[: b - a]
-            copy(tile_p, p[a:b])
-            {tiles}
-            run_tile(tile_p, {scratch_names}, g, constants, varying, applied, out, write, a, a - out_start)
+        run_tile(
+            p[a:b], {tiles}, new_p[a:b], {new_tiles},
+            g, constants, varying, applied, out, write, in_place, a - g_start, a - out_start,
+        )
         a = b
 '''
 
@@ -65,26 +72,27 @@ def kernel_source(kernel: Kernel) -> str:
     scalars = [f"constant{c} = constants[{c}]" for c in range(kernel.constants)]
     scalars += [f"varying{v} = varying[j, {v}]" for v in range(kernel.varying)]
     used = kernel.used_slots
-    arguments = ["p[i]", "gradient[i]"]
-    # A slot that these statics do not use gets any number of the right type.
-    arguments += [f"{slot}[i]" if slot in used else "gradient[i]" for slot in kernel.slots]
-    arguments += [f"constant{c}" for c in range(kernel.constants)]
-    arguments += [f"varying{v}" for v in range(kernel.varying)]
-    arguments += [str(static) for static in kernel.statics]
-    targets = ["p[i]"] + [f"{slot}[i]" if slot in used else "_" for slot in kernel.slots]
-    scratch = [f"scratch_{slot} = np.empty(size, p.dtype)" for slot in used]
-    tiles = [f"tile_{slot} = scratch_{slot}[: b - a]\n            copy(tile_{slot}, {slot}[a:b])" for slot in used]
+
+    def arguments(prefix: str) -> str:
+        names = [f"{prefix}p[i]", "gradient[i]"]
+        # A slot that these statics do not use gets any number of the right type.
+        names += [f"{prefix}{slot}[i]" if slot in used else "gradient[i]" for slot in kernel.slots]
+        names += [f"constant{c}" for c in range(kernel.constants)]
+        names += [f"varying{v}" for v in range(kernel.varying)]
+        return ", ".join(names + [str(static) for static in kernel.statics])
+
     return _TEMPLATE.format(
         update=source_of(kernel.update),
         slots=", ".join(used),
+        new_slots=", ".join(f"new_{slot}" for slot in used),
         scalars="\n            ".join(scalars),
-        targets=", ".join(targets),
-        arguments=", ".join(arguments),
+        targets=", ".join(["new_p[i]"] + [f"new_{slot}[i]" if slot in used else "_" for slot in kernel.slots]),
+        first_arguments=arguments(""),
+        further_arguments=arguments("new_"),
+        copies="\n        ".join(f"copy(new_{slot}, {slot})" for slot in used),
         tile=TILE,
-        in_place=", ".join(f"{slot}[a:b]" for slot in used),
-        scratch="\n    ".join(scratch),
-        tiles="\n            ".join(tiles),
-        scratch_names=", ".join(f"tile_{slot}" for slot in used),
+        tiles=", ".join(f"{slot}[a:b]" for slot in used),
+        new_tiles=", ".join(f"new_{slot}[a:b]" for slot in used),
     )
 
 

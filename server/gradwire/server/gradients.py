@@ -1,0 +1,72 @@
+"""What a commit needs of a block's gradients, and the plain way to it: all of them wait in one array."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from gradwire.server.clipping import clip
+from gradwire.server.devices.base import Bools, Device, DeviceArray, State, Write
+from gradwire.server.spec import RunSpec
+from gradwire.server.staging import StagedBlock
+from gradwire.wire.layout import Range
+
+Sums = npt.NDArray[np.float64]
+
+
+class Gradients(Protocol):
+    """The gradients of one block, all of which have arrived."""
+
+    def sums(self) -> Sums:
+        """As `Device.square_sums`, for each row from the block's first summed one on."""
+
+    def first_non_finite(self, row: int) -> tuple[int, float] | None:
+        """The first element of a row that is no finite number, and what it is instead; None: there is none."""
+
+    def apply(self, state: State, applied: Bools | None, sums: Sums) -> State:
+        """The state after the block, without the rows where ``applied`` is False; ``state`` is of no use afterwards."""
+
+
+class StagedGradients:
+    """Gradients in one array.
+
+    Args:
+        array: ``[steps, n]``; written to where the run clips.
+        start: the element to which its first column belongs.
+    """
+
+    def __init__(self, spec: RunSpec, device: Device, block: StagedBlock, array: DeviceArray, start: int = 0) -> None:
+        self._spec = spec
+        self._device = device
+        self._block = block
+        self._array = array
+        self._start = start
+
+    def sums(self) -> Sums:
+        return self._device.square_sums(self._array, self._block.first_summed_row, self._block.ranges, self._start)
+
+    def first_non_finite(self, row: int) -> tuple[int, float] | None:
+        for part in self._block.ranges:
+            columns = Range(part.start - self._start, part.stop - self._start)
+            values = self._device.peek(self._array, Range(row, row + 1), columns)[0]
+            bad = np.flatnonzero(~np.isfinite(values))
+            if bad.size:
+                return part.start + int(bad[0]), float(values[bad[0]])
+        return None
+
+    def apply(self, state: State, applied: Bools | None, sums: Sums) -> State:
+        block = self._block
+        if self._spec.clips:
+            clip(self._spec, self._device, self._array, block.ranges, sums)
+        self._device.update(
+            state,
+            self._array,
+            block.segments,
+            start=self._start,
+            applied=applied,
+            out=block.trajectory,
+            write=Write.NOTHING if block.trajectory is None else Write.TRAJECTORY,
+        )
+        return state
