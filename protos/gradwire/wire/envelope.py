@@ -1,6 +1,6 @@
 """Messages that are nearly all ``data``, written with one copy of it and read with none.
 
-protobuf copies bytes when a field is set, when a message is serialized, when it is parsed and when a field is read. Over
+protobuf copies bytes when a field is set, when a message is serialized, when it is parsed and when a field is read: for
 a long vector that is a large part of a step. Here protobuf handles everything but ``data``, which is joined to the rest
 or found in it. Fields may stand in any order on the wire, so any protobuf reads what is written here, and what any
 protobuf has written is read here.

@@ -80,11 +80,12 @@ class Layout:
         self.groups = len(groups)
         self.elements = start
         self._starts = [tensor.start for tensor in tensors]
+        self._whole = (Range(0, start),) if start else ()
 
     def present_ranges(self, absent: Collection[int]) -> tuple[Range, ...]:
         """The flat vector without the tensors whose indices are in ``absent``, as few ranges as possible, in order."""
         if not absent:
-            return (Range(0, self.elements),) if self.elements else ()
+            return self._whole
         return merge(Range(t.start, t.stop) for i, t in enumerate(self.tensors) if i not in absent)
 
     def tensors_in(self, part: Range) -> range:

@@ -81,41 +81,41 @@ def decode_request(serialized: Any) -> Opened[train_pb2.TrainRequest]:
 
 def decode_gradients(message: train_pb2.Gradients, data: bytes | memoryview) -> GradientSlice:
     """Raises ProtocolViolation."""
-    header = None
-    if message.header.deferred and not message.last:
-        # A deferred block's other fields count in its last message only; before that they need not even be valid.
-        header = BlockHeader(steps=message.header.steps or 1, deferred=True)
-    elif message.HasField("header"):
-        header = BlockHeader(
-            steps=message.header.steps or 1,
-            returns=_choice(Returns, message.header.returns, "returns", ProtocolViolation),
-            absent_tensors=frozenset(message.header.absent_tensors),
-            overrides=_decode_overrides(message.header),
-            deferred=message.header.deferred,
-        )
+    header = _decode_header(message.header, message.last) if message.HasField("header") else None
     return GradientSlice(message.sequence, message.offset, data, message.last, header)
+
+
+def _decode_header(message: train_pb2.BlockHeader, last: bool) -> BlockHeader:
+    steps = message.steps or 1
+    if message.deferred and not last:
+        # A deferred block's other fields count in its last message only; before that they need not even be valid.
+        return BlockHeader(steps=steps, deferred=True)
+    returns: Returns = _choice(Returns, message.returns, "returns", ProtocolViolation)
+    if not (message.absent_tensors or message.overrides or message.deferred):
+        return BlockHeader(steps, returns)
+    return BlockHeader(steps, returns, frozenset(message.absent_tensors), _decode_overrides(message), message.deferred)
 
 
 def encode_reply(reply: Reply, wire: np.dtype[Any]) -> bytes:
     """A serialized TrainResponse: replies are most of what a server sends, and protobuf would copy each one twice."""
     parameters = train_pb2.Parameters(sequence=reply.sequence, offset=reply.offset)
     if reply.receipt is not None:
-        parameters.receipt.CopyFrom(_encode_receipt(reply.receipt))
+        _encode_receipt(reply.receipt, parameters.receipt)
     if reply.values is None:
         return train_pb2.TrainResponse(parameters=parameters).SerializeToString()
     parameters.steps = reply.values.shape[0]
     return parameters_response(parameters, narrowed(reply.values, wire))
 
 
-def _encode_receipt(receipt: Receipt) -> train_pb2.Receipt:
-    return train_pb2.Receipt(
-        step=receipt.step,
-        gradient_norm=receipt.gradient_norm,
-        learning_rates=receipt.learning_rates,
-        skipped_steps=receipt.skipped_steps,
-        durability=run_pb2.DURABILITY_MEMORY,
-        repeated=receipt.repeated,
-    )
+def _encode_receipt(receipt: Receipt, message: train_pb2.Receipt) -> None:
+    message.step = receipt.step
+    message.gradient_norm = receipt.gradient_norm
+    message.learning_rates.extend(receipt.learning_rates)
+    message.durability = run_pb2.DURABILITY_MEMORY
+    if receipt.skipped_steps:
+        message.skipped_steps.extend(receipt.skipped_steps)
+    if receipt.repeated:
+        message.repeated = True
 
 
 def _decode_overrides(header: train_pb2.BlockHeader) -> dict[int, dict[str, float]]:

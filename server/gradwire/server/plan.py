@@ -36,9 +36,9 @@ def check_header(run: Run, header: BlockHeader, max_result_bytes: int) -> tuple[
     Raises ProtocolViolation, InvalidHyperparameter, and ResultTooLarge for a trajectory beyond ``max_result_bytes``.
     """
     tensors = len(run.spec.layout.tensors)
-    for index in header.absent_tensors:
-        if index >= tensors:
-            raise ProtocolViolation(f"absent tensor {index} is not there; this run has tensors 0 to {tensors - 1}")
+    if header.absent_tensors and max(header.absent_tensors) >= tensors:
+        index = max(header.absent_tensors)
+        raise ProtocolViolation(f"absent tensor {index} is not there; this run has tensors 0 to {tensors - 1}")
     groups = override_groups(run.groups, header.overrides)
     block_bytes = run.spec.vector_bytes * header.steps
     if header.returns is Returns.TRAJECTORY and block_bytes > max_result_bytes:
@@ -66,7 +66,8 @@ def plan_block(run: Run, sequence: int, header: BlockHeader, groups: tuple[Hyper
     trajectory, result_memory = None, None
     # The scalars of a few steps are too small to count, those of a million steps outweigh a small gradient.
     scalars = scalar_bytes(spec, run.tensor_steps, header) if header.steps * tensors >= BULK_ELEMENTS else 0
-    scalar_memory = run.budget.reserve(scalars, f"the scalars of {header.steps} steps of {spec.name}")
+    purpose = f"the scalars of {header.steps} steps of {spec.name}"
+    scalar_memory = run.budget.reserve(scalars, purpose) if scalars else None
     try:
         if header.returns is Returns.TRAJECTORY:
             result_memory = run.budget.reserve(spec.vector_bytes * header.steps, f"a trajectory of {spec.name}")
@@ -87,7 +88,8 @@ def plan_block(run: Run, sequence: int, header: BlockHeader, groups: tuple[Hyper
             result_memory=result_memory,
         )
     except BaseException:
-        scalar_memory.release()
+        if scalar_memory is not None:
+            scalar_memory.release()
         if result_memory is not None:
             result_memory.release()
         raise

@@ -151,9 +151,9 @@ class Run:
 
     def _finite_rows(self, gradients: Gradients, sums: npt.NDArray[np.float64]) -> Bools | None:
         """Which rows hold finite numbers only; None: all of them. Raises NonFiniteGradient where the policy says so."""
-        finite: Bools = np.isfinite(sums)
-        if finite.all():
+        if math.isfinite(sums.sum()):  # no square is negative, so nothing that is not finite cancels out
             return None
+        finite: Bools = np.isfinite(sums)
         for row in np.flatnonzero(~finite).tolist():
             first = gradients.first_non_finite(row)
             if first is None:  # the squares of large float64 numbers overflowed, the numbers are finite

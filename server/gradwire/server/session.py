@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ class Session:
         if self._intake is None and part.sequence == record.last_sequence and record.receipt is not None:
             if part.last:
                 self.answering = True
-                async for reply in self._results(record.receipt):
+                async for reply in self._results(replace(record.receipt, repeated=True)):
                     yield reply
                 self.answering = False
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import cached_property
 from math import isfinite
 from typing import Any
 
@@ -11,7 +12,7 @@ import numpy as np
 
 from gradwire.server.optimizers.base import Hyperparameters
 from gradwire.wire.errors import InvalidHyperparameter
-from gradwire.wire.layout import Layout
+from gradwire.wire.layout import Layout, Range
 
 TENSOR_BYTES = 1024
 """What a tensor's name, shape and place are counted with in the memory limit, besides its values."""
@@ -44,6 +45,15 @@ class RunSpec:
             value = getattr(self, name)
             if value is not None and not (isfinite(value) and value >= 0):
                 raise InvalidHyperparameter(f"{name} is {value}; expected a finite number >= 0", field=name)
+
+    @cached_property
+    def group_ranges(self) -> tuple[tuple[int, Range], ...]:
+        """(group, its elements), of the groups that have any."""
+        tensors = self.layout.tensors
+        starts = [min(t.start for t in tensors if t.group == group) for group in range(self.layout.groups)]
+        stops = [*starts[1:], self.layout.elements]
+        parts = [Range(start, stop) for start, stop in zip(starts, stops, strict=True)]
+        return tuple((group, part) for group, part in enumerate(parts) if part.start < part.stop)
 
     @property
     def clips(self) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -12,7 +11,7 @@ import numpy.typing as npt
 from gradwire.server.block import BlockHeader
 from gradwire.server.devices.base import DeviceArray, Segment, State
 from gradwire.server.memory import Reservation
-from gradwire.server.optimizers.base import Hyperparameters
+from gradwire.server.optimizers.base import Floats, Hyperparameters
 from gradwire.server.spec import RunSpec
 from gradwire.wire.errors import InvalidHyperparameter, ProtocolViolation
 from gradwire.wire.layout import Layout, Range
@@ -38,7 +37,7 @@ class StagedBlock:
     """Whether gradients must be finite."""
     first_summed_row: int
     """The first row whose squares are summed. Where nothing else asks for them, the last: the receipt's norm."""
-    scalar_memory: Reservation
+    scalar_memory: Reservation | None
     trajectory: DeviceArray | None
     result_memory: Reservation | None
 
@@ -53,7 +52,8 @@ class StagedBlock:
 
     def drop(self) -> None:
         """Frees what the block alone holds."""
-        self.scalar_memory.release()
+        if self.scalar_memory is not None:
+            self.scalar_memory.release()
         if self.result_memory is not None:
             self.result_memory.release()
             self.result_memory = None
@@ -90,7 +90,13 @@ def segments_of(
     ``step`` and ``tensor_steps`` are the run's and each tensor's before the block.
     """
     dtype = spec.dtype
-    scalars: dict[tuple[int, int], tuple[npt.NDArray[Any], npt.NDArray[Any]]] = {}
+    first = int(tensor_steps[0])
+    if not header.absent_tensors and (tensor_steps == first).all():  # the usual case: one segment a group
+        return [
+            _segment(part, groups[group], groups[group].varying(step + 1, first + 1, header.steps, dtype))
+            for group, part in spec.group_ranges
+        ]
+    varying: dict[tuple[int, int], Floats] = {}
     segments: list[Segment] = []
     last_key: tuple[int, int] | None = None
     for index, tensor in enumerate(spec.layout.tensors):
@@ -105,11 +111,14 @@ def segments_of(
             continue
         last_key = key
         group = groups[tensor.group]
-        if key not in scalars:
-            varying = group.varying(step + 1, key[1] + 1, header.steps, dtype)
-            scalars[key] = (np.array(group.constants(), dtype), varying)
-        segments.append(Segment(tensor.start, tensor.stop, group.kernel, *scalars[key]))
+        if key not in varying:
+            varying[key] = group.varying(step + 1, key[1] + 1, header.steps, dtype)
+        segments.append(_segment(Range(tensor.start, tensor.stop), group, varying[key]))
     return segments
+
+
+def _segment(part: Range, group: Hyperparameters, varying: Floats) -> Segment:
+    return Segment(part.start, part.stop, group.kernel, np.array(group.constants(), varying.dtype), varying)
 
 
 def scalar_bytes(spec: RunSpec, tensor_steps: npt.NDArray[np.int64], header: BlockHeader) -> int:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from gradwire.server.block import Receipt, Returns
 from gradwire.server.devices.base import DeviceArray
@@ -32,7 +32,7 @@ class WorkerRecord:
         """Takes over the result of a block that has been committed."""
         self.forget_result()
         self.last_sequence = block.sequence
-        self.receipt = replace(receipt, repeated=True)
+        self.receipt = receipt
         self.returns = block.header.returns
         self.steps = block.header.steps
         self.ranges = block.ranges
