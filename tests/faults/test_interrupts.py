@@ -19,7 +19,7 @@ from tests.faults.gated import GatedDevice, gradient
 from tests.faults.hosted import HostedServer, InBackground
 from tests.serving import ServerProcess
 
-SIZE = 200_000
+SIZE = 400_000  # two slices
 
 
 @pytest.fixture

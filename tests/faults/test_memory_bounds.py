@@ -271,7 +271,8 @@ def test_the_process_stays_small_whatever_deaf_readers_ask_for(connect_bare: Cal
             deaf = [connect_bare(server.target).ReadParameters(request) for _ in range(20)]
             answers = [first_answer(call) for call in deaf]
             assert sum(isinstance(answer, MemoryLimitExceeded) for answer in answers) >= 15
-            assert server.rss_bytes() - before < 120 * mib, "copies for all would be 160 MiB in each round"
+            grown = server.rss_bytes() - before  # a message or two for each wait in gRPC, too
+            assert grown < 140 * mib, "copies for all would be 160 MiB in each round"
 
             def readable() -> bool:
                 try:

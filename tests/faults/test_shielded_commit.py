@@ -28,7 +28,8 @@ from tests.faults.hosted import HostedServer, InBackground, eventually
 def run(hosted: HostedServer, hosted_stub: Stub) -> Run:
     """A run whose commits leave the event loop."""
     name = fresh_name("shielded")
-    create(hosted_stub, spec_of(name, BULK), np.zeros(BULK, np.float32))
+    # SKIP: the whole gradient is kept until it is applied.
+    create(hosted_stub, spec_of(name, BULK, run_pb2.NON_FINITE_POLICY_SKIP), np.zeros(BULK, np.float32))
     return hosted.run_of(name)
 
 
@@ -64,7 +65,7 @@ def test_shielded_commit(hosted: HostedServer, hosted_stub: Stub, device: GatedD
 
     # Two undisturbed steps give the same run, bit for bit.
     twin = fresh_name("twin")
-    create(hosted_stub, spec_of(twin, BULK), np.zeros(BULK, np.float32))
+    create(hosted_stub, spec_of(twin, BULK, run_pb2.NON_FINITE_POLICY_SKIP), np.zeros(BULK, np.float32))
     stream = BareStream(hosted_stub, twin)
     for sequence in (1, 2):
         stream.step(sequence, gradient(BULK, sequence))
@@ -136,7 +137,7 @@ def test_memory_is_counted_until_the_thread_has_left_it(
     with device.hold(operation) as gate:
         if operation == "write":
             worker = BareStream(hosted_stub, name)
-            worker.send_block(1, gradient(BULK, 1), slice_elements=BULK)
+            worker.send(1, np.atleast_2d(gradient(BULK, 1))[:, :-1], last=False, steps=1)
             cancel: Callable[[], object] = worker.cancel
         else:
             call = hosted_stub.ReadParameters(service_pb2.ReadParametersRequest(name=run.spec.name))

@@ -98,3 +98,11 @@ def test_bytes_that_are_no_message_are_refused_as_protobuf_refuses_them(head: by
     assert data == expected.gradients.data
     opened.gradients.data = bytes(data)
     assert opened.gradients == expected.gradients
+
+
+@given(st.integers(0, 2**63), st.integers(0, 2**63), st.sampled_from([4097, 5000, 2**18, 2**18 + 1]))
+def test_the_data_of_large_messages_can_be_used_as_an_array(sequence: int, offset: int, size: int) -> None:
+    values: Array = np.ones((1, size), np.float32)
+    opened = open_request(gradients_request(train_pb2.Gradients(sequence=sequence, offset=offset), values))
+    assert opened.message.gradients.sequence == sequence
+    assert np.frombuffer(opened.data, np.float32).flags.aligned

@@ -17,8 +17,8 @@ Array = npt.NDArray[Any]
 MAX_MESSAGE_BYTES = 16 * 2**20
 """No message of the contract is larger; both sides set it as gRPC's limit."""
 
-SLICE_BYTES = 512 * 2**10
-"""Size of ``data`` that our own messages aim at: measured fastest on loopback (one 100 MB message: 5 times slower)."""
+SLICE_BYTES = 2**20
+"""Size of ``data`` that our own messages aim at: measured fastest on loopback; see ``docs/performance.md``."""
 
 MAX_ROW_BYTES = 8 * 2**20
 """Largest ``steps * itemsize``, so that a slice of one element always fits a message."""

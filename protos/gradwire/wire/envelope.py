@@ -18,6 +18,10 @@ from gradwire.wire.encoding import Array, encoded
 _VARINT, _FIXED64, _LENGTH_DELIMITED, _FIXED32 = 0, 1, 2, 5  # wire types
 _FIXED_BYTES = {_FIXED64: 8, _FIXED32: 4}
 
+_ALIGNMENT = 4
+_LONGEST_LENGTH = 5
+"""Bytes of a length that every protobuf reads."""
+
 _WHOLE_BYTES = 4096
 """Up to this size protobuf parses a message faster as it is."""
 
@@ -60,10 +64,25 @@ def open_response(serialized: bytes) -> Opened[train_pb2.TrainResponse]:
 
 
 def _wrapped(outer: bytes, message: Message, inner: bytes, values: Array) -> bytes:
+    """Puts ``data`` where the reader can use it as an array without a copy: at a multiple of _ALIGNMENT bytes, which
+    Python's bytes objects begin at. The room for that is made in the two lengths, which may have leading zeros."""
     data = encoded(values)
     fields = message.SerializeToString()
-    head = inner + _varint(data.nbytes)
-    return b"".join((outer, _varint(len(fields) + len(head) + data.nbytes), fields, head, data))
+    size = _varint(data.nbytes)
+    length = _varint(len(fields) + len(inner) + len(size) + data.nbytes)
+    if data.nbytes > _WHOLE_BYTES:
+        missing = -(len(outer) + len(length) + len(fields) + len(inner) + len(size)) % _ALIGNMENT
+        size = _widened(size, min(len(size) + missing, _LONGEST_LENGTH))
+        length = _varint(len(fields) + len(inner) + len(size) + data.nbytes)
+        missing = -(len(outer) + len(length) + len(fields) + len(inner) + len(size)) % _ALIGNMENT
+        length = _widened(length, min(len(length) + missing, _LONGEST_LENGTH))
+    return b"".join((outer, length, fields, inner, size, data))
+
+
+def _widened(varint: bytes, width: int) -> bytes:
+    """The same number in ``width`` bytes."""
+    more = width - len(varint)
+    return varint[:-1] + bytes([varint[-1] | 0x80]) + b"\x80" * (more - 1) + b"\0" if more > 0 else varint
 
 
 def _found(serialized: bytes, outer: bytes, inner: bytes) -> tuple[bytes, memoryview] | None:

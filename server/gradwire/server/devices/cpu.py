@@ -20,7 +20,7 @@ from gradwire.server.devices.driver import SQUARE_SUMS, TILE, kernel_source
 from gradwire.server.optimizers.base import Floats, Kernel
 from gradwire.wire.layout import Range
 
-PARALLEL_WORK = 262_144
+PARALLEL_WORK = 2**20
 """Element updates below which handing work to another thread costs more than it saves."""
 
 _NO_MASK: Bools = np.empty(0, np.bool_)
