@@ -21,6 +21,7 @@ from gradwire.client.run import Run
 from gradwire.client.torch import groups as torch_groups
 from gradwire.client.torch.binding import Binding
 from gradwire.client.torch.overlap import Overlap
+from gradwire.client.torch.state import check_parts
 from gradwire.client.torch.tensors import check_parameter
 from gradwire.wire.errors import GradwireError
 
@@ -220,10 +221,11 @@ class RemoteOptimizer(Optimizer):
         Hyperparameters become those of the state, as in torch. Raises ValueError for one that does not fit: other
         groups, shapes, or another variant (``amsgrad``, ``maximize``, decoupled weight decay, ...).
         """
-        state = dict(state_dict)
+        state: Any = dict(state_dict) if isinstance(state_dict, Mapping) else state_dict
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             replaced = pre_hook(self, state)
             state = state if replaced is None else replaced
+        check_parts(state)
         saved = deepcopy(state["param_groups"])
         theirs, ours = ([len(group["params"]) for group in groups] for groups in (saved, self.param_groups))
         if theirs != ours:

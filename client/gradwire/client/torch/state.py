@@ -14,12 +14,14 @@ Example::
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import nan
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
+from gradwire.client.optimizers import number as as_number
 from gradwire.client.run import Run
 from gradwire.v1 import run_pb2
 from gradwire.wire.layout import TensorLayout, shape_text
@@ -54,7 +56,8 @@ def load_state_dict(run: Run, torch_state: Mapping[str, Any]) -> None:
     run's step becomes the largest t.
 
     Raises ValueError for another number of groups or tensors, another shape, or a state of the other variant (with
-    ``max_exp_avg_sq`` where the group has no amsgrad, or without). Nothing has been sent then.
+    ``max_exp_avg_sq`` where the group has no amsgrad, or without), TypeError for what is no tensor or no state at all.
+    Nothing has been sent then.
     """
     run.load_state_dict(run_state(run, _groups(run), torch_state))
 
@@ -73,8 +76,20 @@ def tensor_states(run: Run, groups: Sequence[run_pb2.Adam]) -> list[dict[str, An
     return states
 
 
+def check_parts(torch_state: Any) -> None:
+    """Raises TypeError or ValueError for what no ``state_dict()`` of an optimizer is."""
+    if not isinstance(torch_state, Mapping):
+        raise TypeError(
+            f"the state is a {type(torch_state).__name__}; expected what state_dict() of an optimizer gives"
+        )
+    for key in ("state", "param_groups"):
+        if key not in torch_state:
+            raise ValueError(f"the state has no {key!r}; expected what state_dict() of an optimizer gives")
+
+
 def run_state(run: Run, groups: Sequence[run_pb2.Adam], torch_state: Mapping[str, Any]) -> dict[str, Any]:
-    """torch's state as `Run.load_state_dict` takes it. Raises ValueError as `load_state_dict` does."""
+    """torch's state as `Run.load_state_dict` takes it. Raises ValueError and TypeError as `load_state_dict` does."""
+    check_parts(torch_state)
     indices = _indices(run, groups, torch_state["param_groups"])
     states: Mapping[Any, Mapping[str, Any]] = torch_state["state"]
     unknown = [key for key in states if key not in indices]
@@ -146,17 +161,36 @@ def _from_torch(run: Run, tensor: TensorLayout, slots: Sequence[str], state: Map
         raise ValueError(
             f"the state of tensor {shape_text(tensor)} has {sorted(state)}; expected {sorted(('step', *slots))}"
         )
-    parts: dict[str, Any] = {"step": int(state["step"])}
+    parts: dict[str, Any] = {"step": _whole(state["step"], tensor)}
     for slot in used:
         # A group without amsgrad leaves the maximum alone, in a run that keeps one for the other groups.
-        parts[slot] = _array(state[slot], run.dtype) if slot in slots else np.zeros(tensor.shape, run.dtype)
+        if slot not in slots:
+            parts[slot] = np.zeros(tensor.shape, run.dtype)
+            continue
+        parts[slot] = _array(state[slot], run.dtype, f"{slot} of tensor {shape_text(tensor)}")
         if parts[slot].shape != tensor.shape:
             raise ValueError(f"{slot} of tensor {shape_text(tensor)} has shape {parts[slot].shape}")
     return parts
 
 
-def _array(value: Any, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """A torch tensor, of any floating type and on any device, as a numpy array."""
+def _whole(step: Any, tensor: TensorLayout) -> int:
+    """A count of steps, which torch keeps as a float."""
+    try:
+        count = as_number("step", step)
+    except TypeError:
+        count = nan
+    if not (count >= 0 and count.is_integer()):  # nor NaN, nor infinity
+        found = step.tolist() if isinstance(step, torch.Tensor) else step
+        raise ValueError(f"step of tensor {shape_text(tensor)} is {found!r}; expected a whole number >= 0")
+    return int(count)
+
+
+def _array(value: Any, dtype: np.dtype[Any], name: str) -> npt.NDArray[Any]:
+    """A torch tensor, of any floating type and on any device, as a numpy array. Raises TypeError for anything else."""
+    if not isinstance(value, torch.Tensor):
+        raise TypeError(f"{name} is a {type(value).__name__}; expected a tensor")
+    if not value.is_floating_point() or value.layout is not torch.strided:
+        raise TypeError(f"{name} is {value.dtype}, {value.layout}; expected a dense tensor of a floating type")
     wanted = torch.float64 if dtype.itemsize == 8 else torch.float32
     array: npt.NDArray[Any] = value.detach().to(device="cpu", dtype=wanted).numpy()
     return array
