@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import weakref
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
@@ -20,6 +19,7 @@ from gradwire.client.options import Receipt
 from gradwire.client.run import Run
 from gradwire.client.torch import groups as torch_groups
 from gradwire.client.torch.binding import Binding
+from gradwire.client.torch.closing import Closing
 from gradwire.client.torch.overlap import Overlap
 from gradwire.client.torch.state import check_parts
 from gradwire.client.torch.tensors import check_parameter
@@ -77,6 +77,7 @@ class RemoteOptimizer(Optimizer):
         self._preset = preset if maximize is None else preset.replace({"maximize": maximize})
         self._binding: Binding | None = None
         self._overlap: Overlap | None = None
+        self._made = False
         super().__init__(params, torch_groups.defaults(self._preset))
         self._creation: dict[str, Any] = {
             "name": run,
@@ -86,8 +87,9 @@ class RemoteOptimizer(Optimizer):
             **options,
         }
         self._server = target if isinstance(target, Server) else connect(target)
-        self._closing = _Closing(None if isinstance(target, Server) else self._server)
-        self._finalizer = weakref.finalize(self, self._closing)
+        self._closing = Closing(None if isinstance(target, Server) else self._server)
+        weakref.finalize(self, self._closing.in_background).atexit = False
+        self._made = True
         try:
             creation = {**self._creation, "on_existing": on_existing}
             self._bind(Binding(self._server, self.param_groups, self._preset, creation), overlap)
@@ -148,11 +150,16 @@ class RemoteOptimizer(Optimizer):
 
     @property
     def _bound(self) -> Binding:
+        self._check_usable()
+        assert self._binding is not None
+        return self._binding
+
+    def _check_usable(self) -> None:
+        """Raises RuntimeError in a forked process and after `close`."""
         if not self._closing.here:
             raise RuntimeError("this optimizer belongs to the process that made it; a forked one cannot use it")
         if self._binding is None:
             raise RuntimeError("this optimizer is closed")
-        return self._binding
 
     def _bind(self, binding: Binding, overlap: bool) -> None:
         self._binding = binding
@@ -187,6 +194,8 @@ class RemoteOptimizer(Optimizer):
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """As torch's. Once there is a run, it is replaced, whole or not at all, by one with the new group too."""
+        if self._made:  # by the constructor, which adds its groups in this way too
+            self._check_usable()
         torch_groups.check_members(len(self.param_groups), param_group)
         super().add_param_group(param_group)
         try:
@@ -248,32 +257,11 @@ class RemoteOptimizer(Optimizer):
         if self._overlap is not None:
             self._overlap.close()
         self._binding = None
-        self._finalizer()
+        self._closing()
 
     def __enter__(self) -> RemoteOptimizer:
+        self._check_usable()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
-
-
-class _Closing:
-    """Closes what an optimizer holds, at the latest when the process ends; in a forked process it does nothing."""
-
-    def __init__(self, server: Server | None) -> None:
-        self.run: Run | None = None
-        self._server = server
-        self._process = os.getpid()
-
-    @property
-    def here(self) -> bool:
-        """Whether this is the process that made it: gRPC does not outlive a fork."""
-        return self._process == os.getpid()
-
-    def __call__(self) -> None:
-        if not self.here:
-            return
-        if self._server is not None:
-            self._server.close()
-        elif self.run is not None:
-            self.run.close()
