@@ -143,27 +143,32 @@ scheduler = torch.optim.lr_scheduler.StepLR(optimizer, 1)
 model(torch.ones(3)).sum().backward()
 optimizer.step()
 model(torch.ones(3)).sum().backward()
+print(optimizer._server.embedded and optimizer._server.embedded._directory)
 if sys.argv[3] == "exception":
     raise KeyError("mine")
 """
 
 
 def test_the_end_of_the_process_gives_the_run_back(server: Server) -> None:
-    """Without a word, also in the middle of a step, and after an exception."""
-    ends = {"normal": new_name(), "exception": new_name()}
+    """In the middle of a step, after an exception, and without a word; of an embedded server nothing is left."""
+    name = new_name()
     processes = [
         subprocess.Popen(
-            [sys.executable, "-W", "error", "-c", AT_EXIT, server.target, name, end],
+            [sys.executable, "-W", "error", "-c", AT_EXIT, target, name, end],
+            stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
             cwd=Path(__file__).parents[2],
         )
-        for end, name in ends.items()
+        for target, end in ((server.target, "exception"), ("embedded", "normal"))
     ]
-    said = [process.communicate(timeout=60)[1] for process in processes]
-    assert (processes[0].returncode, said[0]) == (0, "")
-    assert said[1].endswith("KeyError: 'mine'\n")
-    for name in ends.values():
-        assert not worker_of(server, name)
-        with server.attach(name) as run:
-            assert run.step_count == 1
+    said = [process.communicate(timeout=100) for process in processes]
+    assert said[0][1].endswith("KeyError: 'mine'\n")
+    assert not worker_of(server, name)
+    with server.attach(name) as run:
+        assert run.step_count == 1
+    directory, errors = said[1]
+    assert errors == ""
+    assert "gradwire-" in directory
+    assert not Path(directory.strip()).exists()
+    assert [process.returncode for process in processes] == [1, 0]

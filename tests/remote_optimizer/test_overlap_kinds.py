@@ -18,7 +18,7 @@ from gradwire.client.torch import RemoteOptimizer
 from gradwire.client.torch import overlap as overlap_module
 from tests.remote_optimizer.side_by_side import LR, new_name
 
-STEPS = 8
+STEPS = 5
 
 
 class Kinds(nn.Module):

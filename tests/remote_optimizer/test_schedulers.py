@@ -44,8 +44,7 @@ SCHEDULERS: dict[str, Make] = {
 }
 RATES: dict[str, Any] = {
     "float": lambda: LR,
-    "float32": lambda: torch.tensor(LR),
-    "float64": lambda: torch.tensor(LR, dtype=torch.float64),
+    "tensor": lambda: torch.tensor(LR),
 }
 PRESET = TorchAdam(lr=LR, amsgrad=True)
 CYCLES_BETAS = ("OneCycleLR", "CyclicLR-betas")

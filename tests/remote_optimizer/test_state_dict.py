@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from gradwire.client import AMSGrad, Server, TorchAdam, TorchAdamW
-from gradwire.client.torch import RemoteOptimizer
+from gradwire.client.torch import RemoteOptimizer, load_state_dict
 from tests.remote_optimizer.side_by_side import LR, PRESETS, SideBySide, Tensors, assert_close, new_name, values
 
 PRESET = TorchAdam(lr=LR)
@@ -219,6 +219,10 @@ def test_a_state_that_does_not_fit_changes_nothing(
 def test_what_is_no_state_at_all(pair: SideBySide) -> None:
     with pytest.raises(TypeError, match="the state is a list; expected what state_dict"):
         pair.remote.load_state_dict([])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="the state is a list; expected what state_dict"):
+        load_state_dict(pair.remote.run, [])  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="the state has no 'param_groups'"):
+        load_state_dict(pair.remote.run, {"state": {}})
     pair.train(5)
     pair.assert_close()
 
