@@ -32,7 +32,7 @@ def test_an_unchanged_copy_passes(tmp_path: Path) -> None:
     [
         ("run", "repeated uint64 shape = 2;", "repeated uint64 shape = 3;"),
         ("run", "optional double eps = 4;", "optional float eps = 4;"),
-        ("run", "ENCODING_FLOAT16 = 4;", "ENCODING_FLOAT16 = 5;"),
+        ("run", "ENCODING_FLOAT16 = 4;", "ENCODING_FLOAT16 = 6;"),
         ("run", "string server_instance = 8;", "string instance = 8;"),
         ("train", "uint64 last_sequence = 2;", "string last_sequence = 2;"),
         ("train", "bool repeated = 6;", "reserved 6;"),

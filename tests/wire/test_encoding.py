@@ -39,8 +39,13 @@ def through(values: npt.ArrayLike, wire: np.dtype[Any], state: np.dtype[Any] = F
 
 def test_every_encoding_of_the_contract_is_known() -> None:
     for encoding in run_pb2.Encoding.values():
-        if encoding:
+        if encoding not in (run_pb2.ENCODING_UNSPECIFIED, run_pb2.ENCODING_INT8):
             assert wire_dtype(encoding, FLOAT32) == WIRE[encoding]
+
+
+def test_int8_is_refused_where_whole_vectors_are_sent() -> None:
+    with pytest.raises(ProtocolViolation, match="INT8 is an encoding of gradients"):
+        wire_dtype(run_pb2.ENCODING_INT8, FLOAT32)
 
 
 @each_state

@@ -66,6 +66,25 @@ class _EncodingEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumT
     """bfloat16, 2 bytes an element, rounded to nearest even."""
     ENCODING_FLOAT16: _Encoding.ValueType  # 4
     """IEEE 754 binary16, 2 bytes an element, rounded to nearest even; larger values become infinities."""
+    ENCODING_INT8: _Encoding.ValueType  # 5
+    """8-bit integers that share a scale in blocks of 256, for gradients and for the answers of Train only.
+
+    A block is 256 consecutive elements of ONE tensor, counted from the tensor's first element; a tensor's last block
+    may be shorter, and no block holds elements of two tensors. A slice consists of whole blocks: it begins with the
+    first element of one and ends with the last element of one. So it makes no difference where a vector is cut.
+    `data` is row after row. A row of B blocks with L elements has 4*B + L bytes: first the B scales, float32 in the
+    order of the blocks, not aligned; then L signed 8-bit integers, one for each element. Given the offset, the size of
+    a row says how many elements it has.
+    An element is `scale * integer`: the integer as float32, multiplied by its block's scale in float32. Where a scale
+    is not finite, all elements of its block are not-a-number.
+    A sender is free in how it chooses both. This project's takes scale = (largest magnitude in the block) / 127 and
+    the nearest integers; never -128; zeros for a block of zeros; and the scale NaN for a block with a NaN or an
+    infinity. What happens then is for the run's NonFinitePolicy to say.
+    In gradients the values are what they are; a sender adds what the encoding has lost of one gradient to the next.
+    In answers they are differences: see Parameters.encoding. They have no trajectories: a block that asks for one is
+    refused.
+    In a run whose dtype is FLOAT64 all of this is the same: what is sent has float32's range and INT8's precision.
+    """
 
 class Encoding(_Encoding, metaclass=_EncodingEnumTypeWrapper):
     """How values are written into `data` fields. Always little-endian and densely packed."""
@@ -80,6 +99,25 @@ ENCODING_BFLOAT16: Encoding.ValueType  # 3
 """bfloat16, 2 bytes an element, rounded to nearest even."""
 ENCODING_FLOAT16: Encoding.ValueType  # 4
 """IEEE 754 binary16, 2 bytes an element, rounded to nearest even; larger values become infinities."""
+ENCODING_INT8: Encoding.ValueType  # 5
+"""8-bit integers that share a scale in blocks of 256, for gradients and for the answers of Train only.
+
+A block is 256 consecutive elements of ONE tensor, counted from the tensor's first element; a tensor's last block
+may be shorter, and no block holds elements of two tensors. A slice consists of whole blocks: it begins with the
+first element of one and ends with the last element of one. So it makes no difference where a vector is cut.
+`data` is row after row. A row of B blocks with L elements has 4*B + L bytes: first the B scales, float32 in the
+order of the blocks, not aligned; then L signed 8-bit integers, one for each element. Given the offset, the size of
+a row says how many elements it has.
+An element is `scale * integer`: the integer as float32, multiplied by its block's scale in float32. Where a scale
+is not finite, all elements of its block are not-a-number.
+A sender is free in how it chooses both. This project's takes scale = (largest magnitude in the block) / 127 and
+the nearest integers; never -128; zeros for a block of zeros; and the scale NaN for a block with a NaN or an
+infinity. What happens then is for the run's NonFinitePolicy to say.
+In gradients the values are what they are; a sender adds what the encoding has lost of one gradient to the next.
+In answers they are differences: see Parameters.encoding. They have no trajectories: a block that asks for one is
+refused.
+In a run whose dtype is FLOAT64 all of this is the same: what is sent has float32's range and INT8's precision.
+"""
 global___Encoding = Encoding
 
 class _NonFinitePolicy:

@@ -79,7 +79,7 @@ class Attach(google.protobuf.message.Message):
     gradient_encoding: gradwire.v1.run_pb2.Encoding.ValueType
     """Encoding of `Gradients.data` on this stream."""
     parameter_encoding: gradwire.v1.run_pb2.Encoding.ValueType
-    """Encoding of `Parameters.data` on this stream."""
+    """Encoding of `Parameters.data` on this stream. INT8 needs room for one more float32 vector on the server."""
     run_uid: builtins.str
     """Run.uid of the run that is meant; empty: whatever has the name."""
     def __init__(
@@ -203,7 +203,8 @@ class Gradients(google.protobuf.message.Message):
     """K rows of the same length, row after row: the gradients of elements `offset .. offset+length` for each of the K
     steps. Slices come in any order, may cut tensors anywhere, do not overlap and cover no absent element (both
     otherwise in deferred blocks).
-    K times the size of an encoded element must stay at or below 8 MiB.
+    K times the size of an encoded element must stay at or below 8 MiB; with INT8, K times the size of the run's longest
+    block.
     """
     last: builtins.bool
     """The block is whole: apply it."""
@@ -265,6 +266,8 @@ class Receipt(google.protobuf.message.Message):
     SKIPPED_STEPS_FIELD_NUMBER: builtins.int
     DURABILITY_FIELD_NUMBER: builtins.int
     REPEATED_FIELD_NUMBER: builtins.int
+    RECEIVED_BYTES_FIELD_NUMBER: builtins.int
+    SENT_BYTES_FIELD_NUMBER: builtins.int
     step: builtins.int
     """Steps applied to the run after this block."""
     gradient_norm: builtins.float
@@ -275,6 +278,10 @@ class Receipt(google.protobuf.message.Message):
     """What this receipt is worth when the server dies."""
     repeated: builtins.bool
     """True: this block had been applied before, and this is its remembered result."""
+    received_bytes: builtins.int
+    """Bytes of `data` in the Gradients messages of this block, on the stream on which it was applied."""
+    sent_bytes: builtins.int
+    """Bytes of `data` in the Parameters messages of this answer, the one with this receipt included."""
     @property
     def learning_rates(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
         """Learning rate of each group at the block's last step."""
@@ -292,8 +299,10 @@ class Receipt(google.protobuf.message.Message):
         skipped_steps: collections.abc.Iterable[builtins.int] | None = ...,
         durability: gradwire.v1.run_pb2.Durability.ValueType = ...,
         repeated: builtins.bool = ...,
+        received_bytes: builtins.int = ...,
+        sent_bytes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["durability", b"durability", "gradient_norm", b"gradient_norm", "learning_rates", b"learning_rates", "repeated", b"repeated", "skipped_steps", b"skipped_steps", "step", b"step"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["durability", b"durability", "gradient_norm", b"gradient_norm", "learning_rates", b"learning_rates", "received_bytes", b"received_bytes", "repeated", b"repeated", "sent_bytes", b"sent_bytes", "skipped_steps", b"skipped_steps", "step", b"step"]) -> None: ...
 
 global___Receipt = Receipt
 
@@ -309,6 +318,7 @@ class Parameters(google.protobuf.message.Message):
     STEPS_FIELD_NUMBER: builtins.int
     DATA_FIELD_NUMBER: builtins.int
     RECEIPT_FIELD_NUMBER: builtins.int
+    ENCODING_FIELD_NUMBER: builtins.int
     sequence: builtins.int
     """The block that is answered."""
     offset: builtins.int
@@ -319,6 +329,16 @@ class Parameters(google.protobuf.message.Message):
     """Number of rows in `data`: 1 for RETURNS_LAST, 0 where there is no data."""
     data: builtins.bytes
     """Row after row, as in Gradients."""
+    encoding: gradwire.v1.run_pb2.Encoding.ValueType
+    """Encoding of this message's `data` where it is not Attach.parameter_encoding. On a stream with INT8 answers it is
+    always set where there is data, and is one of
+    - FLOAT32: values. So are elements sent for the first time on a stream, elements of the answer to a block that is
+      sent again, and what cannot be said as finite differences. Such slices need not consist of whole blocks.
+    - INT8: differences to what the worker holds, which is what it was sent of these elements before on this stream, as
+      float32, each difference added in float32 and in order. The server counts on exactly this copy, and what a
+      difference has lost is part of the next one. Parameters that were read or written otherwise do not change it.
+    A worker holds FLOAT64 parameters as float32 too.
+    """
     @property
     def receipt(self) -> global___Receipt:
         """On the last message of the answer, and only there: the block is committed."""
@@ -332,9 +352,10 @@ class Parameters(google.protobuf.message.Message):
         steps: builtins.int = ...,
         data: builtins.bytes = ...,
         receipt: global___Receipt | None = ...,
+        encoding: gradwire.v1.run_pb2.Encoding.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["receipt", b"receipt"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["data", b"data", "first_step", b"first_step", "offset", b"offset", "receipt", b"receipt", "sequence", b"sequence", "steps", b"steps"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "encoding", b"encoding", "first_step", b"first_step", "offset", b"offset", "receipt", b"receipt", "sequence", b"sequence", "steps", b"steps"]) -> None: ...
 
 global___Parameters = Parameters
 

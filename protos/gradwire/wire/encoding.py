@@ -54,9 +54,17 @@ def dtype_of(state: np.dtype[Any]) -> run_pb2.Dtype.ValueType:
 
 
 def wire_dtype(encoding: run_pb2.Encoding.ValueType, state: np.dtype[Any]) -> np.dtype[Any]:
-    """numpy dtype of ``encoding``; UNSPECIFIED is the exact encoding of ``state``. Raises ProtocolViolation."""
+    """numpy dtype of ``encoding``; UNSPECIFIED is the exact encoding of ``state``. Raises ProtocolViolation.
+
+    INT8 has none: see `gradwire.wire.int8`.
+    """
     if not encoding:
         return state
+    if encoding == run_pb2.ENCODING_INT8:
+        raise ProtocolViolation(
+            "INT8 is an encoding of gradients, and of the parameters that answer them; "
+            f"expected one of {sorted(_WIRE_DTYPES)} here"
+        )
     found = _WIRE_DTYPES.get(encoding)
     if found is None:
         raise ProtocolViolation(f"encoding {encoding} is not known; expected one of {sorted(_WIRE_DTYPES)}")
