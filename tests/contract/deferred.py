@@ -38,6 +38,15 @@ def answered(
     return {part.offset: unpack(part.data) for part in parts if part.data}, parts[-1].receipt, len(parts)
 
 
+def outcome(receipt: train_pb2.Receipt) -> train_pb2.Receipt:
+    """A receipt without what depends on how the block was sent."""
+    plain_receipt = train_pb2.Receipt()
+    plain_receipt.CopyFrom(receipt)
+    plain_receipt.ClearField("received_bytes")
+    plain_receipt.ClearField("sent_bytes")
+    return plain_receipt
+
+
 def whole_state(bare: BareClient, name: str) -> tuple[list[float], list[bytes], list[int]]:
     """Parameters, slots and each tensor's t."""
     header, *parts = bare.call("ReadState", service_pb2.ReadStateRequest(name=f"runs/{name}"))

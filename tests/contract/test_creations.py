@@ -104,4 +104,6 @@ def test_replace_keeps_the_old_run_until_the_new_one_is_whole() -> None:
 
 
 def stream_receipt(step: int) -> train_pb2.Receipt:
-    return train_pb2.Receipt(step=step, learning_rates=[1e-3], durability=run_pb2.DURABILITY_MEMORY)
+    return train_pb2.Receipt(
+        step=step, learning_rates=[1e-3], durability=run_pb2.DURABILITY_MEMORY, received_bytes=8, sent_bytes=8
+    )

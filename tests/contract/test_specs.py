@@ -93,6 +93,15 @@ def test_unknown_encodings_are_refused(bare: BareClient, name: str) -> None:
     assert bare.get(name).attached_worker_id == ""
 
 
+def test_int8_is_refused_where_whole_vectors_travel(bare: BareClient, name: str) -> None:
+    int8 = run_pb2.ENCODING_INT8
+    refusal = refused("PROTOCOL_VIOLATION", lambda: create(bare, spec_of(W), encoding=int8))
+    assert "INT8 is an encoding of gradients" in str(refusal)
+    read = service_pb2.ReadParametersRequest(name=f"runs/{name}", encoding=int8)
+    refused("PROTOCOL_VIOLATION", lambda: bare.call("ReadParameters", read))
+    refused("PROTOCOL_VIOLATION", lambda: bare.write(name, [], encoding=int8))
+
+
 def test_2_31_elements_are_refused_before_allocation(bare: BareClient, server_process: ServerProcess) -> None:
     """Also as many tensors, and when the client goes on to send: the server's memory does not grow."""
     before = server_process.rss_bytes()

@@ -187,8 +187,8 @@ def test_attach_chooses_encodings_of_its_own(server: Server) -> None:
         assert_client_equals_server_after_encoding(run, "float32")
 
 
-@pytest.mark.parametrize("options", [{"gradient_encoding": "int8"}, {"parameter_encoding": "int8"}], ids=str)
+@pytest.mark.parametrize("options", [{"gradient_encoding": "int4"}, {"parameter_encoding": "int4"}], ids=str)
 def test_an_unknown_encoding_is_refused(server: Server, options: dict[str, Any]) -> None:
     server.create_run("unknown-encoding", {"x": np.zeros(1, np.float32)}, AMSGrad(), on_existing="replace").close()
-    with pytest.raises(ValueError, match="encoding is 'int8'; expected one of 'float32'"):
+    with pytest.raises(ValueError, match="encoding is 'int4'; expected one of 'float32'"):
         server.attach("unknown-encoding", **options)

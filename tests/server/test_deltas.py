@@ -174,10 +174,11 @@ def test_long_parts_are_cut_to_slices() -> None:
 def test_its_memory_is_counted_and_given_back() -> None:
     budget = MemoryBudget(10_000)
     baseline = DeltaBaseline(BLOCKS, budget, "a baseline")
-    assert budget.used_bytes == 4 * SIZE + BLOCKS.count
+    size = 4 * SIZE + BLOCKS.count + BLOCKS.nbytes
+    assert budget.used_bytes == size
     DeltaBaseline(BLOCKS, budget, "a second baseline")
-    with pytest.raises(MemoryLimitExceeded, match="a third baseline needs 4866 bytes"):
+    with pytest.raises(MemoryLimitExceeded, match=f"a third baseline needs {size} bytes"):
         DeltaBaseline(BLOCKS, budget, "a third baseline")
     baseline.release()
     baseline.release()
-    assert budget.used_bytes == 4 * SIZE + BLOCKS.count
+    assert budget.used_bytes == size

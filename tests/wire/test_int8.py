@@ -156,7 +156,7 @@ def test_bytes_are_what_the_contract_says(tensor_sizes: list[int], steps: int, s
         for length in lengths:
             block = values[row, start : start + length]
             error = np.abs(block.astype(np.float64) - decoded[row, start : start + length])
-            assert error.max() <= np.abs(block).max() / 254 * (1 + 1e-5)
+            assert error.max() <= np.abs(block).max() / 254 * (1 + 1e-4)
             start += length
 
 
@@ -193,7 +193,7 @@ def test_every_magnitude_is_decoded_to_a_finite_value_near_it(largest: float) ->
     assert decoded[0, 3] == 0
     largest = float(values.max())
     tiny = largest < 127 * float(np.finfo(np.float32).tiny)
-    bound = largest if tiny else largest / 254 * (1 + 1e-5)
+    bound = largest if tiny else largest / 254 * (1 + 1e-4)
     assert np.abs(values.astype(np.float64) - decoded).max() <= bound
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,32 +34,57 @@ def gradient_rows(layout: Layout, grads: Mapping[str, Any], steps: int | None) -
     return rows
 
 
+class BlockData(ABC):
+    """The slices of one block, encoded."""
+
+    @property
+    @abstractmethod
+    def parts(self) -> Sequence[Range]:
+        """The elements of each slice."""
+
+    @abstractmethod
+    def data(self, index: int) -> Array:
+        """The values or bytes of slice ``index``, ``[steps, ...]``, as they are sent."""
+
+
+class DenseBlock(BlockData):
+    """Elements of one dtype, encoded when they are asked for. ``tiles`` are the slices."""
+
+    def __init__(
+        self, layout: Layout, rows: Sequence[Array | None], tiles: Iterable[Range], wire: np.dtype[Any]
+    ) -> None:
+        self._layout = layout
+        self._rows = rows
+        self._parts = tuple(tiles)
+        self._wire = wire
+
+    @property
+    def parts(self) -> Sequence[Range]:
+        return self._parts
+
+    def data(self, index: int) -> Array:
+        return narrowed(flats.gather(self._layout, self._rows, self._parts[index]), self._wire)
+
+
 def block_messages(
-    layout: Layout,
-    sequence: int,
-    header: train_pb2.BlockHeader,
-    rows: list[Array | None],
-    ranges: Sequence[Range],
-    wire: np.dtype[Any],
-    *,
-    begun: bool = False,
+    sequence: int, header: train_pb2.BlockHeader, block: BlockData, *, begun: bool = False
 ) -> Iterator[bytes]:
     """The serialized messages of one block, made one by one as the connection takes them.
 
     ``begun``: the block is deferred and others of its messages have left; its header goes with the last one.
     """
-    parts = list(flats.tiles(ranges, header.steps * wire.itemsize))
-    if not parts:
+    if not block.parts:
         empty = train_pb2.Gradients(sequence=sequence, last=True, header=header)
         yield train_pb2.TrainRequest(gradients=empty).SerializeToString()
-    for index, part in enumerate(parts):
+    end = len(block.parts) - 1
+    for index, part in enumerate(block.parts):
         gradients = train_pb2.Gradients(
             sequence=sequence,
             offset=part.start,
-            last=index == len(parts) - 1,
-            header=header if index == (len(parts) - 1 if begun else 0) else None,
+            last=index == end,
+            header=header if index == (end if begun else 0) else None,
         )
-        yield gradients_request(gradients, narrowed(flats.gather(layout, rows, part), wire))
+        yield gradients_request(gradients, block.data(index))
 
 
 def override_messages(

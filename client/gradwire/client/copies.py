@@ -17,7 +17,7 @@ class DeltaCopy:
     """What this worker holds, as the server counts on it: a float32 vector beside ``Run.params``, which may be newer,
     because they were read anew, or be changed by whoever owns them.
 
-    It lives as long as a stream: the server begins every one with full values.
+    The server begins every stream with full values.
     """
 
     def __init__(self, blocks: Blocks) -> None:
@@ -25,13 +25,23 @@ class DeltaCopy:
         self._held = np.empty(blocks.elements, np.float32)
         self._known = np.zeros(blocks.count, np.bool_)
 
-    def take(self, message: train_pb2.Parameters) -> Floats:
+    def forget(self) -> None:
+        """Nothing that was sent before counts any more."""
+        self._known[:] = False
+
+    @property
+    def held(self) -> Floats:
+        """``[elements]``; anything where nothing has been sent."""
+        return self._held
+
+    def take(self, message: train_pb2.Parameters, data: bytes | memoryview) -> Floats:
         """The new values of the elements from ``message.offset`` on, ``[length]``; they share this copy's memory.
 
-        Raises InvalidSlice for malformed data, ProtocolViolation for a difference to what has never been sent.
+        ``data`` is the message's data. Raises InvalidSlice for malformed data, ProtocolViolation for a difference to
+        what has never been sent.
         """
         if message.encoding != run_pb2.ENCODING_INT8:
-            values = decode(message.data, _FULL)[0]
+            values = decode(data, _FULL)[0]
             part = Range(message.offset, message.offset + len(values))
             held = self._held[part.start : part.stop]
             held[:] = values
@@ -39,15 +49,15 @@ class DeltaCopy:
             if self._blocks.start(first) == part.start:
                 self._known[first:last] = True
             return held
-        data = array_of(message.data, 1)
-        part = self._blocks.part_of(message.offset, data.shape[1])
+        encoded = array_of(data, 1)
+        part = self._blocks.part_of(message.offset, encoded.shape[1])
         span = self._blocks.span(part)
         if not self._known[span.start : span.stop].all():
             raise ProtocolViolation(
                 f"the server sent elements {part.start}..{part.stop} as differences before it had sent their values",
                 applied=None,
             )
-        rows = rows_of(data, span)
+        rows = rows_of(encoded, span)
         held = self._held[part.start : part.stop]
         decoded = np.empty(max((piece.number * piece.length for piece in self._blocks.pieces(span)), default=0), _FULL)
         with np.errstate(all="ignore"):

@@ -8,9 +8,13 @@ from collections.abc import Sequence
 import numpy as np
 
 from gradwire.client import flat as flats
+from gradwire.client.block import BlockData
 from gradwire.wire.encoding import MAX_ROW_BYTES, SLICE_BYTES, Array
 from gradwire.wire.int8 import Blocks, Bytes, Floats, Quantizer, Rows, empty_rows
 from gradwire.wire.layout import Layout, Range
+
+_LEAST_ELEMENTS = 2**16
+"""Rows are encoded one by one: shorter ones, where a message has room for these, cost more than they carry."""
 
 
 class ErrorFeedback:
@@ -50,7 +54,7 @@ class ErrorFeedback:
         self._residual = None
 
 
-class EncodedBlock:
+class EncodedBlock(BlockData):
     """The slices of one block. Each is encoded once, when it is first asked for: a retry sends the same bytes.
 
     Several threads may ask: the one that sent on a stream that broke may still be at it.
@@ -72,18 +76,19 @@ class EncodedBlock:
         self._rows = rows
         self._steps = steps
         self.residual = residual
-        slice_bytes = SLICE_BYTES if steps == 1 else MAX_ROW_BYTES // 2  # rows are encoded one by one: fewer, longer
-        self.parts = tuple(blocks.tiles(ranges, slice_bytes // steps))
-        """The elements of each slice."""
-        self._encoded: list[Bytes | None] = [None] * len(self.parts)
+        self._parts = tuple(blocks.tiles(ranges, _slice_elements(steps)))
+        self._encoded: list[Bytes | None] = [None] * len(self._parts)
         self._lock = threading.Lock()
 
+    @property
+    def parts(self) -> Sequence[Range]:
+        return self._parts
+
     def data(self, index: int) -> Bytes:
-        """The bytes of slice ``index``, ``[steps, row_bytes]``."""
         with self._lock:
             found = self._encoded[index]
             if found is None:
-                found = self._encoded[index] = self._encode(self.parts[index])
+                found = self._encoded[index] = self._encode(self._parts[index])
             return found
 
     def _encode(self, part: Range) -> Bytes:
@@ -108,3 +113,8 @@ class EncodedBlock:
             finite = np.isfinite(scales)
             if not finite.all():
                 lost[~finite] = 0  # else no later gradient of these blocks would be finite
+
+
+def _slice_elements(steps: int) -> int:
+    """Length of a slice of ``steps`` rows."""
+    return max(SLICE_BYTES // steps, min(_LEAST_ELEMENTS, MAX_ROW_BYTES // 2 // steps))

@@ -12,6 +12,7 @@ ENCODINGS = {
     "float64": run_pb2.ENCODING_FLOAT64,
     "bfloat16": run_pb2.ENCODING_BFLOAT16,
     "float16": run_pb2.ENCODING_FLOAT16,
+    "int8": run_pb2.ENCODING_INT8,
 }
 
 
@@ -29,6 +30,10 @@ class Receipt:
     """Indices of the block's steps that were left out because their gradient was not finite."""
     durability: str
     """``"MEMORY"``: the run ends with the server."""
+    received_bytes: int = field(default=0, compare=False)
+    """Encoded gradients of the block that the server received on the stream on which it was applied."""
+    sent_bytes: int = field(default=0, compare=False)
+    """Encoded parameters of its answer. Receipts are equal where steps did the same, however they travelled."""
 
     @property
     def skipped(self) -> bool:
@@ -45,9 +50,14 @@ class RunOptions:
     takeover: bool = False
     """Take the run from another worker that is attached."""
     gradient_encoding: str | None = None
-    """``"float32"``, ``"float64"``, ``"bfloat16"``, ``"float16"``; None: the run's own dtype, exact."""
+    """``"float32"``, ``"float64"``, ``"bfloat16"``, ``"float16"``, ``"int8"``; None: the run's own dtype, exact.
+
+    ``"int8"`` shares a scale among 256 elements and adds what it lost of a gradient to the next one. It needs room here
+    for one more float32 vector and for the encoded block.
+    """
     parameter_encoding: str | None = None
-    """As above, for the parameters that come back."""
+    """As above, for the parameters that come back. ``"int8"``: as differences from those that came before, what they
+    lost being part of the next; one more float32 vector here and on the server."""
     double_buffer: bool = False
     """Keep the old parameters whole until a step is committed, at the price of a second vector."""
     retry: RetryPolicy = field(default_factory=RetryPolicy)
@@ -70,6 +80,8 @@ def decode_receipt(message: train_pb2.Receipt) -> Receipt:
         learning_rates=tuple(message.learning_rates),
         skipped_steps=tuple(message.skipped_steps),
         durability=run_pb2.Durability.Name(message.durability).removeprefix("DURABILITY_"),
+        received_bytes=message.received_bytes,
+        sent_bytes=message.sent_bytes,
     )
 
 

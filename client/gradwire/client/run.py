@@ -14,14 +14,15 @@ import numpy.typing as npt
 
 from gradwire.client import flat as flats
 from gradwire.client.ahead import Ahead, Source
-from gradwire.client.block import block_messages, gradient_rows, override_messages
+from gradwire.client.block import BlockData, block_messages, gradient_rows, override_messages
+from gradwire.client.encodings import DeltaParameters, encodings_of
 from gradwire.client.errors import RunRolledBack, WorkerConflict, translate
 from gradwire.client.options import Receipt, RunOptions, decode_receipt, encoding_of
 from gradwire.client.retry import Attempts, may_pass
 from gradwire.client.stream import TrainMethod, TrainStream
 from gradwire.client.values import RemoteValues, pack_state
 from gradwire.v1 import run_pb2, service_pb2_grpc, train_pb2
-from gradwire.wire.encoding import Array, decode, state_dtype, wire_dtype
+from gradwire.wire.encoding import Array, state_dtype
 from gradwire.wire.errors import Fenced, InternalError, RunNotFound
 from gradwire.wire.layout import Layout, Range
 
@@ -73,8 +74,7 @@ class Run:
             parameter_encoding=encoding_of(options.parameter_encoding),
             run_uid=message.uid,
         )
-        self._gradient_wire = wire_dtype(self._attach.gradient_encoding, self.dtype)
-        self._parameter_wire = wire_dtype(self._attach.parameter_encoding, self.dtype)
+        self._encoder, self._decoder = encodings_of(self._attach, self.layout, self.dtype)
         self._flat = np.empty(self.layout.elements, self.dtype) if params is None else params
         self._incoming = np.empty_like(self._flat) if options.double_buffer else self._flat
         self.params: dict[str, npt.NDArray[Any]] = flats.views(self.layout, self._flat)
@@ -82,7 +82,7 @@ class Run:
             stub, target, spec.name, message.uid, self.layout, self.dtype, self.slots, options.retry
         )
         self._epoch = message.epoch
-        self._ahead = Ahead(self.layout, self._gradient_wire)
+        self._ahead = Ahead(self.layout, self._encoder.ahead or self.dtype)
         self._stream: TrainStream | None = None
         self._sequence: int | None = None  # the last block that was acknowledged
         self._unresolved = False  # the block after it may have been sent, and its outcome is not known
@@ -133,9 +133,11 @@ class Run:
         Args:
             sources: name -> function that returns the gradient, flat, ``[1, size]``; called in another thread.
 
-        Returns False, and sends nothing, while there is no connection: `step` will repair that.
+        Returns False, and sends nothing, while there is no connection: `step` will repair that. So with INT8.
         """
         with self._lock:
+            if self._encoder.ahead is None:
+                return False
             if self._stream is None or self._unresolved or self.stale or self._sequence is None:
                 return False
             indexed = {self.layout.index[name]: source for name, source in sources.items()}
@@ -171,6 +173,11 @@ class Run:
         """
         if returns not in _RETURNS:
             raise ValueError(f"returns is {returns!r}; expected one of {', '.join(map(repr, _RETURNS))}")
+        if returns == "trajectory" and isinstance(self._decoder, DeltaParameters):
+            raise ValueError(
+                "returns is 'trajectory', which parameter_encoding='int8' does not have; "
+                "expected 'last' or 'none', or another encoding"
+            )
         with self._lock:
             arrays = {name: flats.as_array(name, value) for name, value in grads.items() if value is not None}
             counts = {array.shape[0] if array.ndim else 0 for array in arrays.values()}
@@ -213,7 +220,7 @@ class Run:
 
         def accept(reply: train_pb2.Parameters, data: bytes | memoryview) -> None:
             self.stale = True  # until the receipt, the arrays mix old and new
-            values = decode(data, self._parameter_wire, reply.steps)
+            values = self._decoder.take(reply, data)
             columns = slice(reply.offset, reply.offset + values.shape[1])
             if trajectory is None:
                 self._incoming[columns] = values[0]
@@ -222,6 +229,7 @@ class Run:
 
         attempts = self._attempts()
         sent = False
+        block: BlockData | None = None
         while True:
             stream = self._open_stream(attempts, resuming=sent)
             # Only now, when no older stream of ours can change anything any more.
@@ -242,10 +250,8 @@ class Run:
                     if not there:
                         self._ahead.forget()
                     missing = self.layout.present_ranges(absent | there) if there else ranges
-                    messages = block_messages(
-                        self.layout, sequence, header, rows, missing, self._gradient_wire, begun=header.deferred
-                    )
-                    stream.send(messages)
+                    block = self._encoder.block(rows, missing, header.steps, block)
+                    stream.send(block_messages(sequence, header, block, begun=header.deferred))
                 receipt = stream.collect(sequence, accept)
                 break
             except grpc.RpcError as error:
@@ -268,6 +274,8 @@ class Run:
         self._sequence = sequence
         self._unresolved = False
         self._ahead.forget()
+        if block is not None:
+            self._encoder.commit(block, skipped=bool(receipt.skipped_steps))
         if trajectory is not None:
             self._flat[:] = trajectory[-1]
         elif answered and self._incoming is not self._flat:
@@ -296,6 +304,8 @@ class Run:
                 continue
             self._stream = stream
             self._attached.add(self)
+            self._encoder.drop()
+            self._decoder.restart()
             if stream.attached.epoch != self._epoch + 1:
                 self.stale = True  # somebody else has attached or written since
             self._epoch = stream.attached.epoch

@@ -52,6 +52,7 @@ class Receipt:
     learning_rates: tuple[float, ...]
     skipped_steps: tuple[int, ...] = ()
     repeated: bool = False
+    received_bytes: int = 0
 
 
 @dataclass(frozen=True)

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Iterator
 from math import inf
 from typing import Any
 
-import numpy as np
 from google.protobuf.message import DecodeError
 
 from gradwire.server.block import BlockHeader, GradientSlice, Receipt, Reply, Returns
+from gradwire.server.encodings import BlockDecoder, Decoder, DeltaEncoder, DenseDecoder, DenseEncoder, Encoder
 from gradwire.server.optimizers.adam import AdamHyperparameters, EpsilonPlacement, MaximumOf, WeightDecayMode
 from gradwire.server.optimizers.base import Hyperparameters
 from gradwire.server.run import Run
 from gradwire.server.schedules import Schedule
 from gradwire.server.spec import NonFinitePolicy, RunSpec
 from gradwire.v1 import run_pb2, train_pb2
-from gradwire.wire.encoding import dtype_of, narrowed, state_dtype
+from gradwire.wire.encoding import dtype_of, state_dtype, wire_dtype
 from gradwire.wire.envelope import Opened, open_request, parameters_response
 from gradwire.wire.errors import GradwireError, InvalidHyperparameter, InvalidSpec, ProtocolViolation
+from gradwire.wire.int8 import Blocks
 from gradwire.wire.layout import Layout, check_tensor_count, parse_run_name
 
 _NUMBERS = ("lr", "beta1", "beta2", "eps", "weight_decay", "low", "high")
@@ -96,22 +99,45 @@ def _decode_header(message: train_pb2.BlockHeader, last: bool) -> BlockHeader:
     return BlockHeader(steps, returns, frozenset(message.absent_tensors), _decode_overrides(message), message.deferred)
 
 
-def encode_reply(reply: Reply, wire: np.dtype[Any]) -> bytes:
-    """A serialized TrainResponse: replies are most of what a server sends, and protobuf would copy each one twice."""
-    parameters = train_pb2.Parameters(sequence=reply.sequence, offset=reply.offset)
-    if reply.receipt is not None:
-        _encode_receipt(reply.receipt, parameters.receipt)
-    if reply.values is None:
-        return train_pb2.TrainResponse(parameters=parameters).SerializeToString()
-    parameters.steps = reply.values.shape[0]
-    return parameters_response(parameters, narrowed(reply.values, wire))
+def encodings_of(attach: train_pb2.Attach, run: Run) -> tuple[Decoder, Encoder]:
+    """What reads and writes the data of a stream. Raises ProtocolViolation for an encoding that is not known."""
+    int8, dtype = run_pb2.ENCODING_INT8, run.spec.dtype
+    gradients, parameters = attach.gradient_encoding, attach.parameter_encoding
+    # Both are looked at before anything is made.
+    gradient_wire = None if gradients == int8 else wire_dtype(gradients, dtype)
+    parameter_wire = None if parameters == int8 else wire_dtype(parameters, dtype)
+    blocks = functools.cache(lambda: Blocks(run.spec.layout))
+    decoder = BlockDecoder(blocks()) if gradient_wire is None else DenseDecoder(gradient_wire)
+    if parameter_wire is None:
+        return decoder, DeltaEncoder(blocks(), run.budget, run.spec.name)
+    return decoder, DenseEncoder(parameter_wire)
 
 
-def _encode_receipt(receipt: Receipt, message: train_pb2.Receipt) -> None:
+def encode_reply(reply: Reply, encoder: Encoder) -> Iterator[bytes]:
+    """Serialized TrainResponses: replies are most of what a server sends, and protobuf would copy each one twice."""
+    parts = encoder.encode(reply)
+    end = len(parts) - 1
+    for index, part in enumerate(parts):
+        parameters = train_pb2.Parameters(sequence=reply.sequence, offset=part.offset, steps=part.data.shape[0])
+        if part.delta is not None:
+            parameters.encoding = run_pb2.ENCODING_INT8 if part.delta else run_pb2.ENCODING_FLOAT32
+        if index == end and reply.receipt is not None:
+            _encode_receipt(reply.receipt, encoder.take_sent_bytes(), parameters.receipt)
+        yield parameters_response(parameters, part.data)
+    if not parts:
+        parameters = train_pb2.Parameters(sequence=reply.sequence, offset=reply.offset)
+        if reply.receipt is not None:
+            _encode_receipt(reply.receipt, encoder.take_sent_bytes(), parameters.receipt)
+        yield train_pb2.TrainResponse(parameters=parameters).SerializeToString()
+
+
+def _encode_receipt(receipt: Receipt, sent_bytes: int, message: train_pb2.Receipt) -> None:
     message.step = receipt.step
     message.gradient_norm = receipt.gradient_norm
     message.learning_rates.extend(receipt.learning_rates)
     message.durability = run_pb2.DURABILITY_MEMORY
+    message.received_bytes = receipt.received_bytes
+    message.sent_bytes = sent_bytes
     if receipt.skipped_steps:
         message.skipped_steps.extend(receipt.skipped_steps)
     if receipt.repeated:

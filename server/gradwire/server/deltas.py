@@ -41,7 +41,7 @@ class DeltaBaseline:
 
     def __init__(self, blocks: Blocks, budget: MemoryBudget, purpose: str) -> None:
         self._blocks = blocks
-        self._memory = budget.reserve(4 * blocks.elements + blocks.count, purpose)
+        self._memory = budget.reserve(4 * blocks.elements + blocks.count + blocks.nbytes, purpose)
         self._held = np.empty(blocks.elements, np.float32)
         self._known = np.zeros(blocks.count, np.bool_)
         """Blocks that the worker holds as ``_held`` says."""

@@ -21,6 +21,8 @@ class Intake:
     deferred: bool
     """Nothing is answered before the last message, which says what holds; see ``gradwire.v1.BlockHeader.deferred``."""
     coverage: Coverage
+    received_bytes: int = 0
+    """Encoded gradients so far."""
 
     def check_next(self, part: GradientSlice) -> None:
         """Raises ProtocolViolation unless ``part`` may follow what has arrived."""

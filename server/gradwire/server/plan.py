@@ -20,13 +20,14 @@ def check_steps(spec: RunSpec, steps: int, wire_bytes: int) -> None:
     """Raises ProtocolViolation unless one element of ``steps`` steps fits a message, both ways.
 
     Args:
-        wire_bytes: size of an element in the larger of the stream's two encodings.
+        wire_bytes: size of one row of the shortest slice that every part of the run can be sent in.
     """
     widest = max(spec.dtype.itemsize, wire_bytes)
     most = MAX_ROW_BYTES // widest
     if not 1 <= steps <= most:
         raise ProtocolViolation(
-            f"a block of {steps} steps; expected 1 to {most} at {widest} bytes an element", max_steps=most
+            f"a block of {steps} steps; expected 1 to {most} at {widest} bytes a step of the shortest slice",
+            max_steps=most,
         )
 
 

@@ -145,6 +145,7 @@ class Run:
             gradient_norm=math.sqrt(sums[-1]),
             learning_rates=tuple([group.learning_rate(max(self.step, 1)) for group in self.groups]),
             skipped_steps=() if applied is None else tuple(np.flatnonzero(~applied).tolist()),
+            received_bytes=block.received_bytes,
         )
         holder.record.remember(block, receipt)
         return receipt

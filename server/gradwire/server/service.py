@@ -11,7 +11,15 @@ from typing import Any, TypeVar
 
 import grpc
 
-from gradwire.server.codec import decode_gradients, decode_request, decode_spec, encode_reply, encode_run, placements
+from gradwire.server.codec import (
+    decode_gradients,
+    decode_request,
+    decode_spec,
+    encode_reply,
+    encode_run,
+    encodings_of,
+    placements,
+)
 from gradwire.server.guard import StreamGuard
 from gradwire.server.registry import Registry
 from gradwire.server.run import Run
@@ -193,14 +201,14 @@ class OptimizerServicer(service_pb2_grpc.OptimizerServiceServicer):
             first = await guard.read(context.read)
             attach = _train_request(first, "attach").message.attach
             run = self._registry.get(attach.run, attach.run_uid)
-            parameter_wire = wire_dtype(attach.parameter_encoding, run.spec.dtype)
+            decoder, encoder = encodings_of(attach, run)
             session = await Session.attach(
                 run,
                 attach.worker_id,
                 attach.takeover,
                 guard.interrupt,
-                gradient_wire=wire_dtype(attach.gradient_encoding, run.spec.dtype),
-                parameter_wire=parameter_wire,
+                decoder=decoder,
+                encoder=encoder,
                 max_result_bytes=self._registry.config.max_result,
                 executor=self._registry.executor,
             )
@@ -209,7 +217,8 @@ class OptimizerServicer(service_pb2_grpc.OptimizerServiceServicer):
                 while (request := await guard.read(context.read)) is not grpc.aio.EOF:
                     message, data = _train_request(request, "gradients")
                     async for reply in session.receive(decode_gradients(message.gradients, data)):
-                        await guard.write(context.write, encode_reply(reply, parameter_wire))
+                        for response in encode_reply(reply, encoder):
+                            await guard.write(context.write, response)
             except GradwireError as error:
                 if error.applied is None:
                     error.applied = session.answering

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 from gradwire.server.block import BlockHeader, GradientSlice, Receipt, Reply
 from gradwire.server.coverage import Coverage
 from gradwire.server.early import EarlyUpdate, SpareState
+from gradwire.server.encodings import Decoder, Encoder
 from gradwire.server.exclusive import BULK_ELEMENTS, in_thread
 from gradwire.server.gradients import StagedGradients
 from gradwire.server.intake import GradientArray, Intake
@@ -20,7 +21,6 @@ from gradwire.server.plan import check_header, check_steps, plan_block
 from gradwire.server.run import Run
 from gradwire.server.staging import StagedBlock
 from gradwire.server.workers import Holder, check_id
-from gradwire.wire.encoding import SLICE_BYTES, decode
 from gradwire.wire.errors import GradwireError, ProtocolViolation, SequenceMismatch
 from gradwire.wire.layout import Range
 
@@ -29,8 +29,8 @@ class Session:
     """Staging, early updates, commits and repeats for one hold on one run.
 
     Args:
-        gradient_wire: dtype in which gradients arrive.
-        parameter_wire: dtype in which replies will be encoded; only its size matters here.
+        decoder: reads the slices of gradients.
+        encoder: cuts the replies, which whoever sends them passes through it, one after another.
         max_result_bytes: largest trajectory that is remembered, and therefore computed.
     """
 
@@ -38,15 +38,15 @@ class Session:
         self,
         run: Run,
         holder: Holder,
-        gradient_wire: np.dtype[Any],
-        parameter_wire: np.dtype[Any],
+        decoder: Decoder,
+        encoder: Encoder,
         max_result_bytes: int,
         executor: Executor,
     ) -> None:
         self.run = run
         self.holder = holder
-        self._gradient_wire = gradient_wire
-        self._parameter_wire = parameter_wire
+        self._decoder = decoder
+        self._encoder = encoder
         self._max_result_bytes = max_result_bytes
         self._executor = executor
         self.answering = False
@@ -83,37 +83,44 @@ class Session:
         if self._intake is None and part.sequence == record.last_sequence and record.receipt is not None:
             if part.last:
                 self.answering = True
+                self._encoder.restart()
                 async for reply in self._results(replace(record.receipt, repeated=True)):
                     yield reply
                 self.answering = False
             return
         first = self._intake is None
         intake = await self._intake_of(part)
-        values = decode(part.data, self._gradient_wire, intake.steps)
-        place = Range(part.offset, part.offset + values.shape[1])
+        place = self._decoder.place(part.offset, part.data, intake.steps)
         intake.coverage.add(place)
+        intake.received_bytes += len(part.data)
+        size = intake.steps * (place.stop - place.start)
         block, early, device = self._block, self._early, self.run.device
+
+        def values() -> np.ndarray[Any, Any]:
+            return self._decoder.values(place, part.data, intake.steps)
+
         # One message that is a whole block waits for nothing, so it need not be kept.
         whole = first and part.last and block is not None and block.ranges == (place,) and not self.run.spec.clips
         if early is not None:
-            await self._unless_short(lambda: early.take(values, place), 2 * values.size)
+            await self._unless_short(lambda: early.take(values(), place), 2 * size)
             if not part.last and early.answers:
-                for tile in self._tiles(place, early.rows):
+                for tile in self._encoder.tiles(place, early.rows):
                     yield Reply(part.sequence, tile.start, early.answer(tile))
         elif not whole:
             staged = self._gradients.of(intake.steps)
-            await self._unless_short(lambda: device.write(staged, place.start, values), values.size)
+            await self._unless_short(lambda: device.write(staged, place.start, values()), size)
         if part.last:
             assert block is not None
             # Elements of absent tensors may have arrived in a deferred block; they are in no range of it.
             intake.coverage.require_complete(f"block {part.sequence}", block.ranges)
+            block.received_bytes = intake.received_bytes
 
             def commit() -> Receipt:
                 gradients = early or StagedGradients(
                     self.run.spec,
                     device,
                     block,
-                    device.stage(values, self.run.spec.dtype) if whole else staged,
+                    device.stage(values(), self.run.spec.dtype) if whole else staged,
                     place.start if whole else 0,
                 )
                 return self.run.commit(self.holder, block, gradients)
@@ -137,6 +144,7 @@ class Session:
         self._early = None
         self._gradients.release()
         self._spare.release()
+        self._encoder.release()
 
     async def _unless_short(self, work: Callable[[], None], updates: int) -> None:
         """Does the work in a thread, unless the way there would take longer."""
@@ -174,8 +182,10 @@ class Session:
         run.require_holder(self.holder)
         # What is made is kept here and not by the caller, who may have been cancelled meanwhile.
         if begins:
-            check_steps(run.spec, header.steps, max(self._gradient_wire.itemsize, self._parameter_wire.itemsize))
+            check_steps(run.spec, header.steps, max(self._decoder.least_row_bytes, self._encoder.least_row_bytes))
         groups = check_header(run, header, self._max_result_bytes) if plans else ()
+        if plans:
+            self._encoder.check(header)
         if begins:
             absent = frozenset[int]() if header.deferred else header.absent_tensors
             coverage = Coverage(layout, layout.present_ranges(absent), replace=header.deferred)
@@ -193,7 +203,7 @@ class Session:
         sequence = record.last_sequence
         ranges = record.ranges if only is None else (only,)
         rows = record.rows
-        tiles = [tile for part in ranges for tile in self._tiles(part, rows)] if rows else []
+        tiles = [tile for part in ranges for tile in self._encoder.tiles(part, rows)] if rows else []
         for index, tile in enumerate(tiles):
             try:
                 values = await self.run.exclusive.run(functools.partial(self._read_result, rows, tile))
@@ -210,9 +220,3 @@ class Session:
         trajectory = self.holder.record.trajectory
         source = self.run.state.params if trajectory is None else trajectory
         return self.run.device.peek(source, Range(0, rows), tile)
-
-    def _tiles(self, part: Range, rows: int) -> Iterator[Range]:
-        """Cuts ``part`` so that ``rows`` rows of each piece make a message of about SLICE_BYTES."""
-        length = max(1, SLICE_BYTES // (rows * self._parameter_wire.itemsize))
-        for start in range(part.start, part.stop, length):
-            yield Range(start, min(start + length, part.stop))

@@ -40,6 +40,8 @@ class StagedBlock:
     scalar_memory: Reservation | None
     trajectory: DeviceArray | None
     result_memory: Reservation | None
+    received_bytes: int = 0
+    """Size of its gradients as they arrived; known when it is whole."""
 
     def covers(self, layout: Layout) -> bool:
         """Whether no element is absent."""
