@@ -8,6 +8,7 @@ import dataclasses
 import json
 import logging
 import os
+import runpy
 import signal
 import sys
 import threading
@@ -155,3 +156,11 @@ def health_command(target: str, timeout: float) -> None:
     click.echo(f"{target}: {name}")
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
         sys.exit(1)
+
+
+@cli.command("doctor", add_help_option=False, context_settings={"ignore_unknown_options": True})
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def doctor_command(arguments: Sequence[str]) -> None:
+    """Measure a server and the way to it: which encoding and block would give what step time."""
+    sys.argv[1:] = arguments
+    runpy.run_module("gradwire.client.doctor", run_name="__main__")  # the client's own program
