@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gradwire.server.deltas import DeltaBaseline, Part
 from gradwire.server.memory import MemoryBudget
+from gradwire.wire.encoding import SLICE_BYTES
 from gradwire.wire.errors import MemoryLimitExceeded
 from gradwire.wire.int8 import Blocks, array_of, decode_rows, rows_of
 from gradwire.wire.layout import Layout, Range
@@ -165,7 +166,7 @@ def test_long_parts_are_cut_to_slices() -> None:
     blocks = Blocks(layout)
     baseline = DeltaBaseline(blocks, MemoryBudget(2**24), "a baseline")
     zeros = np.zeros(1_500_000, np.float32)
-    assert {part.data.nbytes <= 2**19 for part in baseline.encode(0, zeros)} == {True}
+    assert {part.data.nbytes <= SLICE_BYTES for part in baseline.encode(0, zeros)} == {True}
     deltas = list(baseline.encode(0, zeros))
     assert [part.delta for part in deltas] == [True] * 3
     assert sum(part.data.nbytes for part in deltas) == 1_500_000 + 4 * blocks.count

@@ -9,8 +9,8 @@ import numpy as np
 
 from gradwire.client import flat as flats
 from gradwire.client.block import BlockData
-from gradwire.wire.encoding import MAX_ROW_BYTES, SLICE_BYTES, Array
-from gradwire.wire.int8 import Blocks, Bytes, Floats, Quantizer, Rows, empty_rows
+from gradwire.wire.encoding import MAX_ROW_BYTES, Array
+from gradwire.wire.int8 import SLICE_ELEMENTS, Blocks, Bytes, Floats, Quantizer, Rows, empty_rows
 from gradwire.wire.layout import Layout, Range
 
 _LEAST_ELEMENTS = 2**16
@@ -117,4 +117,4 @@ class EncodedBlock(BlockData):
 
 def _slice_elements(steps: int) -> int:
     """Length of a slice of ``steps`` rows."""
-    return max(SLICE_BYTES // steps, min(_LEAST_ELEMENTS, MAX_ROW_BYTES // 2 // steps))
+    return max(SLICE_ELEMENTS // steps, min(_LEAST_ELEMENTS, MAX_ROW_BYTES // 2 // steps))

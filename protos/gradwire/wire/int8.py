@@ -25,15 +25,19 @@ BLOCK_ELEMENTS = 256
 
 SCALE_BYTES = 4
 
+SLICE_ELEMENTS = 2**19
+"""Length of our own slices. Their elements take longer to encode than others, so they are not as long as they could be,
+and both sides are busy at once."""
+
 _LARGEST_CODE = np.float32(127)
 _MAGNITUDE = np.int32(0x7FFFFFFF)
 _PIECE_ELEMENTS = 2**16
 """What is worked on at once, so that the few arrays that a piece passes through stay in the cache."""
 
-_LARGEST_SCALE = np.nextafter(np.finfo(np.float32).max / _LARGEST_CODE, np.float32(0))
+LARGEST_SCALE: np.float32 = np.nextafter(np.finfo(np.float32).max / _LARGEST_CODE, np.float32(0))
 """127 times this is still finite."""
 
-_SMALLEST_SCALE = np.finfo(np.float32).tiny
+SMALLEST_SCALE: np.float32 = np.finfo(np.float32).tiny
 """Below it the inverse of a scale may overflow; a block of such tiny values is sent as zeros."""
 
 _SCALE = np.dtype("<f4")
@@ -101,6 +105,10 @@ class Blocks:
     def start(self, block: int) -> int:
         """The first element of a block."""
         return int(self._starts[block])
+
+    def boundaries(self, span: Range) -> npt.NDArray[np.int64]:
+        """The first elements of these blocks and the end of the last."""
+        return self._starts[span.start : span.stop + 1]
 
     def row_bytes(self, part: Range) -> int:
         """Encoded size of one row of ``part``."""
@@ -207,9 +215,9 @@ class Quantizer:
         # Magnitudes of floats are ordered as their bits are, NaN last; integers have the faster maximum.
         np.bitwise_and(values.view(np.int32), _MAGNITUDE, out=bits)
         largest = bits.max(axis=1).view(np.float32)
-        scale = np.minimum(largest / _LARGEST_CODE, _LARGEST_SCALE)
+        scale = np.minimum(largest / _LARGEST_CODE, LARGEST_SCALE)
         inverse = np.float32(1) / scale
-        inverse[scale < _SMALLEST_SCALE] = 0
+        inverse[scale < SMALLEST_SCALE] = 0
         np.multiply(values, inverse[:, None], out=work)
         if not largest.max() < np.inf:
             bad = ~(largest < np.inf)

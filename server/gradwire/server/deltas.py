@@ -10,8 +10,9 @@ import numpy as np
 import numpy.typing as npt
 
 from gradwire.server.memory import MemoryBudget
+from gradwire.server.quantizing import encode_differences
 from gradwire.wire.encoding import SLICE_BYTES
-from gradwire.wire.int8 import Blocks, Bytes, Floats, Quantizer, empty_rows
+from gradwire.wire.int8 import SLICE_ELEMENTS, Blocks, Bytes, Floats, empty_rows
 from gradwire.wire.layout import Range
 
 
@@ -45,7 +46,6 @@ class DeltaBaseline:
         self._held = np.empty(blocks.elements, np.float32)
         self._known = np.zeros(blocks.count, np.bool_)
         """Blocks that the worker holds as ``_held`` says."""
-        self._quantizer = Quantizer()
 
     def held(self, part: Range) -> Floats:
         """A copy of what the worker holds of ``part``; anything where it has not been sent."""
@@ -76,7 +76,7 @@ class DeltaBaseline:
         edges = [0, *(np.flatnonzero(known[1:] != known[:-1]) + 1).tolist(), last - first]
         for begin, end in itertools.pairwise(edges):
             whole = Range(self._blocks.start(first + begin), self._blocks.start(first + end))
-            for part in self._blocks.tiles((whole,), SLICE_BYTES):
+            for part in self._blocks.tiles((whole,), SLICE_ELEMENTS):
                 new = values[part.start - offset : part.stop - offset]
                 delta = self._delta(part, new) if known[begin] else None
                 if delta is None:
@@ -102,15 +102,5 @@ class DeltaBaseline:
         span = self._blocks.span(part)
         rows = empty_rows(1, part, span)
         held = self._held[part.start : part.stop]
-        with np.errstate(all="ignore"):
-            for piece in self._blocks.pieces(span):
-                shape = piece.number, piece.length
-                difference = self._quantizer.room(piece)
-                copy = held[piece.columns].reshape(shape)
-                np.subtract(values[piece.columns].reshape(shape), copy, out=difference, casting="same_kind")
-                codes = rows.codes[0, piece.columns].reshape(shape)
-                decoded = self._quantizer.encode(difference, rows.scales[0, piece.blocks], codes)
-                if not np.isfinite(rows.scales[0, piece.blocks]).all():
-                    return None
-                np.add(copy, decoded, out=copy)
-        return rows.data
+        finite = encode_differences(values, held, self._blocks.boundaries(span), rows.scales[0], rows.codes[0])
+        return rows.data if finite else None

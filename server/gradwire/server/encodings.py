@@ -6,7 +6,7 @@ A session hands slices to the one and replies to the other, and knows neither dt
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -14,9 +14,10 @@ import numpy as np
 from gradwire.server.block import BlockHeader, Reply, Returns
 from gradwire.server.deltas import DeltaBaseline
 from gradwire.server.memory import MemoryBudget
+from gradwire.server.quantizing import warm_up
 from gradwire.wire.encoding import SLICE_BYTES, Array, decode, narrowed
 from gradwire.wire.errors import ProtocolViolation
-from gradwire.wire.int8 import Blocks, array_of, decode_rows, rows_of
+from gradwire.wire.int8 import SLICE_ELEMENTS, Blocks, array_of, decode_rows, rows_of
 from gradwire.wire.layout import Range
 
 
@@ -92,6 +93,9 @@ class Encoder(ABC):
     def least_row_bytes(self) -> int:
         """Size of one row of the longest part of a reply that cannot be cut."""
 
+    warm_up: Callable[[], None] | None = None
+    """Must be called before the first reply, and can take a second, once; None: nothing must."""
+
     @abstractmethod
     def check(self, header: BlockHeader) -> None:
         """Makes sure that the answer which ``header`` asks for can be sent. Raises ProtocolViolation, and
@@ -162,6 +166,7 @@ class DeltaEncoder(Encoder):
 
     def __init__(self, blocks: Blocks, budget: MemoryBudget, run: str) -> None:
         super().__init__()
+        self.warm_up = warm_up
         self._blocks = blocks
         self._budget = budget
         self._run = run
@@ -189,7 +194,7 @@ class DeltaEncoder(Encoder):
     def tiles(self, part: Range, rows: int) -> Iterator[Range]:
         start = part.start
         while start < part.stop:
-            stop = min(start + SLICE_BYTES, part.stop)
+            stop = min(start + SLICE_ELEMENTS, part.stop)
             if stop < part.stop:
                 stop = max(self._blocks.start(self._blocks.before(stop)), start + 1)
             yield Range(start, stop)
