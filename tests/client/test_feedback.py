@@ -179,3 +179,22 @@ def test_two_threads_that_ask_get_the_same_bytes() -> None:
         thread.join()
     assert len(found[0]) > 2
     assert found[0] == found[1]
+
+
+def test_a_block_is_not_disturbed_by_one_that_was_given_up() -> None:
+    """The sending thread of an abandoned stream may still be encoding another block."""
+    size = 4_000_000
+    layout = Layout([[("w", (size,))]])
+    blocks = Blocks(layout)
+    rows = [[np.random.default_rng(seed).standard_normal((1, size), np.float32)] for seed in (0, 1)]
+    whole = (Range(0, size),)
+    alone = ErrorFeedback(layout, blocks).begin(rows[1], whole, 1)
+    expected = [alone.data(index).tobytes() for index in range(len(alone.parts))]
+    feedback = ErrorFeedback(layout, blocks)
+    given_up = feedback.begin(rows[0], whole, 1)
+    thread = threading.Thread(target=lambda: [given_up.data(index) for index in range(len(given_up.parts))])
+    thread.start()
+    block = feedback.begin(rows[1], whole, 1)
+    found = [block.data(index).tobytes() for index in range(len(block.parts))]
+    thread.join()
+    assert found == expected

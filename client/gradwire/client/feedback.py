@@ -28,6 +28,7 @@ class ErrorFeedback:
         self._layout = layout
         self._blocks = blocks
         self._quantizer = Quantizer()
+        self._lock = threading.Lock()
         self._residual: Floats | None = None
 
     @property
@@ -43,7 +44,7 @@ class ErrorFeedback:
         residual, self._residual = self._residual, None
         if residual is None:
             residual = np.zeros(self._layout.elements, np.float32)
-        return EncodedBlock(self._layout, self._blocks, self._quantizer, rows, ranges, steps, residual)
+        return EncodedBlock(self._layout, self._blocks, self._quantizer, self._lock, rows, ranges, steps, residual)
 
     def commit(self, block: EncodedBlock) -> None:
         """Takes on what ``block``, which the server has applied, has lost."""
@@ -57,7 +58,8 @@ class ErrorFeedback:
 class EncodedBlock(BlockData):
     """The slices of one block. Each is encoded once, when it is first asked for: a retry sends the same bytes.
 
-    Several threads may ask: the one that sent on a stream that broke may still be at it.
+    Several threads may ask: the one that sent on a stream that broke may still be at it, for this block or an earlier
+    one. ``lock`` keeps them apart, and is that of the quantizer.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class EncodedBlock(BlockData):
         layout: Layout,
         blocks: Blocks,
         quantizer: Quantizer,
+        lock: threading.Lock,
         rows: Sequence[Array | None],
         ranges: Sequence[Range],
         steps: int,
@@ -73,12 +76,12 @@ class EncodedBlock(BlockData):
         self._layout = layout
         self._blocks = blocks
         self._quantizer = quantizer
+        self._lock = lock
         self._rows = rows
         self._steps = steps
         self.residual = residual
         self._parts = tuple(blocks.tiles(ranges, _slice_elements(steps)))
         self._encoded: list[Bytes | None] = [None] * len(self._parts)
-        self._lock = threading.Lock()
 
     @property
     def parts(self) -> Sequence[Range]:

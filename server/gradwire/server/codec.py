@@ -100,7 +100,10 @@ def _decode_header(message: train_pb2.BlockHeader, last: bool) -> BlockHeader:
 
 
 def encodings_of(attach: train_pb2.Attach, run: Run) -> tuple[Decoder, Encoder]:
-    """What reads and writes the data of a stream. Raises ProtocolViolation for an encoding that is not known."""
+    """What reads and writes the data of a stream. Bulk work, with INT8.
+
+    Raises ProtocolViolation for an encoding that is not known.
+    """
     int8, dtype = run_pb2.ENCODING_INT8, run.spec.dtype
     gradients, parameters = attach.gradient_encoding, attach.parameter_encoding
     # Both are looked at before anything is made.

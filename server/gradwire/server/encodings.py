@@ -6,7 +6,7 @@ A session hands slices to the one and replies to the other, and knows neither dt
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -93,9 +93,6 @@ class Encoder(ABC):
     def least_row_bytes(self) -> int:
         """Size of one row of the longest part of a reply that cannot be cut."""
 
-    warm_up: Callable[[], None] | None = None
-    """Must be called before the first reply, and can take a second, once; None: nothing must."""
-
     @abstractmethod
     def check(self, header: BlockHeader) -> None:
         """Makes sure that the answer which ``header`` asks for can be sent. Raises ProtocolViolation, and
@@ -161,12 +158,13 @@ class DeltaEncoder(Encoder):
     """INT8 differences from what the worker holds.
 
     The baseline is made with the first block that is answered with parameters, and not at the attachment: the same
-    worker's older stream, which the attachment ends, gives its own back first.
+    worker's older stream, which the attachment ends, gives its own back first. The first object of a process compiles,
+    which takes a second.
     """
 
     def __init__(self, blocks: Blocks, budget: MemoryBudget, run: str) -> None:
         super().__init__()
-        self.warm_up = warm_up
+        warm_up()
         self._blocks = blocks
         self._budget = budget
         self._run = run

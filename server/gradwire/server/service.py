@@ -20,6 +20,7 @@ from gradwire.server.codec import (
     encodings_of,
     placements,
 )
+from gradwire.server.exclusive import in_thread
 from gradwire.server.guard import StreamGuard
 from gradwire.server.registry import Registry
 from gradwire.server.run import Run
@@ -201,7 +202,7 @@ class OptimizerServicer(service_pb2_grpc.OptimizerServiceServicer):
             first = await guard.read(context.read)
             attach = _train_request(first, "attach").message.attach
             run = self._registry.get(attach.run, attach.run_uid)
-            decoder, encoder = encodings_of(attach, run)
+            decoder, encoder = await in_thread(self._registry.executor, lambda: encodings_of(attach, run))
             session = await Session.attach(
                 run,
                 attach.worker_id,

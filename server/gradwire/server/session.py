@@ -66,17 +66,12 @@ class Session:
         worker_id: str,
         takeover: bool,
         on_end: Callable[[GradwireError], None],
-        *,
-        encoder: Encoder,
-        executor: Executor,
         **options: Any,
     ) -> Session:
         """Takes the run for a worker, after any commit that is under way. Raises RunBusy, RunNotFound."""
         check_id("worker_id", worker_id)
-        if (warm_up := encoder.warm_up) is not None:
-            await in_thread(executor, warm_up)
         holder = await run.exclusive.run(lambda: run.attach(worker_id, takeover, on_end))
-        return cls(run, holder, encoder=encoder, executor=executor, **options)
+        return cls(run, holder, **options)
 
     async def receive(self, part: GradientSlice) -> AsyncIterator[Reply]:
         """Takes one message and yields what can be answered now; the reply with the receipt comes last.
