@@ -80,6 +80,11 @@ def timed(function: Callable[[], object]) -> Contender:
     return contender
 
 
+def repeated(contender: Contender, times: int) -> Contender:
+    """A contender whose round is the mean of so many rounds, for what is too short to be timed alone."""
+    return lambda: sum(contender() for _ in range(times)) / times
+
+
 def interleave(contenders: Mapping[str, Contender], rounds: int, *, warm_up: int = 1) -> dict[str, Timing]:
     """Runs all contenders once a round, forwards and backwards in turn; the first ``warm_up`` rounds do not count."""
     seconds: dict[str, list[float]] = {name: [] for name in contenders}

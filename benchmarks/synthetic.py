@@ -9,13 +9,14 @@ import argparse
 import functools
 import math
 import sys
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import regret
-from benchmarks.echo import Echo
+from benchmarks.floors import GrpcEcho
 from benchmarks.measure import Contender, Timing, describe, interleave, machine, save, table, three_digits
 from gradwire.client import connect
 from gradwire.server.devices.cpu import CpuDevice
@@ -51,7 +52,8 @@ class Comparison:
 
     def run(self) -> None:
         short, long, block = self._short, self._long, self._block
-        device, echo = CpuDevice(), Echo()
+        device, directory = CpuDevice(), tempfile.TemporaryDirectory(prefix="benchmark-")
+        echo = GrpcEcho("aio", "sync", f"unix:{directory.name}/socket")  # what gradwire's server and client are
         small = [bytes(16)] * short
         large = [bytes(4 * min(block, long - first)) for first in range(0, long, block)]
         with connect("embedded") as server:
@@ -69,6 +71,7 @@ class Comparison:
             contenders[ECHO_BLOCKS] = lambda: echo.round_trips(large)
             self.timings = interleave(contenders, self._rounds)
         echo.close()
+        directory.cleanup()
         device.close()
 
     def _remember(self, name: str, way: Callable[[], regret.Outcome]) -> float:

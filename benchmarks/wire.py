@@ -1,4 +1,4 @@
-"""One step of a long vector through the wire: what does it take beyond sending the bytes there and back?
+"""One step through the wire: what does it take beyond sending the bytes there and back?
 
 python benchmarks/wire.py [--quick] [--out FILE]
 """
@@ -6,76 +6,165 @@ python benchmarks/wire.py [--quick] [--out FILE]
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
-import torch
 
-from benchmarks.echo import Echo
-from benchmarks.measure import describe, interleave, machine, save, table, timed
-from gradwire.client import TorchAdam, connect
-from gradwire.wire.encoding import SLICE_BYTES
+from benchmarks import floors
+from benchmarks.child import same_threads
+from benchmarks.contenders.by_hand import SharedMemory
+from benchmarks.contenders.gradwire_server import HAS_SHARED_MEMORY, Gradwire, OverSharedMemory, OverTcp, OverUnix
+from benchmarks.contenders.local_torch import Fused
+from benchmarks.contenders.problem import Array, Contender, Problem
+from benchmarks.measure import Timing, cores, describe, interleave, machine, repeated, save, table, timed
+from gradwire.client.options import ENCODINGS
 
-ECHO, REMOTE, LOCAL = "raw gRPC echo of the same bytes", "remote step", "local step, torch fused"
+TCP, ECHO, BY_HAND, LOCAL = "raw TCP, full duplex", "raw gRPC echo", "shared memory by hand", "local torch, fused"
+EXACT = "float32"
+TRANSPORTS: dict[str, Callable[..., Gradwire]] = {"loopback TCP": OverTcp, "unix socket": OverUnix}
+if HAS_SHARED_MEMORY:
+    TRANSPORTS["shared memory"] = OverSharedMemory
+TARGETS = {1: 1.3, 1_000_000: 1.5, 25_000_000: 1.5}
+"""Elements -> at most so many times the floor, for a step in float32."""
+HEADER = ("one step", "median [middle half]", "x floor", "x raw TCP", "x our float32")
+
+
+@dataclass(frozen=True)
+class Result:
+    """All contenders of one transport and one size."""
+
+    transport: str
+    problem: Problem
+    timings: dict[str, Timing]
+    floor: str
+    """Name of the floor among ``timings``."""
+    way: str
+    """How the floor was run."""
+    differences: dict[str, float]
+    """Largest difference of the parameters to torch's, for each encoding."""
+
+    @property
+    def same(self) -> bool:
+        return self.differences[EXACT] < 1e-5
+
+    def rows(self) -> list[list[str]]:
+        def ratio(timing: Timing, name: str) -> str:
+            return f"{timing.ratio(self.timings[name]):.2f}" if name in self.timings else ""
+
+        return [
+            [
+                name,
+                timing.milliseconds(),
+                ratio(timing, self.floor),
+                ratio(timing, TCP),
+                ratio(timing, EXACT) if name in ENCODINGS else "",
+            ]
+            for name, timing in self.timings.items()
+        ]
+
+    def verdicts(self) -> list[str]:
+        step = self.timings[EXACT].ratio(self.timings[self.floor])
+        target = TARGETS.get(self.problem.elements)
+        judged = "" if target is None else f" (target {target}: {'met' if step <= target else 'MISSED'})"
+        lines = [f"step / {self.floor}: {step:.2f}{judged}; the floor: {self.way}"]
+        if self.floor == ECHO:
+            lines[0] += f", {self.timings[ECHO].ratio(self.timings[TCP]):.2f} of raw TCP"
+        found = ", ".join(f"{name} {value:.1e}" for name, value in self.differences.items())
+        lines.append(f"largest difference to torch: {found}: {'same numbers' if self.same else 'DIFFERENT NUMBERS'}")
+        return lines
+
+    def to_json(self) -> dict[str, object]:
+        return {
+            "transport": self.transport,
+            "elements": self.problem.elements,
+            "floor": self.floor,
+            "floor_way": self.way,
+            "step_to_floor": self.timings[EXACT].ratio(self.timings[self.floor]),
+            "largest_differences_to_torch": self.differences,
+            "timings": {name: timing.to_json() for name, timing in self.timings.items()},
+        }
+
+
+def measure(transport: str, problem: Problem, encodings: list[str], rounds: int) -> Result:
+    repeats = max(1, min(200, 4_000_000 // problem.size_bytes))
+    gradients = problem.gradients()
+    make = TRANSPORTS[transport]
+    ours = {name: make(problem, gradient_encoding=name, parameter_encoding=name) for name in encodings}
+    steps: dict[str, Contender] = {**ours, LOCAL: Fused(problem)}
+    raw: dict[str, floors.RawTcp | floors.FastestEcho] = {}
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as directory:
+        if transport == "shared memory":
+            floor, way = BY_HAND, "two copies and torch's fused step"
+            steps[BY_HAND] = SharedMemory(problem)
+        else:
+            address = f"unix:{directory}/echo" if transport == "unix socket" else floors.LOOPBACK
+            echo = floors.fastest_echo(problem.size_bytes, address, repeats=repeats, rounds=max(3, rounds // 2))
+            floor, way = ECHO, echo.way
+            raw = {TCP: floors.RawTcp(problem.size_bytes), ECHO: echo}
+        contenders = {name: repeated(each.exchange, repeats) for name, each in raw.items()}
+        latest: dict[str, list[Array]] = {}
+
+        def step(name: str) -> None:
+            latest[name] = list(steps[name].step(gradients))
+
+        contenders |= {name: repeated(timed(functools.partial(step, name)), repeats) for name in steps}
+        timings = interleave(contenders, rounds, warm_up=2)
+        differences = {
+            name: max(float(np.abs(a - b).max()) for a, b in zip(latest[name], latest[LOCAL], strict=True))
+            for name in ours
+        }
+        for each in (*raw.values(), *steps.values()):
+            each.close()
+    return Result(transport, problem, timings, floor, way, differences)
 
 
 def main() -> int:
     options = _options()
+    same_threads(options.threads)
     about = machine()
     print(describe(about), end="\n\n")
-    random = np.random.default_rng(1)
-    params, gradient = random.standard_normal((2, options.elements), np.float32)
-    theirs = torch.nn.Parameter(torch.from_numpy(params.copy()))
-    theirs.grad = torch.from_numpy(gradient)
-    local = torch.optim.Adam([theirs], amsgrad=True, fused=True)
-    raw = memoryview(gradient).cast("B")
-    slices = [bytes(raw[start : start + SLICE_BYTES]) for start in range(0, len(raw), SLICE_BYTES)]
-    echo = Echo()
-    with connect("embedded") as server, server.create_run("wire", {"x": params}, TorchAdam(amsgrad=True)) as run:
-        contenders = {
-            ECHO: lambda: echo.stream(slices),
-            REMOTE: timed(lambda: run.step({"x": gradient})),
-            LOCAL: timed(local.step),
-        }
-        timings = interleave(contenders, options.rounds, warm_up=2)
-        difference = float(np.abs(run.params["x"] - theirs.detach().numpy()).max())
-    echo.close()
-
-    floor, remote = timings[ECHO], timings[REMOTE]
-    gigabytes = len(raw) / 1e9
-    rows = [
-        [name, timing.milliseconds(), f"{gigabytes / timing.median:.2f}", f"{timing.ratio(floor):.2f}"]
-        for name, timing in timings.items()
-    ]
-    print(f"AMSGrad, {options.elements:,} float32, {options.rounds} interleaved rounds\n")
-    print(table(("one step", "median [middle half]", "GB/s each way", "x echo"), rows), end="\n\n")
-    same = difference < 1e-5
-    print(f"- largest difference to torch {difference:.1e}: {'same numbers' if same else 'DIFFERENT NUMBERS'}")
+    print(f"AMSGrad, {options.rounds} interleaved rounds, {options.threads} thread(s) in every process that computes")
+    if not HAS_SHARED_MEMORY:
+        print("shared memory: not in this version")
+    results = []
+    for transport in TRANSPORTS:
+        for elements in options.elements:
+            problem = Problem(elements, threads=options.threads)
+            result = measure(transport, problem, options.encodings, options.rounds)
+            results.append(result)
+            print(f"\n{transport}, {elements:,} float32\n\n{table(HEADER, result.rows())}\n")
+            print("\n".join(f"- {line}" for line in result.verdicts()), flush=True)
     report = {
         "benchmark": "wire",
         "machine": about,
-        "elements": options.elements,
-        "remote_step_to_echo": remote.ratio(floor),
-        "largest_difference_to_torch": difference,
-        "timings": {name: timing.to_json() for name, timing in timings.items()},
+        "threads": options.threads,
+        "results": [result.to_json() for result in results],
     }
     save(options.out, report)
-    return 0 if same else 1
+    return 0 if all(result.same for result in results) else 1
 
 
 def _options() -> argparse.Namespace:
+    names = [name for name in ENCODINGS if name != "float64"]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--elements", type=int, help="(default: 25,000,000)")
+    parser.add_argument("--elements", type=int, nargs="+", help="(default: 1 1,000 1,000,000 25,000,000)")
+    parser.add_argument("--encodings", nargs="+", choices=names, default=names, help="float32 is always among them")
+    parser.add_argument("--threads", type=int, default=max(1, cores() // 2), help="of each process (default: half)")
     parser.add_argument("--rounds", type=int, help="(default: 15)")
     parser.add_argument("--quick", action="store_true", help="small sizes: shows that it works, measures nothing")
     parser.add_argument("--out", type=Path, help="write all figures to this file, as JSON")
     options = parser.parse_args()
-    elements, rounds = (1_000_000, 5) if options.quick else (25_000_000, 15)
+    elements, rounds = ([1, 100_000], 3) if options.quick else ([1, 1000, 1_000_000, 25_000_000], 15)
     options.elements = options.elements or elements
     options.rounds = options.rounds or rounds
+    options.encodings = [EXACT, *(name for name in options.encodings if name != EXACT)]
     return options
 
 

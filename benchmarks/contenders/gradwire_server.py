@@ -1,0 +1,69 @@
+"""This project: its server, its client."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from typing import Any
+
+from benchmarks.child import SERVE, Child
+from benchmarks.contenders.problem import Array, Contender, Problem
+from benchmarks.floors import LOOPBACK
+from gradwire.client import RunOptions, TorchAdam, connect
+
+HAS_SHARED_MEMORY = any(field.name == "shared_memory" for field in dataclasses.fields(RunOptions))
+
+
+def without_shared_memory() -> dict[str, Any]:
+    """Options of a run whose bytes are to go through gRPC, although both sides are on one host."""
+    return {"shared_memory": False} if HAS_SHARED_MEMORY else {}
+
+
+class Gradwire(Contender):
+    """Args: address: where the server listens; options: of the run, see `RunOptions`."""
+
+    def __init__(self, problem: Problem, address: str = LOOPBACK, **options: Any) -> None:
+        flags = ["--listen", address, "--threads", str(problem.threads), "--device", problem.device]
+        self._child = Child([*SERVE, *flags], threads=problem.threads)
+        self._names = [f"tensor{index}" for index in range(problem.tensors)]
+        params = dict(zip(self._names, problem.parameters(), strict=True))
+        self._server = connect(self._child.said["addresses"][0])
+        self.run = self._server.create_run("benchmark", params, TorchAdam(amsgrad=True), **options)
+
+    def step(self, gradients: Sequence[Array]) -> Sequence[Array]:
+        self.run.step(dict(zip(self._names, gradients, strict=True)))
+        return list(self.run.params.values())
+
+    def close(self) -> None:
+        self.run.close()
+        self._server.close()
+        self._child.close()
+
+
+class OverTcp(Gradwire):
+    """Loopback TCP."""
+
+    def __init__(self, problem: Problem, **options: Any) -> None:
+        super().__init__(problem, **{**without_shared_memory(), **options})
+
+
+class OverUnix(Gradwire):
+    """A unix socket."""
+
+    def __init__(self, problem: Problem, **options: Any) -> None:
+        self._directory = tempfile.TemporaryDirectory(prefix="benchmark-")
+        super().__init__(problem, f"unix:{self._directory.name}/socket", **{**without_shared_memory(), **options})
+
+    def close(self) -> None:
+        super().close()
+        self._directory.cleanup()
+
+
+class OverSharedMemory(Gradwire):
+    """Whatever two sides on one host choose by themselves."""
+
+    def __init__(self, problem: Problem, **options: Any) -> None:
+        if not HAS_SHARED_MEMORY:
+            raise ModuleNotFoundError("this version of the client has no shared memory")
+        super().__init__(problem, **options)
