@@ -80,6 +80,49 @@ class Child:
     def pid(self) -> int:
         return self.process.pid
 
+    def tell(self, request: object) -> None:
+        """Sends a line of JSON."""
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(request).encode() + b"\n")
+        self.process.stdin.flush()
+
+    def hear(self) -> Any:
+        """The next line of JSON. Raises RuntimeError when the program has ended."""
+        assert self.process.stdout is not None
+        if not (line := self.process.stdout.readline()):
+            raise RuntimeError("a child ended instead of answering")
+        return json.loads(line)
+
+    def ask(self, request: object) -> Any:
+        """`tell`, then `hear`."""
+        self.tell(request)
+        return self.hear()
+
+    def cpu_seconds(self) -> float:
+        """Processor time that it has used so far, in all threads (Linux)."""
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def cpu_seconds_by_thread(self) -> dict[str, float]:
+        """The same by the names of its threads, as far as they still run; ``main`` is the main thread."""
+        found: dict[str, float] = {}
+        for task in Path(f"/proc/{self.pid}/task").iterdir():
+            text = (task / "stat").read_text()
+            name = "main" if int(task.name) == self.pid else text.partition("(")[2].rpartition(")")[0]
+            fields = text.rpartition(")")[2].split()
+            ticks = int(fields[11]) + int(fields[12])
+            found[name] = found.get(name, 0) + ticks / os.sysconf("SC_CLK_TCK")
+        return found
+
+    def resident_bytes(self) -> int:
+        """Its resident memory (Linux)."""
+        return int(Path(f"/proc/{self.pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+    def pin(self, processors: Sequence[int]) -> None:
+        """Keeps all its threads, and those that they start, on these processors (Linux)."""
+        for task in os.listdir(f"/proc/{self.pid}/task"):
+            os.sched_setaffinity(int(task), processors)
+
     def close(self) -> None:
         """Ends the program and waits for it."""
         assert self.process.stdin is not None

@@ -34,7 +34,8 @@ SLICE_BYTES = (256 * 2**10, 512 * 2**10, 2**20, 2 * 2**20, 4 * 2**20)
 KINDS = ("sync", "aio")
 LOOPBACK = "127.0.0.1:0"
 
-_SERVICE, _METHOD = "benchmarks.Echo", "Stream"
+METHOD = "/benchmarks.Echo/Stream"
+"""Of the echo servers: a bidi stream of raw bytes."""
 _OPTIONS = [
     ("grpc.max_receive_message_length", 32 * 2**20),
     ("grpc.max_send_message_length", 32 * 2**20),
@@ -149,7 +150,7 @@ class _SyncClient:
     def __init__(self, target: str) -> None:
         self._channel = grpc.insecure_channel(target, _OPTIONS)
         self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
-        method: Any = self._channel.stream_stream(f"/{_SERVICE}/{_METHOD}")
+        method: Any = self._channel.stream_stream(METHOD)
         self._replies: Iterator[bytes] = method(iter(self._requests.get, None), wait_for_ready=True)
 
     def exchange(self, messages: Sequence[bytes]) -> float:
@@ -178,7 +179,7 @@ class _AioClient:
 
     async def _connect(self, target: str) -> None:
         self._channel = grpc.aio.insecure_channel(target, _OPTIONS)
-        method: Any = self._channel.stream_stream(f"/{_SERVICE}/{_METHOD}")
+        method: Any = self._channel.stream_stream(METHOD)
         self._call = method(wait_for_ready=True)
 
     def exchange(self, messages: Sequence[bytes]) -> float:
@@ -281,7 +282,8 @@ async def _serve_grpc_aio(address: str) -> None:
 
 def _start_listening(server: Any, address: str, echo: Callable[..., object]) -> str:
     method: Any = grpc.stream_stream_rpc_method_handler(echo)
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(_SERVICE, {_METHOD: method}),))
+    _, service, name = METHOD.split("/")
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {name: method}),))
     port: int = server.add_insecure_port(address)
     return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
 
