@@ -123,11 +123,15 @@ class Child:
         for task in os.listdir(f"/proc/{self.pid}/task"):
             os.sched_setaffinity(int(task), processors)
 
+    def let_go(self) -> None:
+        """Ends the program, without waiting for it."""
+        assert self.process.stdin is not None
+        self.process.stdin.close()
+
     def close(self) -> None:
         """Ends the program and waits for it."""
-        assert self.process.stdin is not None
         assert self.process.stdout is not None
-        self.process.stdin.close()
+        self.let_go()
         try:
             self.process.wait(STOP_TIMEOUT_SECONDS)
         except subprocess.TimeoutExpired:

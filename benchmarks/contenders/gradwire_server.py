@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.child import SERVE, Child
-from benchmarks.contenders.problem import Array, Contender, Problem
+from benchmarks.contenders.problem import Array, Contender, Problem, Unavailable
 from benchmarks.floors import LOOPBACK
 from gradwire.client import RunOptions, TorchAdam, connect
 
@@ -65,5 +65,5 @@ class OverSharedMemory(Gradwire):
 
     def __init__(self, problem: Problem, **options: Any) -> None:
         if not HAS_SHARED_MEMORY:
-            raise ModuleNotFoundError("this version of the client has no shared memory")
+            raise Unavailable("this version of the client has no shared memory")
         super().__init__(problem, **options)

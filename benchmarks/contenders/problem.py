@@ -29,6 +29,12 @@ class Problem:
     threads: int = 1
     """Of every process that computes."""
 
+    @classmethod
+    def from_case(cls, case: str, device: str, threads: int) -> Problem:
+        """``ELEMENTS`` or ``ELEMENTSxTENSORS``."""
+        elements, _, tensors = case.partition("x")
+        return cls(int(elements), int(tensors or 1), device, threads)
+
     @property
     def size(self) -> int:
         """Elements of one tensor."""
@@ -58,6 +64,10 @@ class Problem:
     @classmethod
     def from_text(cls, text: str) -> Problem:
         return cls(**json.loads(text))
+
+
+class Unavailable(Exception):
+    """Raised when a contender cannot run here; the message says why."""
 
 
 class Contender(abc.ABC):

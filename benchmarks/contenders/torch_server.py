@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 
 import torch
 
-from benchmarks.contenders.problem import Problem
+from benchmarks.contenders.problem import Array, Problem
+
+
+def as_tensor(array: Array) -> torch.Tensor:
+    """The same memory, also where it is read-only, as what comes off a wire is; torch does not write to gradients."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "The given NumPy array is not writable")
+        return torch.from_numpy(array)
 
 
 class TorchServer:

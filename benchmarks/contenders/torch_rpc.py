@@ -1,0 +1,67 @@
+"""A parameter server of `torch.distributed.rpc`: one remote call a step, gradients as its arguments, parameters as its
+result."""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+
+import torch
+from torch.distributed import rpc
+
+from benchmarks.child import Child, ready, wait_for_parent
+from benchmarks.contenders import torch_rpc
+from benchmarks.contenders.problem import Array, Contender, Problem
+from benchmarks.contenders.torch_server import TorchServer
+
+SERVER, CLIENT = "server", "client"
+_optimizer: TorchServer | None = None
+"""In the server's process."""
+
+
+def remote_step(gradients: list[torch.Tensor]) -> list[torch.Tensor]:
+    """Called in the server's process."""
+    assert _optimizer is not None
+    return _optimizer.step(gradients)
+
+
+class TorchRpc(Contender):
+    def __init__(self, problem: Problem) -> None:
+        self._child = Child(["-m", __spec__.name, problem.to_text()], threads=problem.threads)
+        _join(CLIENT, 1, self._child.said)
+
+    def step(self, gradients: Sequence[Array]) -> Sequence[Array]:
+        # By the name that this module has in both processes.
+        values = rpc.rpc_sync(SERVER, torch_rpc.remote_step, args=([torch.from_numpy(array) for array in gradients],))
+        return [value.numpy() for value in values]
+
+    def close(self) -> None:
+        self._child.let_go()  # both sides wait for each other
+        rpc.shutdown()
+        self._child.close()
+
+
+def _join(name: str, rank: int, meeting: str) -> None:
+    os.environ.update(TP_SOCKET_IFNAME="lo", GLOO_SOCKET_IFNAME="lo")
+    options = rpc.TensorPipeRpcBackendOptions(init_method=f"file://{meeting}", num_worker_threads=2)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of its own use of torch.distributed
+        rpc.init_rpc(name, rank=rank, world_size=2, rpc_backend_options=options)
+
+
+def serve(problem: Problem) -> None:
+    global _optimizer
+    _optimizer = TorchServer(problem)
+    with tempfile.TemporaryDirectory(prefix="benchmark-") as directory:
+        meeting = f"{directory}/meeting"
+        ready(meeting)
+        _join(SERVER, 0, meeting)
+        wait_for_parent()
+        rpc.shutdown()
+
+
+if __name__ == "__main__":
+    torch_rpc.serve(Problem.from_text(sys.argv[1]))
