@@ -6,13 +6,15 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
+import threading
+import time
 import warnings
 from collections.abc import Sequence
 
 import torch
 from torch.distributed import rpc
 
-from benchmarks.child import Child, ready, wait_for_parent
+from benchmarks.child import STOP_TIMEOUT_SECONDS, Child, leave_with_parent, ready
 from benchmarks.contenders import torch_rpc
 from benchmarks.contenders.problem import Array, Contender, Problem
 from benchmarks.contenders.torch_server import TorchServer
@@ -52,14 +54,23 @@ def _join(name: str, rank: int, meeting: str) -> None:
         rpc.init_rpc(name, rank=rank, world_size=2, rpc_backend_options=options)
 
 
+def _end(ended: threading.Event) -> None:
+    """Lets the server end in order, which takes its client too; it may have none any more."""
+    ended.set()
+    time.sleep(STOP_TIMEOUT_SECONDS)
+    os._exit(1)
+
+
 def serve(problem: Problem) -> None:
     global _optimizer
     _optimizer = TorchServer(problem)
     with tempfile.TemporaryDirectory(prefix="benchmark-") as directory:
         meeting = f"{directory}/meeting"
+        ended = threading.Event()
+        leave_with_parent(lambda: _end(ended))
         ready(meeting)
         _join(SERVER, 0, meeting)
-        wait_for_parent()
+        ended.wait()
         rpc.shutdown()
 
 
