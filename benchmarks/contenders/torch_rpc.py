@@ -32,8 +32,10 @@ def remote_step(gradients: list[torch.Tensor]) -> list[torch.Tensor]:
 
 class TorchRpc(Contender):
     def __init__(self, problem: Problem) -> None:
-        self._child = Child(["-m", __spec__.name, problem.to_text()], threads=problem.threads)
-        _join(CLIENT, 1, self._child.said)
+        self._directory = tempfile.TemporaryDirectory(prefix="benchmark-")  # both use a file in it until both have left
+        meeting = f"{self._directory.name}/meeting"
+        self._child = Child(["-m", __spec__.name, problem.to_text(), meeting], threads=problem.threads)
+        _join(CLIENT, 1, meeting)
 
     def step(self, gradients: Sequence[Array]) -> Sequence[Array]:
         # By the name that this module has in both processes.
@@ -44,6 +46,7 @@ class TorchRpc(Contender):
         self._child.let_go()  # both sides wait for each other
         rpc.shutdown()
         self._child.close()
+        self._directory.cleanup()
 
 
 def _join(name: str, rank: int, meeting: str) -> None:
@@ -61,18 +64,16 @@ def _end(ended: threading.Event) -> None:
     os._exit(1)
 
 
-def serve(problem: Problem) -> None:
+def serve(problem: Problem, meeting: str) -> None:
     global _optimizer
     _optimizer = TorchServer(problem)
-    with tempfile.TemporaryDirectory(prefix="benchmark-") as directory:
-        meeting = f"{directory}/meeting"
-        ended = threading.Event()
-        leave_with_parent(lambda: _end(ended))
-        ready(meeting)
-        _join(SERVER, 0, meeting)
-        ended.wait()
-        rpc.shutdown()
+    ended = threading.Event()
+    leave_with_parent(lambda: _end(ended))
+    ready(None)
+    _join(SERVER, 0, meeting)
+    ended.wait()
+    rpc.shutdown()
 
 
 if __name__ == "__main__":
-    torch_rpc.serve(Problem.from_text(sys.argv[1]))
+    torch_rpc.serve(Problem.from_text(sys.argv[1]), sys.argv[2])
