@@ -8,7 +8,7 @@ STUB_TOOLS := grpcio-tools==1.62.3 mypy-protobuf==3.6.0 'setuptools<81'
 SOURCES := protos server client tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test integrations lint format types buf stubs image constraints benchmarks clean
+.PHONY: help demo test integrations lint format types buf stubs image constraints benchmarks peers clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -42,17 +42,21 @@ stubs: .venv-stubs/installed  ## generated code, after a change of a .proto
 image: $(VENV)/installed  ## what later contracts must not break; at a release, never to silence the check
 	cd protos && ../$(BIN)/buf build -o gradwire.v1.binpb
 
-benchmarks: $(VENV)/installed  ## kernels, the experiment and the wire, with their floors
-	$(BIN)/python benchmarks/kernels.py
-	$(BIN)/python benchmarks/synthetic.py
-	$(BIN)/python benchmarks/wire.py
+# Peers have an environment of their own; link.py needs root and says so where it is not.
+BENCHMARKS := kernels synthetic wire blocks many_clients footprint link
+
+benchmarks: $(VENV)/installed  ## kernels, the experiment, the wire, many clients, footprint, a link, with their floors
+	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(ARGUMENTS) || exit 1; done
+
+peers: .venv-peers/installed  ## against Ray, torch rpc, gloo, zmq, unary gRPC and local torch: docs/peers.md and its picture
+	.venv-peers/bin/python benchmarks/peers.py --table docs/peers.md --picture docs/peers.png
 
 constraints: $(VENV)/installed  ## constraints.txt and requirements/demo.txt, anew
 	$(BIN)/pip install --quiet uv
 	$(BIN)/python requirements/compile.py
 
 clean:  ## environments and caches
-	rm -rf .venv .venv-demo .venv-integrations .venv-stubs .venv-base .mypy_cache .ruff_cache .pytest_cache .hypothesis out
+	rm -rf .venv .venv-demo .venv-integrations .venv-peers .venv-stubs .venv-base .mypy_cache .ruff_cache .pytest_cache .hypothesis out
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "gradwire needs Python 3.10 or newer")'
@@ -70,6 +74,11 @@ $(VENV)/installed: pyproject.toml constraints.txt
 .venv-integrations/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-integrations
 	.venv-integrations/bin/pip install --quiet --constraint constraints.txt --editable '.[integrations]' pytest pytest-timeout
+	@touch $@
+
+.venv-peers/installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --constraint constraints.txt --editable '.[peers]'
 	@touch $@
 
 .venv-stubs/installed: Makefile

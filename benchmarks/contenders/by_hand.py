@@ -15,12 +15,14 @@ import numpy as np
 import torch
 
 from benchmarks.child import Child, ready
-from benchmarks.contenders.problem import Array, Contender, Problem
+from benchmarks.contenders.problem import Array, Contender, Problem, Unavailable
 from benchmarks.contenders.torch_server import TorchServer
 
 
 class SharedMemory(Contender):
     def __init__(self, problem: Problem) -> None:
+        if not hasattr(os, "memfd_create"):
+            raise Unavailable("memory without a name needs Linux")
         memory = os.memfd_create("by-hand")
         os.ftruncate(memory, 2 * problem.size_bytes)
         go, self._go = os.pipe()
