@@ -11,7 +11,7 @@ from typing import TypeVar
 import grpc
 
 from gradwire.client.errors import ConnectionLost, is_transient, translate
-from gradwire.wire.errors import Draining, GradwireError
+from gradwire.wire.errors import Draining, GradwireError, Starting
 
 T = TypeVar("T")
 
@@ -30,7 +30,7 @@ class RetryPolicy:
 
 def may_pass(error: grpc.RpcError, failure: GradwireError) -> bool:
     """Whether trying again can help after ``error``, which means ``failure``."""
-    return isinstance(failure, Draining) or (isinstance(failure, ConnectionLost) and is_transient(error))
+    return isinstance(failure, (Draining, Starting)) or (isinstance(failure, ConnectionLost) and is_transient(error))
 
 
 class Attempts:

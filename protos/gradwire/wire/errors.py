@@ -145,6 +145,37 @@ class Draining(GradwireError):
     code, reason = code_pb2.UNAVAILABLE, "DRAINING"
 
 
+class Starting(GradwireError):
+    """Raised when the server is still bringing its runs back; it helps to try again."""
+
+    code, reason = code_pb2.UNAVAILABLE, "STARTING"
+
+
+class StorageFull(GradwireError):
+    """Raised when the server's disk is full. Nothing was applied; it may help to try later."""
+
+    code, reason = code_pb2.RESOURCE_EXHAUSTED, "STORAGE_FULL"
+
+
+class StorageFailed(GradwireError):
+    """Raised when the server could not write to its disk. Where ``applied`` is None, its next start will tell."""
+
+    code, reason = code_pb2.UNAVAILABLE, "STORAGE_FAILED"
+
+
+class RunDamaged(GradwireError):
+    """Raised when a run is stored but could not be brought back, or its device failed: it can only be deleted or
+    replaced, or brought back by what the message says."""
+
+    code, reason = code_pb2.DATA_LOSS, "RUN_DAMAGED"
+
+
+class SnapshotNotFound(GradwireError):
+    """Raised when a run has no such snapshot, or has it no more."""
+
+    code, reason = code_pb2.NOT_FOUND, "SNAPSHOT_NOT_FOUND"
+
+
 class InternalError(GradwireError):
     """Raised when the server failed in a way nobody planned for; whether the request took effect is not known."""
 
@@ -170,6 +201,11 @@ TABLE: Mapping[str, type[GradwireError]] = {
         ResultTooLarge,
         Stalled,
         Draining,
+        Starting,
+        StorageFull,
+        StorageFailed,
+        RunDamaged,
+        SnapshotNotFound,
         InternalError,
     )
 }

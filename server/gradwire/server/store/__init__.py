@@ -1,0 +1,1 @@
+"""What outlives the server: runs, their snapshots, and the journal of the blocks applied since."""
