@@ -187,7 +187,7 @@ def test_chaos(hosted: HostedServer, connect_bare: Callable[[str], Stub], expect
         for game in games:
             game.result()
     eventually(lambda: hosted.handler_tasks() == 0, "all calls have ended")
-    for run in hosted.call(lambda: hosted.registry.page("", 0)[0]):
+    for run in hosted.call(lambda: hosted.registry.runs()):
         assert not run.exclusive._lock.locked()
         assert run.holder is None
         assert run.tensor_steps.tolist() == [run.step]

@@ -134,7 +134,7 @@ def test_malformed_address_is_refused_whether_insecure_or_not(address: str, inse
         ({"max_result": -5}, "max_result is -5; expected 1 or more"),
         *(
             ({name: value}, f"{name} is {value}; expected a finite number above 0")
-            for name in ("stall_timeout_seconds", "keepalive_seconds", "drain_timeout_seconds")
+            for name in ("stall_timeout_seconds", "keepalive_seconds", "snapshot_interval_seconds")
             for value in (0, -1.5, math.nan, math.inf)
         ),
     ],

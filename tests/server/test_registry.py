@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ import pytest
 from gradwire.server import registry as registries
 from gradwire.server.config import ServerConfig
 from gradwire.server.devices.cpu import CpuDevice
+from gradwire.server.keeper import DamagedRun
 from gradwire.server.optimizers.adam import AdamHyperparameters
 from gradwire.server.registry import Registry
 from gradwire.server.run import Run
@@ -43,8 +44,8 @@ async def create(registry: Registry, name: str, request_id: str = "r", replace: 
         creation.abandon()
 
 
-def names(runs: list[Run]) -> list[str]:
-    return [run.spec.name.removeprefix("runs/") for run in runs]
+def names(runs: Sequence[Run | DamagedRun]) -> list[str]:
+    return [(run.name if isinstance(run, DamagedRun) else run.spec.name).removeprefix("runs/") for run in runs]
 
 
 def test_pages_are_capped_and_ordered(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:

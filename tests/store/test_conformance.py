@@ -134,6 +134,18 @@ def test_what_is_journaled_after_a_barrier_is_never_applied_before_it(make: Call
         next(entries)
 
 
+def test_a_snapshot_recorded_after_a_barrier_that_it_does_not_include_is_older(make: Callable[[], Store]) -> None:
+    store = make()
+    uid = create(store)
+    late = store.write(uid, snapshot(1, append(store, uid, 1)))
+    barrier = save(store, uid, 1, barrier=True)
+    recorded = store.record(uid, late).result(WAIT_SECONDS).id
+    store = make()
+    assert [info.id for info in store.snapshots(uid)] == [barrier, recorded]
+    store.cut(uid, recorded, store.load(uid, recorded).position, 1)
+    assert [info.id for info in store.snapshots(uid)] == [recorded]
+
+
 def test_epochs_only_rise(make: Callable[[], Store]) -> None:
     store = make()
     uid = create(store)

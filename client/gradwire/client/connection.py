@@ -53,6 +53,11 @@ _NON_FINITE = {
     "skip": run_pb2.NON_FINITE_POLICY_SKIP,
     "allow": run_pb2.NON_FINITE_POLICY_ALLOW,
 }
+_DURABILITIES = {
+    "JOURNAL": run_pb2.DURABILITY_JOURNAL,
+    "SNAPSHOT": run_pb2.DURABILITY_SNAPSHOT,
+    "MEMORY": run_pb2.DURABILITY_MEMORY,
+}
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,10 @@ class RunSummary:
     elements: int
     dtype: str
     attached_worker_id: str
+    durability: str
+    """See `Receipt.durability`."""
+    damage: str
+    """Why the run cannot be served; empty: it is well."""
 
 
 def connect(target: str | None = None, *, timeout_seconds: float = CONNECT_TIMEOUT_SECONDS) -> Server:
@@ -133,6 +142,7 @@ class Server:
         non_finite: str = "reject",
         clip_norm: float | None = None,
         clip_value: float | None = None,
+        durability: str | None = None,
         state: Mapping[str, Any] | None = None,
         retry: RetryPolicy | None = None,
         **options: Any,
@@ -153,6 +163,9 @@ class Server:
                 run keeps its own, as it keeps its optimizer.
             clip_value: before that every element is clamped to ``[-clip_value, clip_value]``
                 (``torch.nn.utils.clip_grad_value_``). `Receipt.gradient_norm` is the norm before either.
+            durability: ``"JOURNAL"``: a receipt means that the step is on disk; ``"SNAPSHOT"``: after a crash of the
+                server the run is as it was at its last snapshot, and the next step raises `RunRolledBack`;
+                ``"MEMORY"``: the run ends with the server. None: the server decides. Fixed from now on.
             state: begin with this optimizer state, as `Run.state_dict` gives it; a resumed run keeps its own.
             retry: see `RetryPolicy`.
             options: see `RunOptions`.
@@ -163,6 +176,8 @@ class Server:
             raise ValueError(f"on_existing is {on_existing!r}; expected 'error', 'resume' or 'replace'")
         if non_finite not in _NON_FINITE:
             raise ValueError(f"non_finite is {non_finite!r}; expected one of {', '.join(map(repr, _NON_FINITE))}")
+        if durability is not None and durability not in _DURABILITIES:
+            raise ValueError(f"durability is {durability!r}; expected one of {', '.join(map(repr, _DURABILITIES))}")
         run_options = RunOptions(retry=retry or RetryPolicy(), **options)
         if not isinstance(optimizer, Adam):
             raise TypeError(f"optimizer is {optimizer!r}; expected a preset such as AMSGrad(lr=1e-2)")
@@ -171,6 +186,8 @@ class Server:
         layout = Layout([[(key, array.shape) for key, array in group.items()] for group in arrays])
         numbers = _run_dtype(dtype, groups)
         spec = run_pb2.RunSpec(name=_resource(name), dtype=dtype_of(numbers), non_finite_policy=_NON_FINITE[non_finite])
+        if durability is not None:
+            spec.durability = _DURABILITIES[durability]
         if clip_norm is not None:
             spec.clip_norm = number("clip_norm", clip_norm)
         if clip_value is not None:
@@ -222,7 +239,10 @@ class Server:
             for run in page.runs:
                 dtype = run_pb2.Dtype.Name(run.dtype).removeprefix("DTYPE_").lower()
                 name = run.name.removeprefix("runs/")
-                summaries.append(RunSummary(name, run.step, run.elements, dtype, run.attached_worker_id))
+                durability = run_pb2.Durability.Name(run.durability).removeprefix("DURABILITY_")
+                summaries.append(
+                    RunSummary(name, run.step, run.elements, dtype, run.attached_worker_id, durability, run.damage)
+                )
             token = page.next_page_token
             if not token:
                 return summaries

@@ -29,7 +29,8 @@ class Receipt:
     skipped_steps: tuple[int, ...]
     """Indices of the block's steps that were left out because their gradient was not finite."""
     durability: str
-    """``"MEMORY"``: the run ends with the server."""
+    """What the receipt is worth when the server dies: ``"JOURNAL"``: the step is on disk; ``"SNAPSHOT"``: it is lost if
+    it came after the last snapshot; ``"MEMORY"``: the run ends with the server."""
     received_bytes: int = field(default=0, compare=False)
     """Encoded gradients of the block that the server received on the stream on which it was applied."""
     sent_bytes: int = field(default=0, compare=False)

@@ -158,6 +158,12 @@ class _DurabilityEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._Enu
     """Never sent by a server."""
     DURABILITY_MEMORY: _Durability.ValueType  # 1
     """Nothing: the run lives in the server's memory."""
+    DURABILITY_SNAPSHOT: _Durability.ValueType  # 2
+    """Its last snapshot: after a crash the run is, whole, as it was then, and a client that has had a later receipt is
+    refused its next step by way of Attached.last_sequence. A server that stops in order loses nothing.
+    """
+    DURABILITY_JOURNAL: _Durability.ValueType  # 3
+    """Every step: a receipt means that the step is on disk."""
 
 class Durability(_Durability, metaclass=_DurabilityEnumTypeWrapper):
     """How much of a run outlives the server process."""
@@ -166,6 +172,12 @@ DURABILITY_UNSPECIFIED: Durability.ValueType  # 0
 """Never sent by a server."""
 DURABILITY_MEMORY: Durability.ValueType  # 1
 """Nothing: the run lives in the server's memory."""
+DURABILITY_SNAPSHOT: Durability.ValueType  # 2
+"""Its last snapshot: after a crash the run is, whole, as it was then, and a client that has had a later receipt is
+refused its next step by way of Attached.last_sequence. A server that stops in order loses nothing.
+"""
+DURABILITY_JOURNAL: Durability.ValueType  # 3
+"""Every step: a receipt means that the step is on disk."""
 global___Durability = Durability
 
 @typing.final
@@ -505,6 +517,7 @@ class RunSpec(google.protobuf.message.Message):
     NON_FINITE_POLICY_FIELD_NUMBER: builtins.int
     CLIP_VALUE_FIELD_NUMBER: builtins.int
     CLIP_NORM_FIELD_NUMBER: builtins.int
+    DURABILITY_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name `runs/NAME`; NAME is 1 to 128 of the characters A-Z a-z 0-9 . _ - and starts with a letter or digit."""
     dtype: global___Dtype.ValueType
@@ -519,6 +532,10 @@ class RunSpec(google.protobuf.message.Message):
     """Before each step the gradient is multiplied by min(1, clip_norm / (norm + 1e-6)), norm being the L2 norm over all
     present tensors, as torch.nn.utils.clip_grad_norm_ does. Finite, >= 0; not set: no clipping.
     """
+    durability: global___Durability.ValueType
+    """How much of the run shall outlive the server process. Not set: MEMORY on a server without a data directory, else
+    JOURNAL up to 1 MiB of parameters and SNAPSHOT beyond. SNAPSHOT and JOURNAL are refused without a data directory.
+    """
     @property
     def groups(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Group]:
         """At least one group with at least one tensor."""
@@ -532,9 +549,10 @@ class RunSpec(google.protobuf.message.Message):
         non_finite_policy: global___NonFinitePolicy.ValueType = ...,
         clip_value: builtins.float | None = ...,
         clip_norm: builtins.float | None = ...,
+        durability: global___Durability.ValueType = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "clip_norm", b"clip_norm", "clip_value", b"clip_value"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "dtype", b"dtype", "groups", b"groups", "name", b"name", "non_finite_policy", b"non_finite_policy"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "dtype", b"dtype", "durability", b"durability", "groups", b"groups", "name", b"name", "non_finite_policy", b"non_finite_policy"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_clip_norm", b"_clip_norm"]) -> typing.Literal["clip_norm"] | None: ...
     @typing.overload
@@ -558,6 +576,7 @@ class Run(google.protobuf.message.Message):
     SERVER_INSTANCE_FIELD_NUMBER: builtins.int
     ATTACHED_WORKER_ID_FIELD_NUMBER: builtins.int
     UID_FIELD_NUMBER: builtins.int
+    LOSS_FIELD_NUMBER: builtins.int
     step: builtins.int
     """Steps applied so far."""
     epoch: builtins.int
@@ -573,6 +592,10 @@ class Run(google.protobuf.message.Message):
     uid: builtins.str
     """Tells this run from every other that had or will have its name. Requests that carry it as `run_uid` are refused with
     RUN_NOT_FOUND when the name has come to mean another run.
+    """
+    loss: builtins.str
+    """What the last start of the server could not bring back of what it had acknowledged, in words. Empty: nothing that it
+    knows of.
     """
     @property
     def spec(self) -> global___RunSpec:
@@ -599,9 +622,10 @@ class Run(google.protobuf.message.Message):
         server_instance: builtins.str = ...,
         attached_worker_id: builtins.str = ...,
         uid: builtins.str = ...,
+        loss: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["spec", b"spec"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attached_worker_id", b"attached_worker_id", "durability", b"durability", "elements", b"elements", "epoch", b"epoch", "placements", b"placements", "server_instance", b"server_instance", "slots", b"slots", "spec", b"spec", "step", b"step", "uid", b"uid"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attached_worker_id", b"attached_worker_id", "durability", b"durability", "elements", b"elements", "epoch", b"epoch", "loss", b"loss", "placements", b"placements", "server_instance", b"server_instance", "slots", b"slots", "spec", b"spec", "step", b"step", "uid", b"uid"]) -> None: ...
 
 global___Run = Run
 

@@ -16,7 +16,7 @@ from gradwire.v1 import run_pb2 as gradwire_dot_v1_dot_run__pb2
 from gradwire.v1 import train_pb2 as gradwire_dot_v1_dot_train__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19gradwire/v1/service.proto\x12\x0bgradwire.v1\x1a\x15gradwire/v1/run.proto\x1a\x17gradwire/v1/train.proto\"\xac\x01\n\x0f\x43reateRunHeader\x12\"\n\x04spec\x18\x01 \x01(\x0b\x32\x14.gradwire.v1.RunSpec\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\'\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\x15.gradwire.v1.Encoding\x12\x0f\n\x07replace\x18\x04 \x01(\x08\x12\'\n\x05state\x18\x05 \x01(\x0b\x32\x18.gradwire.v1.StateHeader\"\xa0\x01\n\x10\x43reateRunRequest\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.gradwire.v1.CreateRunHeaderH\x00\x12#\n\x05slice\x18\x02 \x01(\x0b\x32\x12.gradwire.v1.SliceH\x00\x12,\n\nslot_slice\x18\x03 \x01(\x0b\x32\x16.gradwire.v1.SlotSliceH\x00\x42\t\n\x07message\"C\n\x11\x43reateRunResponse\x12\x1d\n\x03run\x18\x01 \x01(\x0b\x32\x10.gradwire.v1.Run\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"\x1d\n\rGetRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"/\n\x0eGetRunResponse\x12\x1d\n\x03run\x18\x01 \x01(\x0b\x32\x10.gradwire.v1.Run\"8\n\x0fListRunsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"y\n\nRunSummary\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x10\n\x08\x65lements\x18\x03 \x01(\x04\x12!\n\x05\x64type\x18\x04 \x01(\x0e\x32\x12.gradwire.v1.Dtype\x12\x1a\n\x12\x61ttached_worker_id\x18\x05 \x01(\t\"R\n\x10ListRunsResponse\x12%\n\x04runs\x18\x01 \x03(\x0b\x32\x17.gradwire.v1.RunSummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x10\x44\x65leteRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"!\n\x11\x44\x65leteRunResponse\x12\x0c\n\x04step\x18\x01 \x01(\x04\"_\n\x15ReadParametersRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x08\x65ncoding\x18\x02 \x01(\x0e\x32\x15.gradwire.v1.Encoding\x12\x0f\n\x07run_uid\x18\x03 \x01(\t\"}\n\x16ReadParametersResponse\x12\x33\n\x06header\x18\x01 \x01(\x0b\x32!.gradwire.v1.ReadParametersHeaderH\x00\x12#\n\x05slice\x18\x02 \x01(\x0b\x32\x12.gradwire.v1.SliceH\x00\x42\t\n\x07message\"3\n\x14ReadParametersHeader\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"1\n\x10ReadStateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07run_uid\x18\x02 \x01(\t\"@\n\x0bStateHeader\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x14\n\x0ctensor_steps\x18\x02 \x03(\x04\x12\r\n\x05slots\x18\x03 \x03(\t\"7\n\tSlotSlice\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"s\n\x11ReadStateResponse\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.gradwire.v1.StateHeaderH\x00\x12\'\n\x05slice\x18\x02 \x01(\x0b\x32\x16.gradwire.v1.SlotSliceH\x00\x42\t\n\x07message\"p\n\x15WriteParametersHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x08\x65ncoding\x18\x02 \x01(\x0e\x32\x15.gradwire.v1.Encoding\x12\x0f\n\x07run_uid\x18\x03 \x01(\t\x12\x0f\n\x07partial\x18\x04 \x01(\x08\"~\n\x16WriteParametersRequest\x12\x34\n\x06header\x18\x01 \x01(\x0b\x32\".gradwire.v1.WriteParametersHeaderH\x00\x12#\n\x05slice\x18\x02 \x01(\x0b\x32\x12.gradwire.v1.SliceH\x00\x42\t\n\x07message\"6\n\x17WriteParametersResponse\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"Z\n\x10WriteStateHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x05state\x18\x02 \x01(\x0b\x32\x18.gradwire.v1.StateHeader\x12\x0f\n\x07run_uid\x18\x03 \x01(\t\"x\n\x11WriteStateRequest\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1d.gradwire.v1.WriteStateHeaderH\x00\x12\'\n\x05slice\x18\x02 \x01(\x0b\x32\x16.gradwire.v1.SlotSliceH\x00\x42\t\n\x07message\"1\n\x12WriteStateResponse\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x32\xd8\x05\n\x10OptimizerService\x12L\n\tCreateRun\x12\x1d.gradwire.v1.CreateRunRequest\x1a\x1e.gradwire.v1.CreateRunResponse(\x01\x12\x41\n\x06GetRun\x12\x1a.gradwire.v1.GetRunRequest\x1a\x1b.gradwire.v1.GetRunResponse\x12G\n\x08ListRuns\x12\x1c.gradwire.v1.ListRunsRequest\x1a\x1d.gradwire.v1.ListRunsResponse\x12J\n\tDeleteRun\x12\x1d.gradwire.v1.DeleteRunRequest\x1a\x1e.gradwire.v1.DeleteRunResponse\x12\x42\n\x05Train\x12\x19.gradwire.v1.TrainRequest\x1a\x1a.gradwire.v1.TrainResponse(\x01\x30\x01\x12[\n\x0eReadParameters\x12\".gradwire.v1.ReadParametersRequest\x1a#.gradwire.v1.ReadParametersResponse0\x01\x12L\n\tReadState\x12\x1d.gradwire.v1.ReadStateRequest\x1a\x1e.gradwire.v1.ReadStateResponse0\x01\x12^\n\x0fWriteParameters\x12#.gradwire.v1.WriteParametersRequest\x1a$.gradwire.v1.WriteParametersResponse(\x01\x12O\n\nWriteState\x12\x1e.gradwire.v1.WriteStateRequest\x1a\x1f.gradwire.v1.WriteStateResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19gradwire/v1/service.proto\x12\x0bgradwire.v1\x1a\x15gradwire/v1/run.proto\x1a\x17gradwire/v1/train.proto\"\xac\x01\n\x0f\x43reateRunHeader\x12\"\n\x04spec\x18\x01 \x01(\x0b\x32\x14.gradwire.v1.RunSpec\x12\x12\n\nrequest_id\x18\x02 \x01(\t\x12\'\n\x08\x65ncoding\x18\x03 \x01(\x0e\x32\x15.gradwire.v1.Encoding\x12\x0f\n\x07replace\x18\x04 \x01(\x08\x12\'\n\x05state\x18\x05 \x01(\x0b\x32\x18.gradwire.v1.StateHeader\"\xa0\x01\n\x10\x43reateRunRequest\x12.\n\x06header\x18\x01 \x01(\x0b\x32\x1c.gradwire.v1.CreateRunHeaderH\x00\x12#\n\x05slice\x18\x02 \x01(\x0b\x32\x12.gradwire.v1.SliceH\x00\x12,\n\nslot_slice\x18\x03 \x01(\x0b\x32\x16.gradwire.v1.SlotSliceH\x00\x42\t\n\x07message\"C\n\x11\x43reateRunResponse\x12\x1d\n\x03run\x18\x01 \x01(\x0b\x32\x10.gradwire.v1.Run\x12\x0f\n\x07\x63reated\x18\x02 \x01(\x08\"\x1d\n\rGetRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"/\n\x0eGetRunResponse\x12\x1d\n\x03run\x18\x01 \x01(\x0b\x32\x10.gradwire.v1.Run\"8\n\x0fListRunsRequest\x12\x11\n\tpage_size\x18\x01 \x01(\r\x12\x12\n\npage_token\x18\x02 \x01(\t\"\xb6\x01\n\nRunSummary\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04step\x18\x02 \x01(\x04\x12\x10\n\x08\x65lements\x18\x03 \x01(\x04\x12!\n\x05\x64type\x18\x04 \x01(\x0e\x32\x12.gradwire.v1.Dtype\x12\x1a\n\x12\x61ttached_worker_id\x18\x05 \x01(\t\x12+\n\ndurability\x18\x06 \x01(\x0e\x32\x17.gradwire.v1.Durability\x12\x0e\n\x06\x64\x61mage\x18\x07 \x01(\t\"R\n\x10ListRunsResponse\x12%\n\x04runs\x18\x01 \x03(\x0b\x32\x17.gradwire.v1.RunSummary\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\" \n\x10\x44\x65leteRunRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"!\n\x11\x44\x65leteRunResponse\x12\x0c\n\x04step\x18\x01 \x01(\x04\"_\n\x15ReadParametersRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x08\x65ncoding\x18\x02 \x01(\x0e\x32\x15.gradwire.v1.Encoding\x12\x0f\n\x07run_uid\x18\x03 \x01(\t\"}\n\x16ReadParametersResponse\x12\x33\n\x06header\x18\x01 \x01(\x0b\x32!.gradwire.v1.ReadParametersHeaderH\x00\x12#\n\x05slice\x18\x02 \x01(\x0b\x32\x12.gradwire.v1.SliceH\x00\x42\t\n\x07message\"3\n\x14ReadParametersHeader\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"1\n\x10ReadStateRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07run_uid\x18\x02 \x01(\t\"@\n\x0bStateHeader\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x14\n\x0ctensor_steps\x18\x02 \x03(\x04\x12\r\n\x05slots\x18\x03 \x03(\t\"7\n\tSlotSlice\x12\x0c\n\x04slot\x18\x01 \x01(\r\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"s\n\x11ReadStateResponse\x12*\n\x06header\x18\x01 \x01(\x0b\x32\x18.gradwire.v1.StateHeaderH\x00\x12\'\n\x05slice\x18\x02 \x01(\x0b\x32\x16.gradwire.v1.SlotSliceH\x00\x42\t\n\x07message\"p\n\x15WriteParametersHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x08\x65ncoding\x18\x02 \x01(\x0e\x32\x15.gradwire.v1.Encoding\x12\x0f\n\x07run_uid\x18\x03 \x01(\t\x12\x0f\n\x07partial\x18\x04 \x01(\x08\"~\n\x16WriteParametersRequest\x12\x34\n\x06header\x18\x01 \x01(\x0b\x32\".gradwire.v1.WriteParametersHeaderH\x00\x12#\n\x05slice\x18\x02 \x01(\x0b\x32\x12.gradwire.v1.SliceH\x00\x42\t\n\x07message\"6\n\x17WriteParametersResponse\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\"Z\n\x10WriteStateHeader\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\'\n\x05state\x18\x02 \x01(\x0b\x32\x18.gradwire.v1.StateHeader\x12\x0f\n\x07run_uid\x18\x03 \x01(\t\"x\n\x11WriteStateRequest\x12/\n\x06header\x18\x01 \x01(\x0b\x32\x1d.gradwire.v1.WriteStateHeaderH\x00\x12\'\n\x05slice\x18\x02 \x01(\x0b\x32\x16.gradwire.v1.SlotSliceH\x00\x42\t\n\x07message\"1\n\x12WriteStateResponse\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\r\n\x05\x65poch\x18\x02 \x01(\x04\x32\xd8\x05\n\x10OptimizerService\x12L\n\tCreateRun\x12\x1d.gradwire.v1.CreateRunRequest\x1a\x1e.gradwire.v1.CreateRunResponse(\x01\x12\x41\n\x06GetRun\x12\x1a.gradwire.v1.GetRunRequest\x1a\x1b.gradwire.v1.GetRunResponse\x12G\n\x08ListRuns\x12\x1c.gradwire.v1.ListRunsRequest\x1a\x1d.gradwire.v1.ListRunsResponse\x12J\n\tDeleteRun\x12\x1d.gradwire.v1.DeleteRunRequest\x1a\x1e.gradwire.v1.DeleteRunResponse\x12\x42\n\x05Train\x12\x19.gradwire.v1.TrainRequest\x1a\x1a.gradwire.v1.TrainResponse(\x01\x30\x01\x12[\n\x0eReadParameters\x12\".gradwire.v1.ReadParametersRequest\x1a#.gradwire.v1.ReadParametersResponse0\x01\x12L\n\tReadState\x12\x1d.gradwire.v1.ReadStateRequest\x1a\x1e.gradwire.v1.ReadStateResponse0\x01\x12^\n\x0fWriteParameters\x12#.gradwire.v1.WriteParametersRequest\x1a$.gradwire.v1.WriteParametersResponse(\x01\x12O\n\nWriteState\x12\x1e.gradwire.v1.WriteStateRequest\x1a\x1f.gradwire.v1.WriteStateResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -35,40 +35,40 @@ if _descriptor._USE_C_DESCRIPTORS == False:
   _globals['_GETRUNRESPONSE']._serialized_end=575
   _globals['_LISTRUNSREQUEST']._serialized_start=577
   _globals['_LISTRUNSREQUEST']._serialized_end=633
-  _globals['_RUNSUMMARY']._serialized_start=635
-  _globals['_RUNSUMMARY']._serialized_end=756
-  _globals['_LISTRUNSRESPONSE']._serialized_start=758
-  _globals['_LISTRUNSRESPONSE']._serialized_end=840
-  _globals['_DELETERUNREQUEST']._serialized_start=842
-  _globals['_DELETERUNREQUEST']._serialized_end=874
-  _globals['_DELETERUNRESPONSE']._serialized_start=876
-  _globals['_DELETERUNRESPONSE']._serialized_end=909
-  _globals['_READPARAMETERSREQUEST']._serialized_start=911
-  _globals['_READPARAMETERSREQUEST']._serialized_end=1006
-  _globals['_READPARAMETERSRESPONSE']._serialized_start=1008
-  _globals['_READPARAMETERSRESPONSE']._serialized_end=1133
-  _globals['_READPARAMETERSHEADER']._serialized_start=1135
-  _globals['_READPARAMETERSHEADER']._serialized_end=1186
-  _globals['_READSTATEREQUEST']._serialized_start=1188
-  _globals['_READSTATEREQUEST']._serialized_end=1237
-  _globals['_STATEHEADER']._serialized_start=1239
-  _globals['_STATEHEADER']._serialized_end=1303
-  _globals['_SLOTSLICE']._serialized_start=1305
-  _globals['_SLOTSLICE']._serialized_end=1360
-  _globals['_READSTATERESPONSE']._serialized_start=1362
-  _globals['_READSTATERESPONSE']._serialized_end=1477
-  _globals['_WRITEPARAMETERSHEADER']._serialized_start=1479
-  _globals['_WRITEPARAMETERSHEADER']._serialized_end=1591
-  _globals['_WRITEPARAMETERSREQUEST']._serialized_start=1593
-  _globals['_WRITEPARAMETERSREQUEST']._serialized_end=1719
-  _globals['_WRITEPARAMETERSRESPONSE']._serialized_start=1721
-  _globals['_WRITEPARAMETERSRESPONSE']._serialized_end=1775
-  _globals['_WRITESTATEHEADER']._serialized_start=1777
-  _globals['_WRITESTATEHEADER']._serialized_end=1867
-  _globals['_WRITESTATEREQUEST']._serialized_start=1869
-  _globals['_WRITESTATEREQUEST']._serialized_end=1989
-  _globals['_WRITESTATERESPONSE']._serialized_start=1991
-  _globals['_WRITESTATERESPONSE']._serialized_end=2040
-  _globals['_OPTIMIZERSERVICE']._serialized_start=2043
-  _globals['_OPTIMIZERSERVICE']._serialized_end=2771
+  _globals['_RUNSUMMARY']._serialized_start=636
+  _globals['_RUNSUMMARY']._serialized_end=818
+  _globals['_LISTRUNSRESPONSE']._serialized_start=820
+  _globals['_LISTRUNSRESPONSE']._serialized_end=902
+  _globals['_DELETERUNREQUEST']._serialized_start=904
+  _globals['_DELETERUNREQUEST']._serialized_end=936
+  _globals['_DELETERUNRESPONSE']._serialized_start=938
+  _globals['_DELETERUNRESPONSE']._serialized_end=971
+  _globals['_READPARAMETERSREQUEST']._serialized_start=973
+  _globals['_READPARAMETERSREQUEST']._serialized_end=1068
+  _globals['_READPARAMETERSRESPONSE']._serialized_start=1070
+  _globals['_READPARAMETERSRESPONSE']._serialized_end=1195
+  _globals['_READPARAMETERSHEADER']._serialized_start=1197
+  _globals['_READPARAMETERSHEADER']._serialized_end=1248
+  _globals['_READSTATEREQUEST']._serialized_start=1250
+  _globals['_READSTATEREQUEST']._serialized_end=1299
+  _globals['_STATEHEADER']._serialized_start=1301
+  _globals['_STATEHEADER']._serialized_end=1365
+  _globals['_SLOTSLICE']._serialized_start=1367
+  _globals['_SLOTSLICE']._serialized_end=1422
+  _globals['_READSTATERESPONSE']._serialized_start=1424
+  _globals['_READSTATERESPONSE']._serialized_end=1539
+  _globals['_WRITEPARAMETERSHEADER']._serialized_start=1541
+  _globals['_WRITEPARAMETERSHEADER']._serialized_end=1653
+  _globals['_WRITEPARAMETERSREQUEST']._serialized_start=1655
+  _globals['_WRITEPARAMETERSREQUEST']._serialized_end=1781
+  _globals['_WRITEPARAMETERSRESPONSE']._serialized_start=1783
+  _globals['_WRITEPARAMETERSRESPONSE']._serialized_end=1837
+  _globals['_WRITESTATEHEADER']._serialized_start=1839
+  _globals['_WRITESTATEHEADER']._serialized_end=1929
+  _globals['_WRITESTATEREQUEST']._serialized_start=1931
+  _globals['_WRITESTATEREQUEST']._serialized_end=2051
+  _globals['_WRITESTATERESPONSE']._serialized_start=2053
+  _globals['_WRITESTATERESPONSE']._serialized_end=2102
+  _globals['_OPTIMIZERSERVICE']._serialized_start=2105
+  _globals['_OPTIMIZERSERVICE']._serialized_end=2833
 # @@protoc_insertion_point(module_scope)

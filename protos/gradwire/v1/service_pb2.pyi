@@ -187,6 +187,8 @@ class RunSummary(google.protobuf.message.Message):
     ELEMENTS_FIELD_NUMBER: builtins.int
     DTYPE_FIELD_NUMBER: builtins.int
     ATTACHED_WORKER_ID_FIELD_NUMBER: builtins.int
+    DURABILITY_FIELD_NUMBER: builtins.int
+    DAMAGE_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name `runs/NAME`."""
     step: builtins.int
@@ -197,6 +199,12 @@ class RunSummary(google.protobuf.message.Message):
     """Type of parameters and state."""
     attached_worker_id: builtins.str
     """The worker that is attached now; empty: none."""
+    durability: gradwire.v1.run_pb2.Durability.ValueType
+    """How much of the run outlives the server."""
+    damage: builtins.str
+    """Why the run cannot be served: it is stored, but could not be brought back. It can be deleted or replaced; all else is
+    refused with RUN_DAMAGED. Empty: it is well.
+    """
     def __init__(
         self,
         *,
@@ -205,8 +213,10 @@ class RunSummary(google.protobuf.message.Message):
         elements: builtins.int = ...,
         dtype: gradwire.v1.run_pb2.Dtype.ValueType = ...,
         attached_worker_id: builtins.str = ...,
+        durability: gradwire.v1.run_pb2.Durability.ValueType = ...,
+        damage: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["attached_worker_id", b"attached_worker_id", "dtype", b"dtype", "elements", b"elements", "name", b"name", "step", b"step"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attached_worker_id", b"attached_worker_id", "damage", b"damage", "dtype", b"dtype", "durability", b"durability", "elements", b"elements", "name", b"name", "step", b"step"]) -> None: ...
 
 global___RunSummary = RunSummary
 

@@ -7,6 +7,7 @@ import logging
 import signal
 import socket
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import grpc
 import numpy as np
@@ -18,6 +19,7 @@ from gradwire.server.devices.select import open_device
 from gradwire.server.optimizers.adam import AdamHyperparameters, EpsilonPlacement
 from gradwire.server.registry import Registry
 from gradwire.server.service import OptimizerServicer, add_to_server
+from gradwire.server.store.base import Store, StoreError
 from gradwire.wire.service import MESSAGE_OPTIONS, SERVICE_NAME
 
 log = logging.getLogger(__name__)
@@ -27,17 +29,21 @@ _LAST_WORDS_SECONDS = 1.0
 
 
 class Server:
-    """One gradwire server. `start`, then `drain`; ``addresses`` holds what it really listens on."""
+    """One gradwire server. `start`, then `drain`; ``addresses`` holds what it really listens on.
+
+    Raises ConfigError when the data directory cannot be used, or another server uses it.
+    """
 
     def __init__(self, config: ServerConfig, device: Device | None = None) -> None:
         self.config = config
         self.device = device or open_device(config.device, config.threads or None)
-        self.registry = Registry(config, self.device)
+        self.registry = Registry(config, self.device, open_store(config))
         self.servicer = OptimizerServicer(self.registry)
         self.addresses: list[str] = []
         self._health = health.aio.HealthServicer()
         self._stopped = asyncio.Event()
         self._draining = False
+        self._watch: asyncio.Task[None] | None = None
         keepalive_ms = int(config.keepalive_seconds * 1000)
         self._grpc = grpc.aio.server(
             options=[
@@ -81,7 +87,11 @@ class Server:
             host, _, _ = address.rpartition(":")
             self.addresses.append(address if address.startswith("unix:") else f"{host}:{port}")
         await self._grpc.start()
-        await asyncio.get_running_loop().run_in_executor(self.registry.executor, self._warm_up)
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(self.registry.executor, self._warm_up)
+        await loop.run_in_executor(self.registry.executor, self.registry.recover)
+        if self.registry.keeper is not None:
+            self._watch = loop.create_task(self.registry.keeper.snapshotter.watch())
         if not self._draining:
             await self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
@@ -105,6 +115,10 @@ class Server:
         self._draining = True
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self.servicer.drain(self.config.drain_timeout_seconds)
+        if self.registry.keeper is not None:
+            if self._watch is not None:
+                self._watch.cancel()
+            await self.registry.keeper.snapshotter.save_last()
         await self._grpc.stop(_LAST_WORDS_SECONDS)
         await asyncio.get_running_loop().run_in_executor(None, self.registry.close)
         self._stopped.set()
@@ -115,6 +129,18 @@ class Server:
     async def _set_health(self, status: int) -> None:
         for name in ("", SERVICE_NAME):
             await self._health.set(name, status)
+
+
+def open_store(config: ServerConfig) -> Store | None:
+    """The store in the data directory; None where there is none. Raises ConfigError."""
+    if not config.data_dir:
+        return None
+    from gradwire.server.store.disk import DiskStore  # needs safetensors, which a server in memory does without
+
+    try:
+        return DiskStore(Path(config.data_dir), config.snapshots_kept)
+    except StoreError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _is_served(path: str) -> bool:

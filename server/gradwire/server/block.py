@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from gradwire.server.spec import Durability
+
 
 class Returns(IntEnum):
     """What a block is answered with."""
@@ -53,6 +55,7 @@ class Receipt:
     skipped_steps: tuple[int, ...] = ()
     repeated: bool = False
     received_bytes: int = 0
+    durability: Durability = Durability.MEMORY
 
 
 @dataclass(frozen=True)

@@ -79,6 +79,10 @@ def cli() -> None:
 @_option("--max-parameters", "Elements that one run may have.", int)
 @_option("--max-memory", "Bound of all runs, staging, results and copies.", size, "3/4 of the machine's memory")
 @_option("--max-result", "Largest trajectory that a block may ask for.", size, "256MiB")
+@_option("--data-dir", "Directory in which runs are kept.", default_text="none: runs live in memory only")
+@_option("--snapshot-interval", "Seconds after which a changed run is saved.", float, key="snapshot_interval_seconds")
+@_option("--snapshot-steps", "Steps after which a run is saved, however recently.", int, "none in particular")
+@_option("--snapshots-kept", "Snapshots of each run that are kept.", int)
 @_option("--stall-timeout", "Seconds a reply may wait for its peer.", float, key="stall_timeout_seconds")
 @_option("--keepalive", "Seconds between probes of an idle connection.", float, key="keepalive_seconds")
 @_option("--drain-timeout", "Seconds that running steps get after SIGTERM.", float, key="drain_timeout_seconds")
@@ -115,7 +119,8 @@ async def _serve(config: ServerConfig, embedded: bool) -> None:
             return  # already stopped
 
     def ready(server: Server) -> None:
-        log.info("serving on %s, device %s; runs live in memory only", ", ".join(server.addresses), server.device.name)
+        where = f"are kept in {config.data_dir}" if config.data_dir else "live in memory only"
+        log.info("serving on %s, device %s; runs %s", ", ".join(server.addresses), server.device.name, where)
         if embedded:
             with contextlib.suppress(BrokenPipeError):  # the parent ended meanwhile; `watch_parent` stops the server
                 print(json.dumps({"addresses": server.addresses}), flush=True)

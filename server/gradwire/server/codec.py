@@ -15,7 +15,7 @@ from gradwire.server.optimizers.adam import AdamHyperparameters, EpsilonPlacemen
 from gradwire.server.optimizers.base import Hyperparameters
 from gradwire.server.run import Run
 from gradwire.server.schedules import Schedule
-from gradwire.server.spec import NonFinitePolicy, RunSpec
+from gradwire.server.spec import Durability, NonFinitePolicy, RunSpec
 from gradwire.v1 import run_pb2, train_pb2
 from gradwire.wire.encoding import dtype_of, state_dtype, wire_dtype
 from gradwire.wire.envelope import Opened, open_request, parameters_response
@@ -39,6 +39,7 @@ def decode_spec(message: run_pb2.RunSpec) -> RunSpec:
         non_finite_policy=_choice(NonFinitePolicy, message.non_finite_policy, "non_finite_policy"),
         clip_value=message.clip_value if message.HasField("clip_value") else None,
         clip_norm=message.clip_norm if message.HasField("clip_norm") else None,
+        durability=_choice(Durability, message.durability, "durability") if message.durability else None,
     )
 
 
@@ -50,6 +51,7 @@ def encode_run(run: Run, server_instance: str) -> run_pb2.Run:
         non_finite_policy=int(spec.non_finite_policy),  # type: ignore[arg-type]
         clip_value=spec.clip_value,
         clip_norm=spec.clip_norm,
+        durability=durability_of(spec),
     )
     for group in run.groups:
         message.groups.append(_encode_group(group))
@@ -62,11 +64,17 @@ def encode_run(run: Run, server_instance: str) -> run_pb2.Run:
         elements=spec.layout.elements,
         slots=spec.slots,
         placements=placements(run),
-        durability=run_pb2.DURABILITY_MEMORY,
+        durability=message.durability,
         server_instance=server_instance,
         attached_worker_id=run.holder.worker_id if run.holder else "",
         uid=run.uid,
+        loss=run.kept.loss if run.kept else "",
     )
+
+
+def durability_of(spec: RunSpec) -> run_pb2.Durability.ValueType:
+    """The contract's word for how a run is kept."""
+    return int(spec.durability or Durability.MEMORY)  # type: ignore[return-value]
 
 
 def placements(run: Run) -> list[run_pb2.Placement]:
@@ -138,7 +146,7 @@ def _encode_receipt(receipt: Receipt, sent_bytes: int, message: train_pb2.Receip
     message.step = receipt.step
     message.gradient_norm = receipt.gradient_norm
     message.learning_rates.extend(receipt.learning_rates)
-    message.durability = run_pb2.DURABILITY_MEMORY
+    message.durability = int(receipt.durability)  # type: ignore[assignment]
     message.received_bytes = receipt.received_bytes
     message.sent_bytes = sent_bytes
     if receipt.skipped_steps:

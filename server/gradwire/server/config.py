@@ -39,6 +39,14 @@ class ServerConfig:
     """A reply that the peer does not take for this long ends its stream."""
     keepalive_seconds: float = 10.0
     """An idle connection is probed this often, and closed if the probe is not answered for twice as long."""
+    data_dir: str = ""
+    """Directory in which runs are kept; empty: in memory only."""
+    snapshot_interval_seconds: float = 30.0
+    """How often a run that has changed is saved."""
+    snapshot_steps: int = 0
+    """A run is saved after so many steps too; 0: after no number in particular."""
+    snapshots_kept: int = 3
+    """Snapshots of a run that are kept, besides those that somebody has asked for."""
     drain_timeout_seconds: float = 30.0
     """After SIGTERM, steps under way get this long to finish."""
     reflection: bool = False
@@ -58,13 +66,14 @@ class ServerConfig:
                 )
         if self.log_format not in ("text", "json"):
             raise ConfigError(f"log format is {self.log_format!r}; expected 'text' or 'json'")
-        for name in ("threads", "max_memory"):
+        for name in ("threads", "max_memory", "snapshot_steps"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 or more")
-        for name in ("worker_threads", "max_parameters", "max_result"):
+        for name in ("worker_threads", "max_parameters", "max_result", "snapshots_kept"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 1 or more")
-        for name in ("stall_timeout_seconds", "keepalive_seconds", "drain_timeout_seconds"):
+        seconds = ("stall_timeout_seconds", "keepalive_seconds", "drain_timeout_seconds", "snapshot_interval_seconds")
+        for name in seconds:
             if not 0 < getattr(self, name) < math.inf:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected a finite number above 0")
         if not self.max_memory:

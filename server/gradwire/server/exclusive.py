@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Executor
-from contextlib import suppress
-from typing import TypeVar
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 
@@ -23,7 +23,7 @@ class Exclusive:
     """
 
     def __init__(self, executor: Executor) -> None:
-        self._executor = executor
+        self.executor = executor
         self._lock = asyncio.Lock()
 
     async def run(self, function: Callable[[], T], *, work: int = 0) -> T:
@@ -31,15 +31,29 @@ class Exclusive:
         if work < BULK_ELEMENTS and not self._lock.locked():
             return function()  # nothing else can run before it returns
         async with self._lock:
-            if work < BULK_ELEMENTS:
-                return function()
-            return await in_thread(self._executor, function)
+            return await self.inside(function, work=work)
+
+    async def inside(self, function: Callable[[], T], *, work: int = 0) -> T:
+        """As `run`, for who holds the lock already."""
+        if work < BULK_ELEMENTS:
+            return function()
+        return await in_thread(self.executor, function)
+
+    @asynccontextmanager
+    async def held(self) -> AsyncIterator[None]:
+        """Holds the lock over what waits in between and may be given up at each wait."""
+        async with self._lock:
+            yield
+
+    async def run_through(self, make: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Result of the coroutine that ``make()`` returns, for work that waits in between (for the disk) and must not
+        be given up once it has begun: a caller that is cancelled stays until it has ended, and the lock with it."""
+        async with self._lock:
+            return await to_the_end(asyncio.ensure_future(make()))
 
 
-async def in_thread(executor: Executor, function: Callable[[], T]) -> T:
-    """Result of ``function()`` in a thread. A caller that is cancelled stays until the function has ended, so that
-    nothing is freed or handed on while the thread works on it."""
-    work = asyncio.get_running_loop().run_in_executor(executor, function)
+async def to_the_end(work: asyncio.Future[T]) -> T:
+    """Result of ``work``. A caller that is cancelled stays until it has ended."""
     try:
         return await asyncio.shield(work)
     except asyncio.CancelledError:
@@ -47,3 +61,9 @@ async def in_thread(executor: Executor, function: Callable[[], T]) -> T:
             with suppress(asyncio.CancelledError):
                 await asyncio.wait({work})
         raise
+
+
+async def in_thread(executor: Executor, function: Callable[[], T]) -> T:
+    """Result of ``function()`` in a thread. A caller that is cancelled stays until the function has ended, so that
+    nothing is freed or handed on while the thread works on it."""
+    return await to_the_end(asyncio.get_running_loop().run_in_executor(executor, function))

@@ -56,6 +56,16 @@ class StagedGradients:
                 return part.start + int(bad[0]), float(values[bad[0]])
         return None
 
+    def dense(self) -> memoryview:
+        """The bytes of the gradients of the present elements, ``[steps, present]``; valid until `apply`."""
+        rows = Range(0, self._block.header.steps)
+        parts = [
+            self._device.peek(self._array, rows, Range(part.start - self._start, part.stop - self._start))
+            for part in self._block.ranges
+        ]
+        whole = parts[0] if len(parts) == 1 else np.concatenate([np.empty((rows.stop, 0), self._spec.dtype), *parts], 1)
+        return np.ascontiguousarray(whole).reshape(-1).view(np.uint8).data
+
     def apply(self, state: State, applied: Bools | None, sums: Sums) -> State:
         block = self._block
         if self._spec.clips:

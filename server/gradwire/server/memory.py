@@ -14,6 +14,12 @@ class Reservation:
         self._budget = budget
         self.size_bytes = size_bytes
 
+    def __enter__(self) -> Reservation:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.release()
+
     def release(self) -> None:
         size_bytes, self.size_bytes = self.size_bytes, 0
         self._budget._give_back(size_bytes)

@@ -5,86 +5,78 @@ from __future__ import annotations
 import asyncio
 import uuid
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 
 from gradwire.server.config import ServerConfig
+from gradwire.server.creation import Creation
 from gradwire.server.devices.base import Device
+from gradwire.server.fingerprint import fingerprint
+from gradwire.server.keeper import DamagedRun, Keeper, with_durability
 from gradwire.server.memory import MemoryBudget
+from gradwire.server.restore import Restorer
 from gradwire.server.run import Run
 from gradwire.server.spec import RunSpec
-from gradwire.server.transfer import check_state, state_upload
+from gradwire.server.store.base import Store, Written
 from gradwire.server.upload import Upload
 from gradwire.server.workers import check_id
-from gradwire.wire.errors import Draining, ProtocolViolation, RunAlreadyExists, RunNotFound, TooManyParameters, shorten
+from gradwire.wire.errors import (
+    Draining,
+    RunAlreadyExists,
+    RunDamaged,
+    RunNotFound,
+    Starting,
+    TooManyParameters,
+    shorten,
+)
 from gradwire.wire.layout import MAX_ELEMENTS, Layout
+
+T = TypeVar("T")
 
 MAX_PAGE = 1000
 
 
-@dataclass(eq=False)
-class Creation:
-    """A run that is not visible yet; its initial values are still arriving."""
-
-    run: Run
-    upload: Upload
-    replace: bool
-    published: bool = False
-    slots: Upload | None = None
-    """The initial optimizer state, where there is one."""
-
-    def begin_with(self, slots: Sequence[str], step: int, tensor_steps: Sequence[int]) -> None:
-        """The run begins with a state, of which ``slots`` (in this order) will arrive. Raises ProtocolViolation."""
-        run = self.run
-        run.tensor_steps = check_state(run, slots, step, tensor_steps)
-        run.step = step
-        self.slots = state_upload(run, [run.state.slots[name] for name in slots])
-
-    def add_slot(self, slot: int, offset: int, data: bytes) -> None:
-        """Takes a slice of a slot. Raises ProtocolViolation where no state was announced, InvalidSlice."""
-        if self.slots is None:
-            raise ProtocolViolation(
-                "a slice of a slot, but the header has no state; expected slices of the values only"
-            )
-        self.slots.add(slot, offset, data)
-
-    def require_complete(self) -> None:
-        """Raises IncompleteValues when some element of the values or of the state has not arrived."""
-        self.upload.require_complete()
-        if self.slots is not None:
-            self.slots.require_complete()
-
-    def abandon(self) -> None:
-        """Frees the run, unless it has become visible."""
-        if not self.published:
-            self.run.delete()
-
-
 class Registry:
-    """All runs of one server process, and what they share: device, memory, threads."""
+    """All runs of one server process, and what they share: device, memory, threads, the store.
 
-    def __init__(self, config: ServerConfig, device: Device) -> None:
+    Args:
+        store: where runs outlive the process; None: nowhere. With one, `recover` comes first.
+    """
+
+    def __init__(self, config: ServerConfig, device: Device, store: Store | None = None) -> None:
         self.config = config
         self.device = device
         self.budget = MemoryBudget(config.max_memory)
         self.executor = ThreadPoolExecutor(config.worker_threads, thread_name_prefix="gradwire-bulk")
         self.server_instance = uuid.uuid4().hex
         self.draining = False
+        self._ready = store is None
         self._runs: dict[str, Run] = {}
-        self._endings: set[asyncio.Task[None]] = set()
+        self.keeper: Keeper | None = None
+        if store is not None:
+            self.keeper = Keeper(store, fingerprint(device), config, self.runs)
+        self._damaged: dict[str, DamagedRun] = {}
+        self._structure = asyncio.Lock()
+        """Held while the store learns which runs there are."""
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    # --- who is there ------------------------------------------------------------------------------------------------
 
     def get(self, name: str, uid: str = "") -> Run:
-        """The run ``runs/NAME``. Raises RunNotFound, also when ``uid`` is that of another run."""
+        """The run ``runs/NAME``. Raises RunNotFound, also when ``uid`` is that of another run, and RunDamaged."""
         run = self._runs.get(name)
+        if run is not None and run.ended:
+            self._note_end(name, run)
+            if name not in self._damaged:
+                run.require_alive()
+            run = None
         if run is None:
+            if name in self._damaged:
+                raise RunDamaged(f"{name} is stored, but cannot be served: {self._damaged[name].why}", run=name)
             raise RunNotFound(f"there is no run {shorten(name)!r} on this server", run=shorten(name))
-        if run.ended:
-            del self._runs[name]
-            run.require_alive()
         if uid and uid != run.uid:
             raise RunNotFound(f"{name} is another run now: the one that was meant has been replaced", run=name)
         return run
@@ -94,13 +86,46 @@ class Registry:
         run = self._living(name)
         return run if run is not None and run.request_id == request_id else None
 
-    def page(self, after: str, size: int) -> tuple[list[Run], str]:
+    def runs(self) -> list[Run]:
+        """All runs that can be served, by name."""
+        return [self._runs[name] for name in sorted(self._runs) if not self._runs[name].ended]
+
+    def page(self, after: str, size: int) -> tuple[list[Run | DamagedRun], str]:
         """Up to ``size`` runs (0: a whole page) whose names follow ``after``, and the next page's ``after``."""
-        names = sorted(name for name, run in self._runs.items() if not run.ended)
+        for name, run in list(self._runs.items()):
+            if run.ended:
+                self._note_end(name, run)
+        found: dict[str, Run | DamagedRun] = {**self._damaged, **self._runs}
+        names = sorted(found)
         start = bisect_right(names, after)
         chosen = names[start : start + min(size or MAX_PAGE, MAX_PAGE)]
         more = start + len(chosen) < len(names)
-        return [self._runs[name] for name in chosen], chosen[-1] if more else ""
+        return [found[name] for name in chosen], chosen[-1] if more else ""
+
+    def _living(self, name: str) -> Run | None:
+        """The run of this name, unless it has ended: then its name, and what it held, are free."""
+        run = self._runs.get(name)
+        if run is not None and run.ended:
+            self._note_end(name, run)
+            run = None
+        return run
+
+    def _note_end(self, name: str, run: Run) -> None:
+        del self._runs[name]
+        if run.kept is not None:
+            why = f"it {run.ended}; the next start of the server brings it back"
+            self._damaged[name] = DamagedRun(name, run.uid, why)
+
+    def _require_free(self, name: str, replace: bool) -> None:
+        run = self._living(name)
+        if replace:
+            return
+        if run is not None:
+            raise RunAlreadyExists(f"{name} exists already, at step {run.step}", run=name)
+        if name in self._damaged:
+            raise RunAlreadyExists(f"{name} exists already, but is damaged: {self._damaged[name].why}", run=name)
+
+    # --- creation and deletion ---------------------------------------------------------------------------------------
 
     def check_size(self, layout: Layout) -> None:
         """Raises TooManyParameters before anything is allocated for a layout that is too large."""
@@ -111,24 +136,23 @@ class Registry:
             )
 
     def begin_creation(self, spec: RunSpec, request_id: str, replace: bool, wire: np.dtype[Any]) -> Creation:
-        """Allocates a run. Raises RunAlreadyExists, TooManyParameters, MemoryLimitExceeded, Draining."""
+        """Allocates a run. Raises RunAlreadyExists, InvalidSpec, TooManyParameters, MemoryLimitExceeded, Draining."""
         self.require_open()
         check_id("request_id", request_id)
         self._require_free(spec.name, replace)
         self.check_size(spec.layout)
-        run = Run(spec, self.device, self.budget, self.executor, request_id)
+        run = Run(with_durability(spec, self.keeper is not None), self.device, self.budget, self.executor, request_id)
         upload = Upload(self.device, spec.layout, [run.state.params], wire, "the initial values")
         return Creation(run, upload, replace)
 
     async def prepare(self, spec: RunSpec) -> None:
         """Compiles what the run's steps will call, in a thread: never at a step, never on the event loop."""
+        await asyncio.get_running_loop().run_in_executor(self.executor, self._compile, spec)
 
-        def compile_all() -> None:
-            self.device.warm_up([(kernel, spec.dtype) for kernel in {group.kernel for group in spec.groups}])
-            for group in spec.groups:
-                group.varying(1, 1, 1, spec.dtype)
-
-        await asyncio.get_running_loop().run_in_executor(self.executor, compile_all)
+    def _compile(self, spec: RunSpec) -> None:
+        self.device.warm_up([(kernel, spec.dtype) for kernel in {group.kernel for group in spec.groups}])
+        for group in spec.groups:
+            group.varying(1, 1, 1, spec.dtype)
 
     async def finish_creation(self, creation: Creation) -> Run:
         """Makes the run visible, in the place of an older one if that was asked for, and returns it.
@@ -141,46 +165,112 @@ class Registry:
         if earlier is not None:
             return earlier
         self._require_free(run.spec.name, creation.replace)
+        if self.keeper is not None:
+            creation.published = True  # from here on it is `_publish` that frees the run where it comes to nothing
+            return await self._to_the_end(self._publish(self.keeper, creation))
         old = self._living(run.spec.name)
         self._runs[run.spec.name] = run
         creation.published = True
         if old is not None:
-            await self._end(old)
+            await self._to_the_end(old.exclusive.run(old.delete))
         return run
+
+    async def _publish(self, keeper: Keeper, creation: Creation) -> Run:
+        """As `finish_creation`, with the values on disk first."""
+        run, name = creation.run, creation.run.spec.name
+        first = await keeper.write_first(run)
+        try:
+            async with self._structure:
+                earlier = self.existing(name, run.request_id)
+                if earlier is None:
+                    self._require_free(name, creation.replace)
+                    await self._take_place(keeper, run, first)
+                    return run
+        except BaseException:
+            run.delete()
+            keeper.discard(first)
+            raise
+        run.delete()
+        keeper.discard(first)
+        return earlier
+
+    async def _take_place(self, keeper: Keeper, run: Run, first: Written | None) -> None:
+        """The new run instead of the old one: first in the store, in one transaction, then for all to see."""
+        name = run.spec.name
+        old = self._living(name)
+        replaces = self._damaged[name].uid if name in self._damaged else ""
+        if old is not None and old.kept is not None:
+            replaces = old.uid
+
+        async def swap() -> None:
+            await keeper.create(run, first, replaces)
+            self._damaged.pop(name, None)
+            self._runs[name] = run
+            if old is not None:
+                old.delete()
+
+        await (swap() if old is None else old.exclusive.run_through(swap))
 
     async def delete(self, name: str) -> int:
         """Deletes a run, after any commit that is under way; returns its step. Raises RunNotFound."""
+        if self.keeper is not None:
+            return await self._to_the_end(self._forget(self.keeper, name))
         run = self.get(name)
         del self._runs[name]
-        await self._end(run)
+        await self._to_the_end(run.exclusive.run(run.delete))
         return run.step
 
-    async def _end(self, run: Run) -> None:
-        """Deletes a run that nobody finds any more, also when the caller is cancelled."""
-        ending = asyncio.ensure_future(run.exclusive.run(run.delete))
-        self._endings.add(ending)  # the event loop itself keeps only weak references
-        ending.add_done_callback(self._endings.discard)
-        await asyncio.shield(ending)
+    async def _forget(self, keeper: Keeper, name: str) -> int:
+        async with self._structure:
+            self._living(name)
+            if name in self._damaged:
+                await keeper.delete(self._damaged[name].uid)
+                del self._damaged[name]
+                return 0
+            run = self.get(name)
+
+            async def forget() -> int:
+                if run.kept is not None:
+                    await keeper.delete(run.uid)
+                del self._runs[name]
+                run.delete()
+                return run.step
+
+            return await run.exclusive.run_through(forget)
+
+    async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """Result of ``work``, which runs to its end also when the caller is cancelled."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)  # the event loop itself keeps only weak references
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(task)
+
+    # --- start and end -----------------------------------------------------------------------------------------------
+
+    def recover(self) -> None:
+        """Brings the stored runs back, and says what was lost; blocks. Until then nobody is served."""
+        if self.keeper is not None:
+            for found in self.keeper.restore(Restorer(self.device, self.budget, self.executor)):
+                if isinstance(found, DamagedRun):
+                    self._damaged[found.name] = found
+                else:
+                    self._compile(found.spec)
+                    self._runs[found.spec.name] = found
+        self._ready = True
+
+    def require_ready(self) -> None:
+        """Raises Starting while the stored runs are not back yet."""
+        if not self._ready:
+            raise Starting("the server is still bringing its runs back")
 
     def require_open(self) -> None:
         """Raises Draining when the server is about to stop."""
         if self.draining:
             raise Draining("the server is about to stop and takes no further work")
 
-    def _require_free(self, name: str, replace: bool) -> None:
-        run = self._living(name)
-        if run is not None and not replace:
-            raise RunAlreadyExists(f"{name} exists already, at step {run.step}", run=name)
-
-    def _living(self, name: str) -> Run | None:
-        """The run of this name, unless it has ended: then its name, and what it held, are free."""
-        run = self._runs.get(name)
-        if run is not None and run.ended:
-            run = None
-            del self._runs[name]
-        return run
-
     def close(self) -> None:
-        """Waits for work in threads."""
+        """Waits for work in threads, and gives the store back."""
         self.executor.shutdown()
+        if self.keeper is not None:
+            self.keeper.close()
         self.device.close()

@@ -7,23 +7,44 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable
 from concurrent.futures import Executor
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from gradwire.server.block import Receipt
-from gradwire.server.devices.base import Bools, Device, DeviceArray, State
+from gradwire.server.devices.base import Bools, Device, State
 from gradwire.server.exclusive import Exclusive
 from gradwire.server.gradients import Gradients
+from gradwire.server.kept import Kept
 from gradwire.server.memory import MemoryBudget
-from gradwire.server.spec import NonFinitePolicy, RunSpec
+from gradwire.server.spec import Durability, NonFinitePolicy, RunSpec
 from gradwire.server.staging import StagedBlock
 from gradwire.server.workers import Holder, WorkerRecord
-from gradwire.wire.errors import Fenced, GradwireError, InternalError, NonFiniteGradient, RunBusy, RunNotFound
+from gradwire.wire.errors import Draining, Fenced, GradwireError, InternalError, NonFiniteGradient, RunBusy, RunNotFound
 from gradwire.wire.layout import shape_text
 
 MAX_WORKERS = 1024
 """Workers whose last result a run remembers; the one that has been away longest is forgotten first."""
+
+
+@dataclass(frozen=True)
+class Values:
+    """What a step changes of a run: its vectors, and how many steps have been applied, to it and to each tensor."""
+
+    state: State
+    step: int
+    tensor_steps: npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A block that has passed all checks: what its commit will answer, and what it needs besides the block."""
+
+    receipt: Receipt
+    applied: Bools | None
+    """Which rows are applied; None: all."""
+    sums: npt.NDArray[np.float64]
 
 
 class Run:
@@ -57,6 +78,10 @@ class Run:
         self.holder: Holder | None = None
         self.ended = ""
         """Why the run is no more; empty: it lives."""
+        self.closing = False
+        """The server is about to stop and has saved the run, or is about to."""
+        self.kept: Kept | None = None
+        """How it is kept in a store; None: in memory only."""
         self._workers: OrderedDict[str, WorkerRecord] = OrderedDict()
 
     # --- who holds the run ---------------------------------------------------------------------------------------
@@ -66,12 +91,7 @@ class Run:
 
         Raises RunBusy when another worker holds it and ``takeover`` is false.
         """
-        self.require_alive()
-        if self.holder is not None and self.holder.worker_id != worker_id and not takeover:
-            raise RunBusy(
-                f"worker {self.holder.worker_id!r} is attached to {self.spec.name}; ask for a takeover to replace it",
-                attached_worker_id=self.holder.worker_id,
-            )
+        self.check_attach(worker_id, takeover)
         self.fence(f"worker {worker_id!r} has attached to {self.spec.name}")
         record = self._workers.setdefault(worker_id, WorkerRecord())
         self._workers.move_to_end(worker_id)
@@ -80,6 +100,15 @@ class Run:
             forgotten.forget_result()
         self.holder = Holder(worker_id, self.epoch, record, self.step, on_end)
         return self.holder
+
+    def check_attach(self, worker_id: str, takeover: bool) -> None:
+        """Raises what `attach` would."""
+        self.require_alive()
+        if self.holder is not None and self.holder.worker_id != worker_id and not takeover:
+            raise RunBusy(
+                f"worker {self.holder.worker_id!r} is attached to {self.spec.name}; ask for a takeover to replace it",
+                attached_worker_id=self.holder.worker_id,
+            )
 
     def detach(self, holder: Holder) -> None:
         """Ends a hold, if it is still the current one."""
@@ -104,6 +133,12 @@ class Run:
         if self.ended:
             raise RunNotFound(f"{self.spec.name} {self.ended}", run=self.spec.name)
 
+    def require_open(self) -> None:
+        """Raises RunNotFound when the run has ended, Draining when it has been saved for good."""
+        self.require_alive()
+        if self.closing:
+            raise Draining(f"the server is about to stop; {self.spec.name} stays as it is")
+
     def delete(self, why: str = "has been deleted") -> None:
         """Ends the run and frees what it holds."""
         self.ended = why
@@ -120,33 +155,46 @@ class Run:
     def commit(self, holder: Holder, block: StagedBlock, gradients: Gradients) -> Receipt:
         """Applies a block whose gradients have all arrived, and remembers its result. All of it or nothing.
 
-        Raises Fenced when the hold is lost or the run has changed since the block began, NonFiniteGradient when the
-        policy is REJECT.
+        Raises what `prepare` does, and InternalError where the device fails; then the run has ended.
         """
+        return self.apply(holder, block, gradients, self.prepare(holder, block, gradients))
+
+    def prepare(self, holder: Holder, block: StagedBlock, gradients: Gradients) -> Prepared:
+        """Checks all that can be said against a block whose gradients have all arrived; changes nothing.
+
+        Raises Fenced when the hold is lost or the run has changed since the block began, NonFiniteGradient when the
+        policy is REJECT, Draining when the run has been saved for good.
+        """
+        self.require_open()
         self.require_holder(holder)
         if block.version != self.version:
             raise Fenced(f"{self.spec.name} has changed since this block began", epoch=self.epoch)
-        header = block.header
         sums = gradients.sums()
         applied = self._finite_rows(gradients, sums) if block.checks_finite else None
-        count = header.steps if applied is None else int(np.count_nonzero(applied))
+        step = self.step + (block.header.steps if applied is None else int(np.count_nonzero(applied)))
+        receipt = Receipt(
+            step=step,
+            gradient_norm=math.sqrt(sums[-1]),
+            learning_rates=tuple([group.learning_rate(max(step, 1)) for group in block.groups]),
+            skipped_steps=() if applied is None else tuple(np.flatnonzero(~applied).tolist()),
+            durability=self.spec.durability or Durability.MEMORY,
+            received_bytes=block.received_bytes,
+        )
+        return Prepared(receipt, applied, sums)
+
+    def apply(self, holder: Holder, block: StagedBlock, gradients: Gradients, prepared: Prepared) -> Receipt:
+        """Does what has been prepared, under the same hold of the lock. Raises InternalError where the device fails."""
+        receipt = prepared.receipt
         try:
-            self.state = gradients.apply(self.state, applied, sums)
+            self.state = gradients.apply(self.state, prepared.applied, prepared.sums)
         except BaseException as error:
             # Some elements may have been updated and others not. Better no run than a torn one.
             self.delete("was ended: its device failed in the middle of a step")
             raise InternalError(f"the device failed in the middle of a step; {self.spec.name} was ended") from error
-        self.step += count
-        self.tensor_steps[block.present] += count
+        self.tensor_steps[block.present] += receipt.step - self.step
+        self.step = receipt.step
         self.groups = block.groups
         self.version += 1
-        receipt = Receipt(
-            step=self.step,
-            gradient_norm=math.sqrt(sums[-1]),
-            learning_rates=tuple([group.learning_rate(max(self.step, 1)) for group in self.groups]),
-            skipped_steps=() if applied is None else tuple(np.flatnonzero(~applied).tolist()),
-            received_bytes=block.received_bytes,
-        )
         holder.record.remember(block, receipt)
         return receipt
 
@@ -172,20 +220,19 @@ class Run:
 
     # --- values --------------------------------------------------------------------------------------------------
 
-    def replace_parameters(self, params: DeviceArray) -> None:
-        """Puts a whole new parameter vector in place and fences the holder."""
-        self.require_alive()
-        self.state = State(params, self.state.slots)
-        self._replaced("the parameters")
+    @property
+    def values(self) -> Values:
+        """As they are now."""
+        return Values(self.state, self.step, self.tensor_steps)
 
-    def replace_state(self, slots: dict[str, DeviceArray], step: int, tensor_steps: npt.NDArray[np.int64]) -> None:
-        """Puts whole new slots and counts in place and fences the holder."""
-        self.require_alive()
-        self.state = State(self.state.params, slots)
-        self.step = step
-        self.tensor_steps = tensor_steps
-        self._replaced("the optimizer state")
+    @property
+    def workers(self) -> OrderedDict[str, WorkerRecord]:
+        """What is remembered of each worker; the one that has been away longest comes first."""
+        return self._workers
 
-    def _replaced(self, what: str) -> None:
+    def replace(self, values: Values, what: str) -> None:
+        """Puts whole new values in place and fences the holder. Raises RunNotFound, Draining."""
+        self.require_open()
+        self.state, self.step, self.tensor_steps = values.state, values.step, values.tensor_steps
         self.version += 1
         self.fence(f"{what} of {self.spec.name} have been replaced")

@@ -15,6 +15,7 @@ from gradwire.server.codec import (
     decode_gradients,
     decode_request,
     decode_spec,
+    durability_of,
     encode_reply,
     encode_run,
     encodings_of,
@@ -22,6 +23,7 @@ from gradwire.server.codec import (
 )
 from gradwire.server.exclusive import in_thread
 from gradwire.server.guard import StreamGuard
+from gradwire.server.keeper import DamagedRun
 from gradwire.server.registry import Registry
 from gradwire.server.run import Run
 from gradwire.server.session import Session
@@ -86,6 +88,7 @@ def refusing(method: Callable[[Any, Any, Any], Awaitable[T]]) -> Callable[[Any, 
     async def wrapper(self: Any, request: Any, context: Any) -> T:
         self.note_call()
         try:
+            self.require_ready()
             return await method(self, request, context)
         except GradwireError as error:
             refusal = error
@@ -122,6 +125,10 @@ class OptimizerServicer(service_pb2_grpc.OptimizerServiceServicer):
             guard.drain(Draining("the server is about to stop; this block was not applied"))
         if self._calls:
             await asyncio.wait(self._calls, timeout=timeout_seconds)
+
+    def require_ready(self) -> None:
+        """Raises Starting."""
+        self._registry.require_ready()
 
     def note_call(self) -> None:
         """Counts the current task as a call under way until it ends."""
@@ -177,17 +184,7 @@ class OptimizerServicer(service_pb2_grpc.OptimizerServiceServicer):
     @refusing
     async def ListRuns(self, request: service_pb2.ListRunsRequest, context: Any) -> service_pb2.ListRunsResponse:
         runs, token = self._registry.page(request.page_token, request.page_size)
-        summaries = [
-            service_pb2.RunSummary(
-                name=run.spec.name,
-                step=run.step,
-                elements=run.spec.layout.elements,
-                dtype=dtype_of(run.spec.dtype),
-                attached_worker_id=run.holder.worker_id if run.holder else "",
-            )
-            for run in runs
-        ]
-        return service_pb2.ListRunsResponse(runs=summaries, next_page_token=token)
+        return service_pb2.ListRunsResponse(runs=[_summary(run) for run in runs], next_page_token=token)
 
     @refusing
     async def DeleteRun(self, request: service_pb2.DeleteRunRequest, context: Any) -> service_pb2.DeleteRunResponse:
@@ -298,6 +295,19 @@ def add_to_server(servicer: OptimizerServicer, server: grpc.aio.Server) -> None:
     # Of two handlers for a method the first that was added is asked.
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, {"Train": train}),))
     service_pb2_grpc.add_OptimizerServiceServicer_to_server(servicer, server)
+
+
+def _summary(run: Run | DamagedRun) -> service_pb2.RunSummary:
+    if isinstance(run, DamagedRun):
+        return service_pb2.RunSummary(name=run.name, damage=run.why)
+    return service_pb2.RunSummary(
+        name=run.spec.name,
+        step=run.step,
+        elements=run.spec.layout.elements,
+        dtype=dtype_of(run.spec.dtype),
+        attached_worker_id=run.holder.worker_id if run.holder else "",
+        durability=durability_of(run.spec),
+    )
 
 
 async def _open(context: Any) -> None:

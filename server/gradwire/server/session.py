@@ -10,12 +10,13 @@ from typing import Any
 
 import numpy as np
 
+from gradwire.server import durable
 from gradwire.server.block import BlockHeader, GradientSlice, Receipt, Reply
 from gradwire.server.coverage import Coverage
 from gradwire.server.early import EarlyUpdate, SpareState
 from gradwire.server.encodings import Decoder, Encoder
 from gradwire.server.exclusive import BULK_ELEMENTS, in_thread
-from gradwire.server.gradients import StagedGradients
+from gradwire.server.gradients import Gradients, StagedGradients
 from gradwire.server.intake import GradientArray, Intake
 from gradwire.server.plan import check_header, check_steps, plan_block
 from gradwire.server.run import Run
@@ -70,7 +71,7 @@ class Session:
     ) -> Session:
         """Takes the run for a worker, after any commit that is under way. Raises RunBusy, RunNotFound."""
         check_id("worker_id", worker_id)
-        holder = await run.exclusive.run(lambda: run.attach(worker_id, takeover, on_end))
+        holder = await durable.attach(run, worker_id, takeover, on_end)
         return cls(run, holder, **options)
 
     async def receive(self, part: GradientSlice) -> AsyncIterator[Reply]:
@@ -115,18 +116,17 @@ class Session:
             intake.coverage.require_complete(f"block {part.sequence}", block.ranges)
             block.received_bytes = intake.received_bytes
 
-            def commit() -> Receipt:
-                gradients = early or StagedGradients(
+            def gradients() -> Gradients:
+                return early or StagedGradients(
                     self.run.spec,
                     device,
                     block,
                     device.stage(values(), self.run.spec.dtype) if whole else staged,
                     place.start if whole else 0,
                 )
-                return self.run.commit(self.holder, block, gradients)
 
             work = 0 if early is not None else self.run.spec.layout.elements * intake.steps
-            receipt = await self.run.exclusive.run(commit, work=work)
+            receipt = await durable.commit(self.run, self.holder, block, gradients, work)
             self.answering = True
             self._intake = self._block = self._early = None
             block.drop()

@@ -26,6 +26,14 @@ class NonFinitePolicy(IntEnum):
     ALLOW = 3
 
 
+class Durability(IntEnum):
+    """How much of a run outlives the server process; see ``gradwire.v1.Durability``."""
+
+    MEMORY = 1
+    SNAPSHOT = 2
+    JOURNAL = 3
+
+
 @dataclass(frozen=True)
 class RunSpec:
     """What a run is from its creation on. ``name`` is the whole resource name. Raises InvalidHyperparameter."""
@@ -39,6 +47,8 @@ class RunSpec:
     """Largest size of an element of the gradient; comes before ``clip_norm``. None: any."""
     clip_norm: float | None = None
     """Largest L2 norm of a step's gradient. None: any."""
+    durability: Durability | None = None
+    """None: the server decides, at creation."""
 
     def __post_init__(self) -> None:
         for name in ("clip_value", "clip_norm"):
@@ -65,9 +75,11 @@ class RunSpec:
         """Whether elements can be computed before all of a block has arrived.
 
         Not under SKIP, which can leave out a step only once it has seen all of it, and not with clipping: a norm is
-        that of the whole gradient, and the staged gradient is clipped in place, at commit.
+        that of the whole gradient, and the staged gradient is clipped in place, at commit. Not where blocks are
+        journaled either: all of the gradient is kept for that until the block is on disk.
         """
-        return self.non_finite_policy is not NonFinitePolicy.SKIP and not self.clips
+        kept = self.durability is Durability.JOURNAL
+        return self.non_finite_policy is not NonFinitePolicy.SKIP and not self.clips and not kept
 
     @property
     def sums_last_row_only(self) -> bool:

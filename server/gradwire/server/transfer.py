@@ -9,9 +9,10 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from gradwire.server.devices.base import DeviceArray
+from gradwire.server import durable
+from gradwire.server.devices.base import DeviceArray, State
 from gradwire.server.optimizers.base import Floats
-from gradwire.server.run import Run
+from gradwire.server.run import Run, Values
 from gradwire.server.upload import Upload
 from gradwire.wire.encoding import SLICE_BYTES
 from gradwire.wire.errors import ProtocolViolation
@@ -77,14 +78,12 @@ async def put_parameters(run: Run, upload: Upload, *, partial: bool = False) -> 
     if not partial:
         upload.require_complete()
 
-    def swap() -> tuple[int, int]:
+    def make() -> Values:
         if partial:
-            run.require_alive()
             upload.fill([run.state.params])
-        run.replace_parameters(upload.vectors[0])
-        return run.step, run.epoch
+        return Values(State(upload.vectors[0], run.state.slots), run.step, run.tensor_steps)
 
-    return await run.exclusive.run(swap, work=run.spec.layout.elements if partial else 0)
+    return await durable.put(run, "the parameters", make, work=run.spec.layout.elements if partial else 0)
 
 
 def check_state(run: Run, slots: Sequence[str], step: int, tensor_steps: Sequence[int]) -> npt.NDArray[np.int64]:
@@ -121,11 +120,11 @@ async def put_state(
     """Swaps the staged state in; returns (step, epoch). Raises IncompleteValues."""
     upload.require_complete()
 
-    def swap() -> tuple[int, int]:
-        run.replace_state(dict(zip(slots, upload.vectors, strict=True)), step, tensor_steps)
-        return run.step, run.epoch
+    def make() -> Values:
+        new = dict(zip(slots, upload.vectors, strict=True))
+        return Values(State(run.state.params, new), step, tensor_steps)
 
-    return await run.exclusive.run(swap)
+    return await durable.put(run, "the optimizer state", make)
 
 
 @contextmanager

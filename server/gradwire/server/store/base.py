@@ -103,11 +103,12 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class SnapshotInfo:
-    """A snapshot as it is listed. ``id`` rises; the newest has the highest."""
+    """A snapshot as it is listed. No two of a store have the same ``id``."""
 
     id: int
     step: int
     number: int
+    """Its place in the run's history: the newest snapshot has the highest, and of those the highest id."""
     created: float
     """Seconds since 1970."""
     size_bytes: int
@@ -186,8 +187,8 @@ class Store(ABC):
 
     @abstractmethod
     def record(self, uid: str, written: Written, *, barrier: bool = False, label: str = "") -> Future[SnapshotInfo]:
-        """Makes a written snapshot the run's newest, and drops what is not needed any more: older snapshots beyond
-        those that are kept, and the journal before the second newest.
+        """Makes a written snapshot one of the run's, mostly the newest, and drops what is not needed any more: older
+        snapshots beyond those that are kept, and the journal before the second newest.
 
         Args:
             barrier: its values do not follow from the journal (somebody wrote them): nothing journaled after it may

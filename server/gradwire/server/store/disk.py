@@ -52,6 +52,11 @@ class _Kept:
     chain: bytes
 
 
+def _age(kept: _Kept) -> tuple[int, int]:
+    """Sorts snapshots, the oldest first. One that was copied before a barrier may be recorded after it."""
+    return kept.info.number, kept.info.id
+
+
 @dataclass(frozen=True)
 class _Head:
     """The newest thing that is known of a run."""
@@ -119,6 +124,8 @@ class DiskStore(Store):
         for number, file, chain, info in journal.read_snapshots(database):
             if number in uids:
                 self._kept[uids[number]].append(_Kept(info, file, chain))
+        for files in self._kept.values():
+            files.sort(key=_age)
         self._acknowledged = {uid: self._marks.read(number, uid) for number, uid in uids.items()}
         self._commits: int = database.execute("SELECT count FROM commits").fetchone()[0]
         self._find_losses(uids)
@@ -293,7 +300,7 @@ class DiskStore(Store):
                 before = self._heads[uid].position
                 position = Position(before.number + 1, barrier_link(before.chain, written.sha256))
             kept = self._insert_snapshot(transaction, number, written, position, label)
-            files = [*transaction.changes.get(("kept", uid), self._kept[uid]), kept]
+            files = sorted([*transaction.changes.get(("kept", uid), self._kept[uid]), kept], key=_age)
             surplus = [old for old in files if not old.info.label][: -self._keep]
             for old in surplus:
                 journal.delete_snapshot(transaction.database, old.info.id)
@@ -327,7 +334,8 @@ class DiskStore(Store):
         return Snapshot(kept.info.step, position, metadata["fingerprint"], metadata["gradwire"], vectors)
 
     def cut(self, uid: str, snapshot_id: int, position: Position, step: int) -> None:
-        newer = [kept for kept in self._kept[uid] if kept.info.id > snapshot_id]
+        ids = [kept.info.id for kept in self._kept[uid]]
+        newer = self._kept[uid][ids.index(snapshot_id) + 1 :]
 
         def work(transaction: Transaction) -> None:
             number = self._number(transaction, uid)

@@ -124,7 +124,9 @@ def delete_run(database: sqlite3.Connection, run_id: int) -> None:
 def read_runs(database: sqlite3.Connection) -> Iterator[tuple[int, StoredRun, bool]]:
     """(number, run, whether it is what was written). Raises sqlite3.Error."""
     for number, *row, check in database.execute("SELECT id, uid, name, spec, request_id, epoch, digest FROM runs"):
-        yield number, StoredRun(*row), check == digest(*row)
+        good = check == digest(*row)
+        uid, name, spec, request_id, epoch = row
+        yield number, StoredRun(str(uid), str(name), str(spec), str(request_id), epoch if good else 0), good
 
 
 # --- snapshots -------------------------------------------------------------------------------------------------------

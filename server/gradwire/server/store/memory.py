@@ -150,7 +150,8 @@ class MemoryStore(Store):
         with self._lock:
             kept = self._runs[uid]
             kept.position = position
-            kept.snapshots = [pair for pair in kept.snapshots if pair[0].id <= snapshot_id]
+            ids = [info.id for info, _ in kept.snapshots]
+            del kept.snapshots[ids.index(snapshot_id) + 1 :]
             kept.entries = [pair for pair in kept.entries if pair[0].number <= position.number]
 
     def close(self) -> None:
@@ -174,6 +175,7 @@ class MemoryStore(Store):
         )
         self._next_id += 1
         kept.snapshots.append((info, snapshot))
+        kept.snapshots.sort(key=lambda pair: (pair[0].number, pair[0].id))
         return info
 
     def _done(self, work: Callable[[], T]) -> Future[T]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Generic, TypeVar
 
 from gradwire.server.store.base import Entry, JournalBroken, Position, Snapshot, SnapshotDamaged, Store
+from gradwire.wire.errors import GradwireError
 
 T = TypeVar("T")
 
@@ -71,8 +72,13 @@ def recover(
             replayed += 1
     except JournalBroken as error:
         notes.append(f"after step {step} {error}")
+    except GradwireError as error:
+        raise Unrecoverable(f"the journal cannot be read: {error}") from error
     loss = _loss(store, uid, position, step, notes, max(info.number for info in infos))
-    store.cut(uid, info.id, position, step)
+    try:
+        store.cut(uid, info.id, position, step)
+    except GradwireError as error:
+        raise Unrecoverable(f"the journal cannot be written to: {error}") from error
     return Recovered(run, step, replayed, tuple(notes), loss)
 
 

@@ -74,6 +74,7 @@ class Writer:
     def submit(self, work: Callable[[Transaction], T], size_bytes: int = 0) -> Future[T]:
         """``work(transaction)`` inside a transaction; the future is done when that is on disk."""
         future: Future[T] = Future()
+        future.set_running_or_notify_cancel()  # nobody cancels it: what was asked for is done
         if self.closed:
             future.set_exception(StorageFailed("the server's store has been closed; nothing was applied"))
         else:

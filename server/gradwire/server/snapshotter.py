@@ -1,0 +1,148 @@
+"""When snapshots are taken: on a clock, after so many steps or so much journal, when asked for, and at the end."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+from gradwire.server.durable import on_disk
+from gradwire.server.exclusive import BULK_ELEMENTS, to_the_end
+from gradwire.server.kept import Kept
+from gradwire.server.persist import copied, snapshot_of
+from gradwire.server.run import Run
+from gradwire.server.store.base import Snapshot, SnapshotInfo, Written
+from gradwire.wire.errors import GradwireError, MemoryLimitExceeded
+
+log = logging.getLogger(__name__)
+
+_LONGEST_TICK_SECONDS = 1.0
+
+
+@dataclass
+class Costs:
+    """What snapshots have cost so far; training stands still for the pauses, the rest goes on beside it."""
+
+    snapshots: int = 0
+    pause_seconds: float = 0.0
+    longest_pause_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    """Of the threads that write."""
+    bytes: int = 0
+
+
+class Snapshotter:
+    """Takes the snapshots of a server's runs, one at a time.
+
+    Args:
+        runs: all runs that there are now.
+        interval_seconds: how often a run that has changed is saved.
+    """
+
+    def __init__(self, runs: Callable[[], Iterable[Run]], interval_seconds: float) -> None:
+        self._runs = runs
+        self._interval_seconds = interval_seconds
+        self._writing = ThreadPoolExecutor(1, thread_name_prefix="gradwire-snapshots")
+        self._due = asyncio.Event()
+        self._busy = asyncio.Lock()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self.costs = Costs()
+
+    def wake(self) -> None:
+        """Some run is due before its time. May be called from any thread."""
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._due.set)
+
+    async def watch(self) -> None:
+        """Saves what is due, until it is cancelled."""
+        self._loop = asyncio.get_running_loop()
+        tick_seconds = min(_LONGEST_TICK_SECONDS, self._interval_seconds / 4)
+        while True:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._due.wait(), tick_seconds)
+            self._due.clear()
+            now = time.monotonic()
+            for run in list(self._runs()):
+                kept = run.kept
+                if kept is None or run.ended or run.version == kept.saved_version:
+                    continue
+                if kept.due(run.step) or now - kept.saved_at >= self._interval_seconds:
+                    try:
+                        await self.save(run)
+                    except GradwireError as error:
+                        log.error("%s could not be saved, and will be tried again: %s", run.spec.name, error)
+                        kept.saved_at = time.monotonic()
+
+    async def save(self, run: Run, label: str = "") -> SnapshotInfo:
+        """Takes a snapshot of a run now. Raises RunNotFound, StorageFull, StorageFailed."""
+        kept = run.kept
+        assert kept is not None
+        async with self._busy:
+            try:
+                size_bytes = run.spec.vector_bytes * (1 + len(run.spec.slots))
+                with run.budget.reserve(size_bytes, f"a copy of {run.spec.name}"):
+                    snapshot, version = await self._copy(run, kept)
+                    written = await self._write(run, kept, snapshot)
+            except MemoryLimitExceeded:
+                log.warning("no memory for a copy of %s: its steps wait while it is saved", run.spec.name)
+                return await self._save_in_place(run, kept, label)
+            info = await on_disk(kept.store.record(run.uid, written, label=label))
+            kept.saved(version, info.step)
+        return info
+
+    async def _copy(self, run: Run, kept: Kept) -> tuple[Snapshot, int]:
+        def copy() -> tuple[Snapshot, int, float]:
+            started = time.perf_counter()
+            run.require_alive()
+            snapshot = snapshot_of(run, kept.store.position(run.uid), kept.fingerprint, copied(run))
+            return snapshot, run.version, time.perf_counter() - started
+
+        snapshot, version, seconds = await run.exclusive.run(copy, work=max(run.spec.layout.elements, BULK_ELEMENTS))
+        self.costs.pause_seconds += seconds
+        self.costs.longest_pause_seconds = max(self.costs.longest_pause_seconds, seconds)
+        log.info("%s, step %d: copied in %.2f ms", run.spec.name, snapshot.step, seconds * 1000)
+        return snapshot, version
+
+    async def _write(self, run: Run, kept: Kept, snapshot: Snapshot) -> Written:
+        def write() -> Written:
+            started = time.thread_time()
+            written = kept.store.write(run.uid, snapshot)
+            self.costs.cpu_seconds += time.thread_time() - started
+            self.costs.snapshots += 1
+            self.costs.bytes += written.size_bytes
+            return written
+
+        return await to_the_end(asyncio.get_running_loop().run_in_executor(self._writing, write))
+
+    async def _save_in_place(self, run: Run, kept: Kept, label: str = "") -> SnapshotInfo:
+        async def save() -> SnapshotInfo:
+            run.require_alive()
+            snapshot = snapshot_of(run, kept.store.position(run.uid), kept.fingerprint)
+            written = await self._write(run, kept, snapshot)
+            info = await on_disk(kept.store.record(run.uid, written, label=label))
+            kept.saved(run.version, info.step)
+            return info
+
+        return await run.exclusive.run_through(save)
+
+    async def save_last(self) -> None:
+        """Saves all that has changed since its last snapshot, and lets nothing change any more. Never raises."""
+        for run in list(self._runs()):
+            kept = run.kept
+            if kept is None or run.ended:
+                continue
+            try:
+                async with self._busy:
+                    run.closing = True
+                    if run.version != kept.saved_version:
+                        await self._save_in_place(run, kept)
+            except GradwireError as error:
+                what = "its journal remains" if kept.journals else f"it is stored as of step {kept.saved_step}"
+                log.error("%s could not be saved: %s; %s", run.spec.name, error, what)
+
+    def close(self) -> None:
+        self._writing.shutdown()
