@@ -1,0 +1,175 @@
+"""While a change waits for the disk: who waits, who need not, and who may leave."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradwire.client import AMSGrad, Server, connect
+from gradwire.server import failpoints
+from gradwire.server.store.disk import DiskStore
+from gradwire.v1 import train_pb2
+from tests.durability.lasting import everything, gradient
+from tests.faults.bare import BareStream, Stub, create, fresh_name, read_parameters, spec_of
+from tests.faults.conftest import check_nothing_is_left, connect_bare  # noqa: F401
+from tests.faults.gated import BULK, GatedDevice
+from tests.faults.hosted import HostedServer, InBackground, eventually
+
+SIZE = 100
+
+
+@pytest.fixture
+def device() -> GatedDevice:
+    return GatedDevice()
+
+
+@pytest.fixture
+def hosted(tmp_path: Path, device: GatedDevice) -> Iterator[HostedServer]:
+    with HostedServer(device, data_dir=str(tmp_path / "data")) as server:
+        yield server
+        failpoints.disarm()
+        check_nothing_is_left(server)
+
+
+@pytest.fixture
+def stub(hosted: HostedServer, connect_bare: Callable[[str], Stub]) -> Stub:  # noqa: F811
+    return connect_bare(hosted.target)
+
+
+@pytest.fixture
+def server(hosted: HostedServer) -> Iterator[Server]:
+    with connect(hosted.target) as connection:
+        yield connection
+
+
+def store_of(hosted: HostedServer) -> DiskStore:
+    assert hosted.registry.keeper is not None
+    store = hosted.registry.keeper.store
+    assert isinstance(store, DiskStore)
+    return store
+
+
+def test_a_block_is_answered_only_when_it_is_on_disk(hosted: HostedServer, stub: Stub) -> None:
+    name = fresh_name("late")
+    create(stub, spec_of(name, SIZE), gradient(0, SIZE))
+    stream = BareStream(stub, name)
+    failpoints.arm("journal.before-commit", "sleep:0.5", at_hit=1)
+    stream.send_block(1, gradient(1, SIZE))
+    before = store_of(hosted).transactions
+    answer = stream.answer()[1]
+    assert store_of(hosted).transactions == before + 1
+    assert answer.step == 1
+    stream.finish()
+
+
+@pytest.mark.parametrize("size", [SIZE, BULK], ids=["on the event loop", "in a thread"])
+@pytest.mark.parametrize("point", ["journal.before-commit", "journal.after-commit"])
+def test_a_block_whose_caller_has_left_is_applied_all_the_same(
+    hosted: HostedServer, stub: Stub, size: int, point: str
+) -> None:
+    """The row may be on disk already; what is there must be in memory too, or the next block would follow another."""
+    name = fresh_name("left")
+    create(stub, spec_of(name, size), gradient(0, size))
+    stream = BareStream(stub, name)
+    run = hosted.run_of(name)
+    failpoints.arm(point, "sleep:0.5", at_hit=1)
+    stream.send_block(1, gradient(1, size))
+    eventually(lambda: hosted.call(run.exclusive._lock.locked), "the block is being committed")
+    stream.cancel()
+    hosted.wait_cancelled()
+    eventually(lambda: hosted.call(lambda: run.step) == 1, "the block is applied")
+    again = BareStream(stub, name)
+    assert (again.attached.step, again.attached.last_sequence) == (1, 1)
+    again.send_message(train_pb2.Gradients(sequence=1, last=True))
+    assert again.answer()[1].repeated
+    assert again.step(2, gradient(2, size)).step == 2
+    again.finish()
+
+
+def test_an_attachment_whose_caller_has_left_while_it_waited_holds_nothing(hosted: HostedServer, stub: Stub) -> None:
+    name = fresh_name("left")
+    create(stub, spec_of(name, SIZE), gradient(0, SIZE))
+    run = hosted.run_of(name)
+    failpoints.arm("journal.before-commit", "sleep:0.5", at_hit=1)
+    call = stub.Train(iter([train_pb2.TrainRequest(attach=train_pb2.Attach(run=run.spec.name, worker_id="one"))]))
+    eventually(lambda: hosted.call(run.exclusive._lock.locked), "it waits for the disk")
+    call.cancel()
+    hosted.wait_cancelled()
+    eventually(lambda: not hosted.call(run.exclusive._lock.locked), "it has left")
+    assert hosted.call(lambda: run.holder) is None
+    other = BareStream(stub, name, "two")
+    assert other.attached.epoch == 1
+    other.finish()
+
+
+def test_readers_see_nothing_of_a_block_that_is_not_on_disk(hosted: HostedServer, stub: Stub) -> None:
+    name = fresh_name("unseen")
+    values = gradient(0, SIZE)
+    create(stub, spec_of(name, SIZE), values)
+    stream = BareStream(stub, name)
+    run = hosted.run_of(name)
+    failpoints.arm("journal.before-commit", "raise")
+    stream.send_block(1, gradient(1, SIZE))
+    assert "could not write to its disk" in stream.refusal().message
+    failpoints.disarm()
+    assert np.array_equal(read_parameters(stub, name), values)
+    assert hosted.call(lambda: (run.step, run.version)) == (0, 0)
+
+
+def test_the_runs_of_a_server_share_a_flush(hosted: HostedServer, server: Server) -> None:
+    """Sixteen wait together for one, although the server has eight threads."""
+    runs = [server.create_run(fresh_name("r"), {"w": gradient(i, SIZE)}, AMSGrad()) for i in range(16)]
+    before = store_of(hosted).transactions
+    failpoints.arm("journal.before-commit", "sleep:0.3", at_hit=1)
+    barrier = threading.Barrier(len(runs))
+
+    def step(index: int) -> int:
+        barrier.wait()
+        return runs[index].step({"w": gradient(index, SIZE)}).step
+
+    workers = [InBackground(lambda index=index: step(index)) for index in range(len(runs))]  # type: ignore[misc]
+    assert {worker.result() for worker in workers} == {1}
+    assert store_of(hosted).transactions - before <= 8
+
+
+def test_a_snapshot_does_not_hold_up_steps(hosted: HostedServer, server: Server) -> None:
+    run = server.create_run(fresh_name("s"), {"w": gradient(0, SIZE)}, AMSGrad(lr=0.1), durability="SNAPSHOT")
+    run.step({"w": gradient(1, SIZE)})
+    own = hosted.run_of(run.name)
+    assert hosted.registry.keeper is not None
+    snapshotter = hosted.registry.keeper.snapshotter
+    failpoints.arm("snapshot.before-fsync", "sleep:1", at_hit=1)
+    with InBackground(lambda: hosted._run(snapshotter.save(own))) as saving:
+        eventually(lambda: snapshotter.costs.pause_seconds > 0, "the state has been copied")
+        for step in range(2, 6):
+            run.step({"w": gradient(step, SIZE)})
+        assert not saving.done()
+        assert saving.result().step == 1
+    assert everything(run)["step"] == 5
+
+
+def test_without_memory_for_a_copy_a_run_is_saved_in_place(hosted: HostedServer, server: Server) -> None:
+    run = server.create_run(fresh_name("s"), {"w": gradient(0, SIZE)}, AMSGrad(lr=0.1), durability="SNAPSHOT")
+    run.step({"w": gradient(1, SIZE)})
+    own = hosted.run_of(run.name)
+    assert hosted.registry.keeper is not None
+    budget = hosted.registry.budget
+    with budget.reserve(budget.free_bytes, "everything"):
+        assert hosted._run(hosted.registry.keeper.snapshotter.save(own)).step == 1
+
+
+def test_snapshots_come_after_so_many_steps_and_after_so_long(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"data_dir": str(tmp_path), "snapshot_steps": 5, "snapshot_interval_seconds": 0.5}
+    with HostedServer(**settings) as hosted, connect(hosted.target) as server:
+        store = store_of(hosted)
+        run = server.create_run("s", {"w": gradient(0, SIZE)}, AMSGrad(lr=0.1))
+        uid = hosted.run_of("s").uid
+        run.step_many({"w": gradient(1, 5, SIZE)})
+        eventually(lambda: store.snapshots(uid)[0].step == 5, "five steps are saved")
+        run.step({"w": gradient(2, SIZE)})
+        eventually(lambda: store.snapshots(uid)[0].step == 6, "half a second later one more is")
