@@ -36,7 +36,7 @@ def test_an_unchanged_copy_passes(tmp_path: Path) -> None:
         ("run", "string server_instance = 8;", "string instance = 8;"),
         ("train", "uint64 last_sequence = 2;", "string last_sequence = 2;"),
         ("train", "bool repeated = 6;", "reserved 6;"),
-        ("service", "string request_id = 2;", "string request_id = 7;"),
+        ("service", "string page_token = 2;", "string page_token = 7;"),
         ("service", "rpc GetRun(GetRunRequest)", "rpc ReadRun(GetRunRequest)"),
     ],
     ids=["renumbered", "other type", "enum value", "renamed (JSON)", "train", "deleted", "service", "method"],

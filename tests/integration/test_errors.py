@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import grpc
@@ -13,6 +15,8 @@ import pytest
 
 from gradwire.client import AMSGrad, ParamGroup, RetryPolicy, Run, Server, connect
 from gradwire.client import flat as flats
+from gradwire.server import failpoints
+from gradwire.server.keeper import DamagedRun
 from gradwire.server.spec import TENSOR_BYTES
 from gradwire.v1 import run_pb2, service_pb2, train_pb2
 from gradwire.wire.errors import DOMAIN, MAX_METADATA_BYTES, TABLE, GradwireError, from_status
@@ -132,6 +136,44 @@ def internal(world: World) -> None:
     world.bare.get("x")
 
 
+def starting(world: World) -> None:
+    world.patch.setattr(world.hosted.registry, "_ready", False)
+    world.bare.get("x")
+
+
+@contextmanager
+def failing_disk(action: str) -> Iterator[str]:
+    """The address of a server that keeps runs, and whose disk fails."""
+    with TemporaryDirectory() as directory, HostedServer(data_dir=directory) as hosted:
+        failpoints.arm("journal.before-commit", action)
+        try:
+            yield hosted.target
+        finally:
+            failpoints.disarm()
+
+
+def storage(action: str) -> Callable[[World], None]:
+    def provoke(world: World) -> None:
+        with failing_disk(action) as target, BareClient(target) as bare:
+            bare.create("x", [group(w=[2])], [0.0, 0.0])
+
+    return provoke
+
+
+def no_snapshot(world: World) -> None:
+    world.bare.create("x", [group(w=[2])], [0.0, 0.0])
+    world.bare.call("RollBack", service_pb2.RollBackRequest(name="runs/x", snapshot_id=9))
+
+
+def damage(world: World) -> None:
+    world.hosted.registry._damaged["runs/x"] = DamagedRun("runs/x", "", "it was in a test")
+
+
+def damaged(world: World) -> None:
+    damage(world)
+    world.bare.get("x")
+
+
 ON_THE_WIRE: dict[str, tuple[grpc.StatusCode, str, Callable[[World], object]]] = {
     # reason: (status code, ErrorInfo.metadata["applied"], how to provoke it)
     "RUN_NOT_FOUND": (grpc.StatusCode.NOT_FOUND, "false", lambda world: world.bare.get("nothing")),
@@ -166,6 +208,11 @@ ON_THE_WIRE: dict[str, tuple[grpc.StatusCode, str, Callable[[World], object]]] =
     "RESULT_TOO_LARGE": (grpc.StatusCode.RESOURCE_EXHAUSTED, "false", trajectory_too_large),
     "STALLED": (grpc.StatusCode.DEADLINE_EXCEEDED, "unknown", stalled),
     "DRAINING": (grpc.StatusCode.UNAVAILABLE, "false", draining),
+    "STARTING": (grpc.StatusCode.UNAVAILABLE, "false", starting),
+    "STORAGE_FULL": (grpc.StatusCode.RESOURCE_EXHAUSTED, "false", storage("full")),
+    "STORAGE_FAILED": (grpc.StatusCode.UNAVAILABLE, "false", storage("raise")),
+    "RUN_DAMAGED": (grpc.StatusCode.DATA_LOSS, "false", damaged),
+    "SNAPSHOT_NOT_FOUND": (grpc.StatusCode.NOT_FOUND, "false", no_snapshot),
     "INTERNAL": (grpc.StatusCode.INTERNAL, "unknown", internal),
 }
 
@@ -231,6 +278,24 @@ def zeros(*shape: int, dtype: Any = np.float32) -> dict[str, np.ndarray[Any, Any
     return {"w": np.zeros(shape, dtype)}
 
 
+def client_starting(world: World) -> None:
+    world.patch.setattr(world.hosted.registry, "_ready", False)
+    world.server.attach("x", retry=ONCE)
+
+
+def client_storage(action: str) -> Callable[[World], None]:
+    def provoke(world: World) -> None:
+        with failing_disk(action) as target, connect(target) as server:
+            server.create_run("x", {"w": np.zeros(2, np.float32)}, AMSGrad())
+
+    return provoke
+
+
+def client_damaged(world: World) -> None:
+    damage(world)
+    world.server.attach("x")
+
+
 BY_THE_CLIENT: dict[str, Callable[[World], object]] = {
     "RUN_NOT_FOUND": lambda world: world.server.attach("nothing"),
     "RUN_ALREADY_EXISTS": lambda world: (world.run(), world.run()),
@@ -244,6 +309,11 @@ BY_THE_CLIENT: dict[str, Callable[[World], object]] = {
     "RESULT_TOO_LARGE": lambda world: world.run().step_many(zeros(20, 2), returns="trajectory"),
     "STALLED": client_stalled,
     "DRAINING": client_draining,
+    "STARTING": client_starting,
+    "STORAGE_FULL": client_storage("full"),
+    "STORAGE_FAILED": client_storage("raise"),
+    "RUN_DAMAGED": client_damaged,
+    "SNAPSHOT_NOT_FOUND": lambda world: world.run().roll_back(9),
     "INTERNAL": client_internal,
 }
 OUT_OF_THE_CLIENTS_REACH = {"INVALID_SPEC", "INVALID_SLICE", "INCOMPLETE_VALUES", "SEQUENCE_MISMATCH"}

@@ -38,6 +38,7 @@ def spec(name: str) -> RunSpec:
 async def create(registry: Registry, name: str, request_id: str = "r", replace: bool = False, values: int = 2) -> Run:
     creation = registry.begin_creation(spec(name), request_id, replace, FLOAT32)
     try:
+        assert creation.upload is not None
         creation.upload.add(0, 0, bytes(4 * values))
         return await registry.finish_creation(creation)
     finally:

@@ -12,6 +12,7 @@ from gradwire.client.optimizers import Adam, AMSGrad, ParamGroup, TorchAdam, Tor
 from gradwire.client.options import Receipt, RunOptions
 from gradwire.client.retry import RetryPolicy
 from gradwire.client.run import Run
+from gradwire.client.snapshots import SnapshotInfo
 from gradwire.wire.errors import (
     Draining,
     Fenced,
@@ -69,6 +70,7 @@ __all__ = [
     "RunSummary",
     "SequenceMismatch",
     "Server",
+    "SnapshotInfo",
     "SnapshotNotFound",
     "Stalled",
     "Starting",

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -21,12 +22,13 @@ from gradwire.client.optimizers import Adam, ParamGroup, number
 from gradwire.client.options import RunOptions
 from gradwire.client.retry import RetryPolicy, retrying
 from gradwire.client.run import Run
+from gradwire.client.snapshots import durability_of, import_requests, resource
 from gradwire.client.stream import train_method
 from gradwire.client.values import pack_state
 from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc
 from gradwire.wire.encoding import dtype_of
 from gradwire.wire.errors import RunAlreadyExists, RunNotFound
-from gradwire.wire.layout import Layout, parse_run_name
+from gradwire.wire.layout import Layout
 from gradwire.wire.service import MESSAGE_OPTIONS, SERVICE_NAME, local_options
 
 DEFAULT_TARGET = "localhost:50051"
@@ -52,11 +54,6 @@ _NON_FINITE = {
     "reject": run_pb2.NON_FINITE_POLICY_REJECT,
     "skip": run_pb2.NON_FINITE_POLICY_SKIP,
     "allow": run_pb2.NON_FINITE_POLICY_ALLOW,
-}
-_DURABILITIES = {
-    "JOURNAL": run_pb2.DURABILITY_JOURNAL,
-    "SNAPSHOT": run_pb2.DURABILITY_SNAPSHOT,
-    "MEMORY": run_pb2.DURABILITY_MEMORY,
 }
 
 
@@ -176,8 +173,6 @@ class Server:
             raise ValueError(f"on_existing is {on_existing!r}; expected 'error', 'resume' or 'replace'")
         if non_finite not in _NON_FINITE:
             raise ValueError(f"non_finite is {non_finite!r}; expected one of {', '.join(map(repr, _NON_FINITE))}")
-        if durability is not None and durability not in _DURABILITIES:
-            raise ValueError(f"durability is {durability!r}; expected one of {', '.join(map(repr, _DURABILITIES))}")
         run_options = RunOptions(retry=retry or RetryPolicy(), **options)
         if not isinstance(optimizer, Adam):
             raise TypeError(f"optimizer is {optimizer!r}; expected a preset such as AMSGrad(lr=1e-2)")
@@ -185,9 +180,8 @@ class Server:
         arrays = [{key: flats.as_array(key, value) for key, value in group.params.items()} for group in groups]
         layout = Layout([[(key, array.shape) for key, array in group.items()] for group in arrays])
         numbers = _run_dtype(dtype, groups)
-        spec = run_pb2.RunSpec(name=_resource(name), dtype=dtype_of(numbers), non_finite_policy=_NON_FINITE[non_finite])
-        if durability is not None:
-            spec.durability = _DURABILITIES[durability]
+        spec = run_pb2.RunSpec(name=resource(name), dtype=dtype_of(numbers), non_finite_policy=_NON_FINITE[non_finite])
+        spec.durability = durability_of(durability)
         if clip_norm is not None:
             spec.clip_norm = number("clip_norm", clip_norm)
         if clip_value is not None:
@@ -229,6 +223,46 @@ class Server:
         run_options = RunOptions(retry=retry or RetryPolicy(), **options)
         return Run(self._stub, self._train, self.target, self._get(name, run_options.retry), run_options, self._runs)
 
+    def import_run(
+        self,
+        name: str,
+        path: str | Path,
+        *,
+        weights_only: Adam | None = None,
+        durability: str | None = None,
+        on_existing: str = "error",
+        retry: RetryPolicy | None = None,
+        **options: Any,
+    ) -> Run:
+        """Creates a run from a safetensors file and attaches to it.
+
+        Args:
+            path: what `Run.export` has written; with ``weights_only``, any file of float32 or float64 tensors.
+            weights_only: take the tensors alone, as one group with this optimizer, at step 0.
+            durability: as in `create_run`.
+            on_existing: ``"error"`` or ``"replace"``.
+            retry: see `RetryPolicy`.
+            options: see `RunOptions`.
+
+        Raises InvalidSpec for a file that is none of a run, OSError where it cannot be read.
+        """
+        if on_existing not in ("error", "replace"):
+            raise ValueError(f"on_existing is {on_existing!r}; expected 'error' or 'replace'")
+        run_options = RunOptions(retry=retry or RetryPolicy(), **options)
+        header = service_pb2.ImportRunHeader(
+            name=resource(name),
+            request_id=uuid.uuid4().hex,
+            replace=on_existing == "replace",
+            weights_only=weights_only is not None,
+            durability=durability_of(durability),
+        )
+        if weights_only is not None:
+            header.groups.add(adam=weights_only.to_message())
+        file = Path(path)
+        file.open("rb").close()  # an error of the caller's, and not of a thread of gRPC's
+        response = retrying(lambda: self._stub.ImportRun(import_requests(header, file)), run_options.retry, self.target)
+        return Run(self._stub, self._train, self.target, response.run, run_options, self._runs)
+
     def list_runs(self) -> list[RunSummary]:
         """All runs of the server, ordered by name."""
         summaries: list[RunSummary] = []
@@ -249,7 +283,7 @@ class Server:
 
     def delete_run(self, name: str) -> int:
         """Deletes a run and returns the step it had reached. Raises RunNotFound."""
-        request = service_pb2.DeleteRunRequest(name=_resource(name))
+        request = service_pb2.DeleteRunRequest(name=resource(name))
         # Not tried again: after a lost answer the second attempt would find nothing.
         return retrying(lambda: self._stub.DeleteRun(request), RetryPolicy(deadline_seconds=0), self.target).step
 
@@ -270,7 +304,7 @@ class Server:
         self.close()
 
     def _get(self, name: str, policy: RetryPolicy) -> run_pb2.Run:
-        request = service_pb2.GetRunRequest(name=_resource(name))
+        request = service_pb2.GetRunRequest(name=resource(name))
         return retrying(lambda: self._stub.GetRun(request), policy, self.target).run
 
     def _resume(self, name: str, layout: Layout, dtype: np.dtype[Any], options: RunOptions) -> Run:
@@ -283,12 +317,6 @@ class Server:
                 f"run {name!r} exists with other tensors, groups or dtype; it cannot be resumed with these"
             )
         return Run(self._stub, self._train, self.target, message, options, self._runs)
-
-
-def _resource(name: str) -> str:
-    resource = f"runs/{name}"
-    parse_run_name(resource)
-    return resource
 
 
 def _checked_groups(params: Mapping[str, Any] | Sequence[ParamGroup]) -> list[ParamGroup]:

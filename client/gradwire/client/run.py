@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import uuid
 from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any
 
@@ -13,12 +14,15 @@ import numpy as np
 import numpy.typing as npt
 
 from gradwire.client import flat as flats
+from gradwire.client import snapshots
 from gradwire.client.ahead import Ahead, Source
 from gradwire.client.block import BlockData, block_messages, gradient_rows, override_messages
 from gradwire.client.encodings import DeltaParameters, encodings_of
 from gradwire.client.errors import RunRolledBack, WorkerConflict, translate
+from gradwire.client.optimizers import Adam
 from gradwire.client.options import Receipt, RunOptions, decode_receipt, encoding_of
 from gradwire.client.retry import Attempts, may_pass
+from gradwire.client.snapshots import SnapshotInfo
 from gradwire.client.stream import TrainMethod, TrainStream
 from gradwire.client.values import RemoteValues, pack_state
 from gradwire.v1 import run_pb2, service_pb2_grpc, train_pb2
@@ -422,6 +426,71 @@ class Run:
             if epoch != self._epoch + 1:
                 self.stale = True  # somebody else came in between
             self._epoch = epoch
+
+    # --- the run as a whole --------------------------------------------------------------------------------------
+
+    def save_snapshot(self, label: str = "") -> SnapshotInfo:
+        """Takes a snapshot on the server, which keeps it for as long as the run."""
+        return snapshots.save_snapshot(self._values, label)
+
+    def list_snapshots(self) -> list[SnapshotInfo]:
+        """The snapshots of the run, the newest first: those asked for, and the last ones of the server's own."""
+        return snapshots.list_snapshots(self._values)
+
+    def roll_back(self, snapshot: SnapshotInfo | int) -> int:
+        """Puts the run back to a snapshot: values, state, steps, hyperparameters; returns the step.
+
+        Whoever is attached is fenced. Block numbers do not go back. Raises SnapshotNotFound.
+        """
+        with self._lock:
+            self.close()
+            self.stale = True  # until they are read anew
+            step = snapshots.roll_back(self._values, snapshot)
+            self._refresh(self._attempts())
+            return step
+
+    def fork(
+        self,
+        name: str,
+        *,
+        optimizer: Adam | None = None,
+        lr: float | Sequence[float] | None = None,
+        overrides: Mapping[int, Mapping[str, Any]] | None = None,
+        snapshot: SnapshotInfo | int | None = None,
+        durability: str | None = None,
+        on_existing: str = "error",
+        **options: Any,
+    ) -> Run:
+        """A new run with the same tensors, values, state and step, attached to.
+
+        Args:
+            optimizer: for all groups in place of their own; it must keep the same state (amsgrad or not).
+            lr, overrides: numbers that change on top of that, as in `step`.
+            snapshot: begin from this one; None: from the run as it is now.
+            durability: as in `Server.create_run`; None: as this run.
+            on_existing: ``"error"`` or ``"replace"``.
+            options: see `RunOptions`.
+        """
+        if on_existing not in ("error", "replace"):
+            raise ValueError(f"on_existing is {on_existing!r}; expected 'error' or 'replace'")
+        run_options = RunOptions(**{"retry": self._options.retry, **options})
+        replaces = on_existing == "replace"
+        message = snapshots.fork_run(self._values, name, optimizer, lr, overrides, snapshot, durability, replaces)
+        return Run(self._values.stub, self._train, self._target, message, run_options, self._attached)
+
+    def export(
+        self, path: str | Path, *, snapshot: SnapshotInfo | int | None = None, weights_only: bool = False
+    ) -> int:
+        """Writes the run, or a snapshot of it, to a safetensors file, and returns its step.
+
+        ``safetensors.torch.load_file`` reads it as a state dict: each tensor under its name, and each slot as
+        ``optimizer.SLOT.NAME`` unless ``weights_only``. `Server.import_run` makes a run of it.
+        """
+        return snapshots.export_run(self._values, Path(path), snapshot, weights_only)
+
+    def digest(self) -> str:
+        """SHA-256 of all parameters, slots, tensor steps and the dtype: the same for runs of the same bits."""
+        return snapshots.digest_run(self._values)
 
     def _attempts(self) -> Attempts:
         return Attempts(self._options.retry, self._target)

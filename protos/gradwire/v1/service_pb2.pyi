@@ -620,3 +620,472 @@ class WriteStateResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "step", b"step"]) -> None: ...
 
 global___WriteStateResponse = WriteStateResponse
+
+@typing.final
+class Snapshot(google.protobuf.message.Message):
+    """A run as it was at one step."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    ID_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    CREATED_SECONDS_FIELD_NUMBER: builtins.int
+    SIZE_BYTES_FIELD_NUMBER: builtins.int
+    LABEL_FIELD_NUMBER: builtins.int
+    SHA256_FIELD_NUMBER: builtins.int
+    id: builtins.int
+    """Tells it from the other snapshots of the run."""
+    step: builtins.int
+    """Steps that had been applied."""
+    created_seconds: builtins.float
+    """When it was taken, in seconds since 1970, UTC."""
+    size_bytes: builtins.int
+    """Size of its file."""
+    label: builtins.str
+    """What SaveSnapshot was told to call it; empty: the server has taken it by itself and will drop it for newer ones."""
+    sha256: builtins.str
+    """SHA-256 of its file, in hexadecimal."""
+    def __init__(
+        self,
+        *,
+        id: builtins.int = ...,
+        step: builtins.int = ...,
+        created_seconds: builtins.float = ...,
+        size_bytes: builtins.int = ...,
+        label: builtins.str = ...,
+        sha256: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["created_seconds", b"created_seconds", "id", b"id", "label", b"label", "sha256", b"sha256", "size_bytes", b"size_bytes", "step", b"step"]) -> None: ...
+
+global___Snapshot = Snapshot
+
+@typing.final
+class SaveSnapshotRequest(google.protobuf.message.Message):
+    """Asks for a snapshot to be taken."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    RUN_UID_FIELD_NUMBER: builtins.int
+    LABEL_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Resource name `runs/NAME`."""
+    run_uid: builtins.str
+    """Run.uid of the run that is meant; empty: whatever has the name."""
+    label: builtins.str
+    """A word or two for people, at most 128 bytes. Empty: "saved"."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        run_uid: builtins.str = ...,
+        label: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["label", b"label", "name", b"name", "run_uid", b"run_uid"]) -> None: ...
+
+global___SaveSnapshotRequest = SaveSnapshotRequest
+
+@typing.final
+class SaveSnapshotResponse(google.protobuf.message.Message):
+    """Answer to SaveSnapshot."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SNAPSHOT_FIELD_NUMBER: builtins.int
+    @property
+    def snapshot(self) -> global___Snapshot:
+        """What has been taken."""
+
+    def __init__(
+        self,
+        *,
+        snapshot: global___Snapshot | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["snapshot", b"snapshot"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["snapshot", b"snapshot"]) -> None: ...
+
+global___SaveSnapshotResponse = SaveSnapshotResponse
+
+@typing.final
+class ListSnapshotsRequest(google.protobuf.message.Message):
+    """Asks for the snapshots of a run."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    RUN_UID_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Resource name `runs/NAME`."""
+    run_uid: builtins.str
+    """Run.uid of the run that is meant; empty: whatever has the name."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        run_uid: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "run_uid", b"run_uid"]) -> None: ...
+
+global___ListSnapshotsRequest = ListSnapshotsRequest
+
+@typing.final
+class ListSnapshotsResponse(google.protobuf.message.Message):
+    """Answer to ListSnapshots."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SNAPSHOTS_FIELD_NUMBER: builtins.int
+    @property
+    def snapshots(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Snapshot]:
+        """The newest first."""
+
+    def __init__(
+        self,
+        *,
+        snapshots: collections.abc.Iterable[global___Snapshot] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["snapshots", b"snapshots"]) -> None: ...
+
+global___ListSnapshotsResponse = ListSnapshotsResponse
+
+@typing.final
+class ForkRunRequest(google.protobuf.message.Message):
+    """Asks for a run to be made from another."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    RUN_UID_FIELD_NUMBER: builtins.int
+    SNAPSHOT_ID_FIELD_NUMBER: builtins.int
+    NEW_NAME_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    REPLACE_FIELD_NUMBER: builtins.int
+    GROUPS_FIELD_NUMBER: builtins.int
+    OVERRIDES_FIELD_NUMBER: builtins.int
+    DURABILITY_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Resource name `runs/NAME` of the run to begin from."""
+    run_uid: builtins.str
+    """Run.uid of the run that is meant; empty: whatever has the name."""
+    snapshot_id: builtins.int
+    """Snapshot.id to begin from; 0: the run as it is now."""
+    new_name: builtins.str
+    """Resource name of the new run."""
+    request_id: builtins.str
+    """As CreateRunHeader.request_id."""
+    replace: builtins.bool
+    """Put the new run in the place of one of the same name."""
+    durability: gradwire.v1.run_pb2.Durability.ValueType
+    """How the new run is kept. Not set: as the other one."""
+    @property
+    def groups(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[gradwire.v1.run_pb2.Group]:
+        """The optimizer of each group, in order; `tensors` stay empty. They must keep the same slots. Empty: those in force."""
+
+    @property
+    def overrides(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[gradwire.v1.run_pb2.Override]:
+        """Numbers that change, on top of that."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        run_uid: builtins.str = ...,
+        snapshot_id: builtins.int = ...,
+        new_name: builtins.str = ...,
+        request_id: builtins.str = ...,
+        replace: builtins.bool = ...,
+        groups: collections.abc.Iterable[gradwire.v1.run_pb2.Group] | None = ...,
+        overrides: collections.abc.Iterable[gradwire.v1.run_pb2.Override] | None = ...,
+        durability: gradwire.v1.run_pb2.Durability.ValueType = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["durability", b"durability", "groups", b"groups", "name", b"name", "new_name", b"new_name", "overrides", b"overrides", "replace", b"replace", "request_id", b"request_id", "run_uid", b"run_uid", "snapshot_id", b"snapshot_id"]) -> None: ...
+
+global___ForkRunRequest = ForkRunRequest
+
+@typing.final
+class ForkRunResponse(google.protobuf.message.Message):
+    """Answer to ForkRun."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: builtins.int
+    CREATED_FIELD_NUMBER: builtins.int
+    created: builtins.bool
+    """False: this request_id had created it before."""
+    @property
+    def run(self) -> gradwire.v1.run_pb2.Run:
+        """The new run."""
+
+    def __init__(
+        self,
+        *,
+        run: gradwire.v1.run_pb2.Run | None = ...,
+        created: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["run", b"run"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["created", b"created", "run", b"run"]) -> None: ...
+
+global___ForkRunResponse = ForkRunResponse
+
+@typing.final
+class RollBackRequest(google.protobuf.message.Message):
+    """Asks for a run to be put back."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    RUN_UID_FIELD_NUMBER: builtins.int
+    SNAPSHOT_ID_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Resource name `runs/NAME`."""
+    run_uid: builtins.str
+    """Run.uid of the run that is meant; empty: whatever has the name."""
+    snapshot_id: builtins.int
+    """Snapshot.id to go back to."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        run_uid: builtins.str = ...,
+        snapshot_id: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "run_uid", b"run_uid", "snapshot_id", b"snapshot_id"]) -> None: ...
+
+global___RollBackRequest = RollBackRequest
+
+@typing.final
+class RollBackResponse(google.protobuf.message.Message):
+    """Answer to RollBack."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
+    step: builtins.int
+    """Steps of the run now."""
+    epoch: builtins.int
+    """The new epoch."""
+    def __init__(
+        self,
+        *,
+        step: builtins.int = ...,
+        epoch: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "step", b"step"]) -> None: ...
+
+global___RollBackResponse = RollBackResponse
+
+@typing.final
+class ExportRunRequest(google.protobuf.message.Message):
+    """Asks for a run as a file."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    RUN_UID_FIELD_NUMBER: builtins.int
+    SNAPSHOT_ID_FIELD_NUMBER: builtins.int
+    WEIGHTS_ONLY_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Resource name `runs/NAME`."""
+    run_uid: builtins.str
+    """Run.uid of the run that is meant; empty: whatever has the name."""
+    snapshot_id: builtins.int
+    """Snapshot.id to export; 0: the run as it is now."""
+    weights_only: builtins.bool
+    """Leave out the optimizer state: nothing but the tensors under their names."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        run_uid: builtins.str = ...,
+        snapshot_id: builtins.int = ...,
+        weights_only: builtins.bool = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "run_uid", b"run_uid", "snapshot_id", b"snapshot_id", "weights_only", b"weights_only"]) -> None: ...
+
+global___ExportRunRequest = ExportRunRequest
+
+@typing.final
+class ExportRunResponse(google.protobuf.message.Message):
+    """A header, then the file."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    data: builtins.bytes
+    """The next bytes of the file."""
+    @property
+    def header(self) -> global___ExportRunHeader:
+        """Exactly once, first."""
+
+    def __init__(
+        self,
+        *,
+        header: global___ExportRunHeader | None = ...,
+        data: builtins.bytes = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["data", b"data", "header", b"header", "message", b"message"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "header", b"header", "message", b"message"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["header", "data"] | None: ...
+
+global___ExportRunResponse = ExportRunResponse
+
+@typing.final
+class ExportRunHeader(google.protobuf.message.Message):
+    """What is exported."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: builtins.int
+    SIZE_BYTES_FIELD_NUMBER: builtins.int
+    step: builtins.int
+    """Steps that had been applied."""
+    size_bytes: builtins.int
+    """Size of the file."""
+    def __init__(
+        self,
+        *,
+        step: builtins.int = ...,
+        size_bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["size_bytes", b"size_bytes", "step", b"step"]) -> None: ...
+
+global___ExportRunHeader = ExportRunHeader
+
+@typing.final
+class ImportRunHeader(google.protobuf.message.Message):
+    """First message of ImportRun."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    REQUEST_ID_FIELD_NUMBER: builtins.int
+    REPLACE_FIELD_NUMBER: builtins.int
+    WEIGHTS_ONLY_FIELD_NUMBER: builtins.int
+    GROUPS_FIELD_NUMBER: builtins.int
+    DURABILITY_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Resource name of the new run."""
+    request_id: builtins.str
+    """As CreateRunHeader.request_id."""
+    replace: builtins.bool
+    """Put the new run in the place of one of the same name."""
+    weights_only: builtins.bool
+    """Take the tensors alone, as initial values of one group. Needed for a file that ExportRun has not made whole."""
+    durability: gradwire.v1.run_pb2.Durability.ValueType
+    """How the new run is kept. Not set: the server decides, as at creation."""
+    @property
+    def groups(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[gradwire.v1.run_pb2.Group]:
+        """With weights_only, exactly one: the optimizer of the new run; `tensors` stay empty. Else empty: the file has them."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        request_id: builtins.str = ...,
+        replace: builtins.bool = ...,
+        weights_only: builtins.bool = ...,
+        groups: collections.abc.Iterable[gradwire.v1.run_pb2.Group] | None = ...,
+        durability: gradwire.v1.run_pb2.Durability.ValueType = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["durability", b"durability", "groups", b"groups", "name", b"name", "replace", b"replace", "request_id", b"request_id", "weights_only", b"weights_only"]) -> None: ...
+
+global___ImportRunHeader = ImportRunHeader
+
+@typing.final
+class ImportRunRequest(google.protobuf.message.Message):
+    """A header, then the file."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    HEADER_FIELD_NUMBER: builtins.int
+    DATA_FIELD_NUMBER: builtins.int
+    data: builtins.bytes
+    """The next bytes of the file."""
+    @property
+    def header(self) -> global___ImportRunHeader:
+        """Exactly once, first."""
+
+    def __init__(
+        self,
+        *,
+        header: global___ImportRunHeader | None = ...,
+        data: builtins.bytes = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["data", b"data", "header", b"header", "message", b"message"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "header", b"header", "message", b"message"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["header", "data"] | None: ...
+
+global___ImportRunRequest = ImportRunRequest
+
+@typing.final
+class ImportRunResponse(google.protobuf.message.Message):
+    """Answer to ImportRun."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUN_FIELD_NUMBER: builtins.int
+    CREATED_FIELD_NUMBER: builtins.int
+    created: builtins.bool
+    """False: this request_id had created it before."""
+    @property
+    def run(self) -> gradwire.v1.run_pb2.Run:
+        """The new run."""
+
+    def __init__(
+        self,
+        *,
+        run: gradwire.v1.run_pb2.Run | None = ...,
+        created: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["run", b"run"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["created", b"created", "run", b"run"]) -> None: ...
+
+global___ImportRunResponse = ImportRunResponse
+
+@typing.final
+class DigestRunRequest(google.protobuf.message.Message):
+    """Asks for the hash of a run."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    RUN_UID_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Resource name `runs/NAME`."""
+    run_uid: builtins.str
+    """Run.uid of the run that is meant; empty: whatever has the name."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        run_uid: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "run_uid", b"run_uid"]) -> None: ...
+
+global___DigestRunRequest = DigestRunRequest
+
+@typing.final
+class DigestRunResponse(google.protobuf.message.Message):
+    """Answer to DigestRun."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SHA256_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    sha256: builtins.str
+    """SHA-256, in hexadecimal, over: the parameters, then each slot in the order of Run.slots, elements in layout order,
+    little-endian; then each tensor's t in layout order, 8 bytes each, little-endian; then `float32` or `float64`, ASCII.
+    """
+    step: builtins.int
+    """Steps applied to the run; not part of the hash."""
+    def __init__(
+        self,
+        *,
+        sha256: builtins.str = ...,
+        step: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["sha256", b"sha256", "step", b"step"]) -> None: ...
+
+global___DigestRunResponse = DigestRunResponse

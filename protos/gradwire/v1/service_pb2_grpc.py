@@ -66,6 +66,41 @@ class OptimizerServiceStub(object):
                 request_serializer=gradwire_dot_v1_dot_service__pb2.WriteStateRequest.SerializeToString,
                 response_deserializer=gradwire_dot_v1_dot_service__pb2.WriteStateResponse.FromString,
                 )
+        self.SaveSnapshot = channel.unary_unary(
+                '/gradwire.v1.OptimizerService/SaveSnapshot',
+                request_serializer=gradwire_dot_v1_dot_service__pb2.SaveSnapshotRequest.SerializeToString,
+                response_deserializer=gradwire_dot_v1_dot_service__pb2.SaveSnapshotResponse.FromString,
+                )
+        self.ListSnapshots = channel.unary_unary(
+                '/gradwire.v1.OptimizerService/ListSnapshots',
+                request_serializer=gradwire_dot_v1_dot_service__pb2.ListSnapshotsRequest.SerializeToString,
+                response_deserializer=gradwire_dot_v1_dot_service__pb2.ListSnapshotsResponse.FromString,
+                )
+        self.ForkRun = channel.unary_unary(
+                '/gradwire.v1.OptimizerService/ForkRun',
+                request_serializer=gradwire_dot_v1_dot_service__pb2.ForkRunRequest.SerializeToString,
+                response_deserializer=gradwire_dot_v1_dot_service__pb2.ForkRunResponse.FromString,
+                )
+        self.RollBack = channel.unary_unary(
+                '/gradwire.v1.OptimizerService/RollBack',
+                request_serializer=gradwire_dot_v1_dot_service__pb2.RollBackRequest.SerializeToString,
+                response_deserializer=gradwire_dot_v1_dot_service__pb2.RollBackResponse.FromString,
+                )
+        self.ExportRun = channel.unary_stream(
+                '/gradwire.v1.OptimizerService/ExportRun',
+                request_serializer=gradwire_dot_v1_dot_service__pb2.ExportRunRequest.SerializeToString,
+                response_deserializer=gradwire_dot_v1_dot_service__pb2.ExportRunResponse.FromString,
+                )
+        self.ImportRun = channel.stream_unary(
+                '/gradwire.v1.OptimizerService/ImportRun',
+                request_serializer=gradwire_dot_v1_dot_service__pb2.ImportRunRequest.SerializeToString,
+                response_deserializer=gradwire_dot_v1_dot_service__pb2.ImportRunResponse.FromString,
+                )
+        self.DigestRun = channel.unary_unary(
+                '/gradwire.v1.OptimizerService/DigestRun',
+                request_serializer=gradwire_dot_v1_dot_service__pb2.DigestRunRequest.SerializeToString,
+                response_deserializer=gradwire_dot_v1_dot_service__pb2.DigestRunResponse.FromString,
+                )
 
 
 class OptimizerServiceServicer(object):
@@ -146,6 +181,59 @@ class OptimizerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def SaveSnapshot(self, request, context):
+        """Takes a snapshot of a run now. It is kept until the run is deleted, for as long as the run itself is kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSnapshots(self, request, context):
+        """The snapshots of a run, the newest first: those that SaveSnapshot has made, and the last ones of the server's own.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ForkRun(self, request, context):
+        """Creates a run from another one, or from a snapshot of it: the same tensors, values, state and step, with other
+        hyperparameters where they are given, and nobody attached.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RollBack(self, request, context):
+        """Puts a run back to one of its snapshots: values, state, steps and hyperparameters. The epoch rises: an attached stream
+        is fenced. Sequence numbers do not go back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportRun(self, request, context):
+        """A whole run as one safetensors file, in pieces. Each tensor is there under its name and with its shape, and each of
+        its slots as `optimizer.SLOT.NAME`; the metadata entry `gradwire` holds the rest, as JSON.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportRun(self, request_iterator, context):
+        """Creates a run from a safetensors file: one that ExportRun has made, or the weights alone of any other. The first message
+        carries the header, then comes the file, in pieces, in order.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DigestRun(self, request, context):
+        """A hash of all values of a run, to compare runs.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OptimizerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -193,6 +281,41 @@ def add_OptimizerServiceServicer_to_server(servicer, server):
                     servicer.WriteState,
                     request_deserializer=gradwire_dot_v1_dot_service__pb2.WriteStateRequest.FromString,
                     response_serializer=gradwire_dot_v1_dot_service__pb2.WriteStateResponse.SerializeToString,
+            ),
+            'SaveSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.SaveSnapshot,
+                    request_deserializer=gradwire_dot_v1_dot_service__pb2.SaveSnapshotRequest.FromString,
+                    response_serializer=gradwire_dot_v1_dot_service__pb2.SaveSnapshotResponse.SerializeToString,
+            ),
+            'ListSnapshots': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSnapshots,
+                    request_deserializer=gradwire_dot_v1_dot_service__pb2.ListSnapshotsRequest.FromString,
+                    response_serializer=gradwire_dot_v1_dot_service__pb2.ListSnapshotsResponse.SerializeToString,
+            ),
+            'ForkRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.ForkRun,
+                    request_deserializer=gradwire_dot_v1_dot_service__pb2.ForkRunRequest.FromString,
+                    response_serializer=gradwire_dot_v1_dot_service__pb2.ForkRunResponse.SerializeToString,
+            ),
+            'RollBack': grpc.unary_unary_rpc_method_handler(
+                    servicer.RollBack,
+                    request_deserializer=gradwire_dot_v1_dot_service__pb2.RollBackRequest.FromString,
+                    response_serializer=gradwire_dot_v1_dot_service__pb2.RollBackResponse.SerializeToString,
+            ),
+            'ExportRun': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportRun,
+                    request_deserializer=gradwire_dot_v1_dot_service__pb2.ExportRunRequest.FromString,
+                    response_serializer=gradwire_dot_v1_dot_service__pb2.ExportRunResponse.SerializeToString,
+            ),
+            'ImportRun': grpc.stream_unary_rpc_method_handler(
+                    servicer.ImportRun,
+                    request_deserializer=gradwire_dot_v1_dot_service__pb2.ImportRunRequest.FromString,
+                    response_serializer=gradwire_dot_v1_dot_service__pb2.ImportRunResponse.SerializeToString,
+            ),
+            'DigestRun': grpc.unary_unary_rpc_method_handler(
+                    servicer.DigestRun,
+                    request_deserializer=gradwire_dot_v1_dot_service__pb2.DigestRunRequest.FromString,
+                    response_serializer=gradwire_dot_v1_dot_service__pb2.DigestRunResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -360,5 +483,124 @@ class OptimizerService(object):
         return grpc.experimental.stream_unary(request_iterator, target, '/gradwire.v1.OptimizerService/WriteState',
             gradwire_dot_v1_dot_service__pb2.WriteStateRequest.SerializeToString,
             gradwire_dot_v1_dot_service__pb2.WriteStateResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def SaveSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/gradwire.v1.OptimizerService/SaveSnapshot',
+            gradwire_dot_v1_dot_service__pb2.SaveSnapshotRequest.SerializeToString,
+            gradwire_dot_v1_dot_service__pb2.SaveSnapshotResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ListSnapshots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/gradwire.v1.OptimizerService/ListSnapshots',
+            gradwire_dot_v1_dot_service__pb2.ListSnapshotsRequest.SerializeToString,
+            gradwire_dot_v1_dot_service__pb2.ListSnapshotsResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ForkRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/gradwire.v1.OptimizerService/ForkRun',
+            gradwire_dot_v1_dot_service__pb2.ForkRunRequest.SerializeToString,
+            gradwire_dot_v1_dot_service__pb2.ForkRunResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def RollBack(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/gradwire.v1.OptimizerService/RollBack',
+            gradwire_dot_v1_dot_service__pb2.RollBackRequest.SerializeToString,
+            gradwire_dot_v1_dot_service__pb2.RollBackResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ExportRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(request, target, '/gradwire.v1.OptimizerService/ExportRun',
+            gradwire_dot_v1_dot_service__pb2.ExportRunRequest.SerializeToString,
+            gradwire_dot_v1_dot_service__pb2.ExportRunResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ImportRun(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(request_iterator, target, '/gradwire.v1.OptimizerService/ImportRun',
+            gradwire_dot_v1_dot_service__pb2.ImportRunRequest.SerializeToString,
+            gradwire_dot_v1_dot_service__pb2.ImportRunResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def DigestRun(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/gradwire.v1.OptimizerService/DigestRun',
+            gradwire_dot_v1_dot_service__pb2.DigestRunRequest.SerializeToString,
+            gradwire_dot_v1_dot_service__pb2.DigestRunResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

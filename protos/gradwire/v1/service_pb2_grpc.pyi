@@ -91,6 +91,56 @@ class OptimizerServiceStub:
     ]
     """Replaces the whole optimizer state at once: the header, then slices that cover every slot. The epoch rises."""
 
+    SaveSnapshot: grpc.UnaryUnaryMultiCallable[
+        gradwire.v1.service_pb2.SaveSnapshotRequest,
+        gradwire.v1.service_pb2.SaveSnapshotResponse,
+    ]
+    """Takes a snapshot of a run now. It is kept until the run is deleted, for as long as the run itself is kept."""
+
+    ListSnapshots: grpc.UnaryUnaryMultiCallable[
+        gradwire.v1.service_pb2.ListSnapshotsRequest,
+        gradwire.v1.service_pb2.ListSnapshotsResponse,
+    ]
+    """The snapshots of a run, the newest first: those that SaveSnapshot has made, and the last ones of the server's own."""
+
+    ForkRun: grpc.UnaryUnaryMultiCallable[
+        gradwire.v1.service_pb2.ForkRunRequest,
+        gradwire.v1.service_pb2.ForkRunResponse,
+    ]
+    """Creates a run from another one, or from a snapshot of it: the same tensors, values, state and step, with other
+    hyperparameters where they are given, and nobody attached.
+    """
+
+    RollBack: grpc.UnaryUnaryMultiCallable[
+        gradwire.v1.service_pb2.RollBackRequest,
+        gradwire.v1.service_pb2.RollBackResponse,
+    ]
+    """Puts a run back to one of its snapshots: values, state, steps and hyperparameters. The epoch rises: an attached stream
+    is fenced. Sequence numbers do not go back.
+    """
+
+    ExportRun: grpc.UnaryStreamMultiCallable[
+        gradwire.v1.service_pb2.ExportRunRequest,
+        gradwire.v1.service_pb2.ExportRunResponse,
+    ]
+    """A whole run as one safetensors file, in pieces. Each tensor is there under its name and with its shape, and each of
+    its slots as `optimizer.SLOT.NAME`; the metadata entry `gradwire` holds the rest, as JSON.
+    """
+
+    ImportRun: grpc.StreamUnaryMultiCallable[
+        gradwire.v1.service_pb2.ImportRunRequest,
+        gradwire.v1.service_pb2.ImportRunResponse,
+    ]
+    """Creates a run from a safetensors file: one that ExportRun has made, or the weights alone of any other. The first message
+    carries the header, then comes the file, in pieces, in order.
+    """
+
+    DigestRun: grpc.UnaryUnaryMultiCallable[
+        gradwire.v1.service_pb2.DigestRunRequest,
+        gradwire.v1.service_pb2.DigestRunResponse,
+    ]
+    """A hash of all values of a run, to compare runs."""
+
 class OptimizerServiceAsyncStub:
     """Holds parameters and optimizer state; clients send gradients and get parameters back.
 
@@ -162,6 +212,56 @@ class OptimizerServiceAsyncStub:
         gradwire.v1.service_pb2.WriteStateResponse,
     ]
     """Replaces the whole optimizer state at once: the header, then slices that cover every slot. The epoch rises."""
+
+    SaveSnapshot: grpc.aio.UnaryUnaryMultiCallable[
+        gradwire.v1.service_pb2.SaveSnapshotRequest,
+        gradwire.v1.service_pb2.SaveSnapshotResponse,
+    ]
+    """Takes a snapshot of a run now. It is kept until the run is deleted, for as long as the run itself is kept."""
+
+    ListSnapshots: grpc.aio.UnaryUnaryMultiCallable[
+        gradwire.v1.service_pb2.ListSnapshotsRequest,
+        gradwire.v1.service_pb2.ListSnapshotsResponse,
+    ]
+    """The snapshots of a run, the newest first: those that SaveSnapshot has made, and the last ones of the server's own."""
+
+    ForkRun: grpc.aio.UnaryUnaryMultiCallable[
+        gradwire.v1.service_pb2.ForkRunRequest,
+        gradwire.v1.service_pb2.ForkRunResponse,
+    ]
+    """Creates a run from another one, or from a snapshot of it: the same tensors, values, state and step, with other
+    hyperparameters where they are given, and nobody attached.
+    """
+
+    RollBack: grpc.aio.UnaryUnaryMultiCallable[
+        gradwire.v1.service_pb2.RollBackRequest,
+        gradwire.v1.service_pb2.RollBackResponse,
+    ]
+    """Puts a run back to one of its snapshots: values, state, steps and hyperparameters. The epoch rises: an attached stream
+    is fenced. Sequence numbers do not go back.
+    """
+
+    ExportRun: grpc.aio.UnaryStreamMultiCallable[
+        gradwire.v1.service_pb2.ExportRunRequest,
+        gradwire.v1.service_pb2.ExportRunResponse,
+    ]
+    """A whole run as one safetensors file, in pieces. Each tensor is there under its name and with its shape, and each of
+    its slots as `optimizer.SLOT.NAME`; the metadata entry `gradwire` holds the rest, as JSON.
+    """
+
+    ImportRun: grpc.aio.StreamUnaryMultiCallable[
+        gradwire.v1.service_pb2.ImportRunRequest,
+        gradwire.v1.service_pb2.ImportRunResponse,
+    ]
+    """Creates a run from a safetensors file: one that ExportRun has made, or the weights alone of any other. The first message
+    carries the header, then comes the file, in pieces, in order.
+    """
+
+    DigestRun: grpc.aio.UnaryUnaryMultiCallable[
+        gradwire.v1.service_pb2.DigestRunRequest,
+        gradwire.v1.service_pb2.DigestRunResponse,
+    ]
+    """A hash of all values of a run, to compare runs."""
 
 class OptimizerServiceServicer(metaclass=abc.ABCMeta):
     """Holds parameters and optimizer state; clients send gradients and get parameters back.
@@ -252,5 +352,69 @@ class OptimizerServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[gradwire.v1.service_pb2.WriteStateResponse, collections.abc.Awaitable[gradwire.v1.service_pb2.WriteStateResponse]]:
         """Replaces the whole optimizer state at once: the header, then slices that cover every slot. The epoch rises."""
+
+    @abc.abstractmethod
+    def SaveSnapshot(
+        self,
+        request: gradwire.v1.service_pb2.SaveSnapshotRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[gradwire.v1.service_pb2.SaveSnapshotResponse, collections.abc.Awaitable[gradwire.v1.service_pb2.SaveSnapshotResponse]]:
+        """Takes a snapshot of a run now. It is kept until the run is deleted, for as long as the run itself is kept."""
+
+    @abc.abstractmethod
+    def ListSnapshots(
+        self,
+        request: gradwire.v1.service_pb2.ListSnapshotsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[gradwire.v1.service_pb2.ListSnapshotsResponse, collections.abc.Awaitable[gradwire.v1.service_pb2.ListSnapshotsResponse]]:
+        """The snapshots of a run, the newest first: those that SaveSnapshot has made, and the last ones of the server's own."""
+
+    @abc.abstractmethod
+    def ForkRun(
+        self,
+        request: gradwire.v1.service_pb2.ForkRunRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[gradwire.v1.service_pb2.ForkRunResponse, collections.abc.Awaitable[gradwire.v1.service_pb2.ForkRunResponse]]:
+        """Creates a run from another one, or from a snapshot of it: the same tensors, values, state and step, with other
+        hyperparameters where they are given, and nobody attached.
+        """
+
+    @abc.abstractmethod
+    def RollBack(
+        self,
+        request: gradwire.v1.service_pb2.RollBackRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[gradwire.v1.service_pb2.RollBackResponse, collections.abc.Awaitable[gradwire.v1.service_pb2.RollBackResponse]]:
+        """Puts a run back to one of its snapshots: values, state, steps and hyperparameters. The epoch rises: an attached stream
+        is fenced. Sequence numbers do not go back.
+        """
+
+    @abc.abstractmethod
+    def ExportRun(
+        self,
+        request: gradwire.v1.service_pb2.ExportRunRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[gradwire.v1.service_pb2.ExportRunResponse], collections.abc.AsyncIterator[gradwire.v1.service_pb2.ExportRunResponse]]:
+        """A whole run as one safetensors file, in pieces. Each tensor is there under its name and with its shape, and each of
+        its slots as `optimizer.SLOT.NAME`; the metadata entry `gradwire` holds the rest, as JSON.
+        """
+
+    @abc.abstractmethod
+    def ImportRun(
+        self,
+        request_iterator: _MaybeAsyncIterator[gradwire.v1.service_pb2.ImportRunRequest],
+        context: _ServicerContext,
+    ) -> typing.Union[gradwire.v1.service_pb2.ImportRunResponse, collections.abc.Awaitable[gradwire.v1.service_pb2.ImportRunResponse]]:
+        """Creates a run from a safetensors file: one that ExportRun has made, or the weights alone of any other. The first message
+        carries the header, then comes the file, in pieces, in order.
+        """
+
+    @abc.abstractmethod
+    def DigestRun(
+        self,
+        request: gradwire.v1.service_pb2.DigestRunRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[gradwire.v1.service_pb2.DigestRunResponse, collections.abc.Awaitable[gradwire.v1.service_pb2.DigestRunResponse]]:
+        """A hash of all values of a run, to compare runs."""
 
 def add_OptimizerServiceServicer_to_server(servicer: OptimizerServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

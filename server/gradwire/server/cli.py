@@ -22,6 +22,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gradwire.server.config import ConfigError, ServerConfig
 from gradwire.server.logs import set_up_logging
+from gradwire.server.runs_cli import runs_group
 from gradwire.wire.service import SERVICE_NAME, local_options
 
 if TYPE_CHECKING:
@@ -68,6 +69,9 @@ def _option(
 @click.version_option(package_name="gradwire")
 def cli() -> None:
     """gradwire: stream gradients, get parameters back."""
+
+
+cli.add_command(runs_group)
 
 
 @cli.command("serve")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from math import inf
 from typing import Any
 
@@ -35,11 +35,11 @@ def decode_spec(message: run_pb2.RunSpec) -> RunSpec:
         name=message.name,
         layout=layout,
         dtype=state_dtype(message.dtype),
-        groups=tuple(_decode_group(index, group) for index, group in enumerate(message.groups)),
+        groups=tuple(decode_group(index, group) for index, group in enumerate(message.groups)),
         non_finite_policy=_choice(NonFinitePolicy, message.non_finite_policy, "non_finite_policy"),
         clip_value=message.clip_value if message.HasField("clip_value") else None,
         clip_norm=message.clip_norm if message.HasField("clip_norm") else None,
-        durability=_choice(Durability, message.durability, "durability") if message.durability else None,
+        durability=decode_durability(message.durability),
     )
 
 
@@ -104,7 +104,9 @@ def _decode_header(message: train_pb2.BlockHeader, last: bool) -> BlockHeader:
     returns: Returns = _choice(Returns, message.returns, "returns", ProtocolViolation)
     if not (message.absent_tensors or message.overrides or message.deferred):
         return BlockHeader(steps, returns)
-    return BlockHeader(steps, returns, frozenset(message.absent_tensors), _decode_overrides(message), message.deferred)
+    return BlockHeader(
+        steps, returns, frozenset(message.absent_tensors), decode_numbers(message.overrides), message.deferred
+    )
 
 
 def encodings_of(attach: train_pb2.Attach, run: Run) -> tuple[Decoder, Encoder]:
@@ -155,16 +157,24 @@ def _encode_receipt(receipt: Receipt, sent_bytes: int, message: train_pb2.Receip
         message.repeated = True
 
 
-def _decode_overrides(header: train_pb2.BlockHeader) -> dict[int, dict[str, float]]:
+def decode_durability(value: int) -> Durability | None:
+    """None: not set. Raises InvalidSpec."""
+    found: Durability | None = _choice(Durability, value, "durability") if value else None
+    return found
+
+
+def decode_numbers(messages: Iterable[run_pb2.Override]) -> dict[int, dict[str, float]]:
+    """Group -> numbers that change. Raises ProtocolViolation."""
     overrides: dict[int, dict[str, float]] = {}
-    for override in header.overrides:
+    for override in messages:
         if override.group in overrides:
             raise ProtocolViolation(f"two overrides for group {override.group} in one block; expected at most one")
         overrides[override.group] = _present_numbers(override)
     return overrides
 
 
-def _decode_group(index: int, message: run_pb2.Group) -> Hyperparameters:
+def decode_group(index: int, message: run_pb2.Group) -> Hyperparameters:
+    """Raises InvalidSpec or InvalidHyperparameter."""
     if message.WhichOneof("optimizer") != "adam":
         raise InvalidSpec(f"group {index} names no optimizer that this server knows; expected adam")
     adam = message.adam

@@ -16,7 +16,8 @@ class Creation:
     """A run that is not visible yet; its initial values are still arriving."""
 
     run: Run
-    upload: Upload
+    upload: Upload | None
+    """Of the initial values; None: the run has them already."""
     replace: bool
     published: bool = False
     slots: Upload | None = None
@@ -39,7 +40,8 @@ class Creation:
 
     def require_complete(self) -> None:
         """Raises IncompleteValues when some element of the values or of the state has not arrived."""
-        self.upload.require_complete()
+        if self.upload is not None:
+            self.upload.require_complete()
         if self.slots is not None:
             self.slots.require_complete()
 

@@ -46,7 +46,7 @@ def snapshot_of(
     meta = {
         "tensor_steps": values.tensor_steps.tolist(),
         "epoch": run.epoch if epoch is None else epoch,
-        "groups": groups_to_data(run.groups),
+        "groups": groups_to_data(values.groups),
         "workers": workers,
     }
     vectors = {name: vector_of(run.device, array, run.spec.dtype) for name, array in arrays.items()}
@@ -56,7 +56,7 @@ def snapshot_of(
 def copied(run: Run) -> Values:
     """The run's values, in arrays of their own; to be called under its lock."""
     slots = {name: run.device.copy(run.state.slots[name]) for name in run.spec.slots}
-    return Values(State(run.device.copy(run.state.params), slots), run.step, run.tensor_steps.copy())
+    return Values(State(run.device.copy(run.state.params), slots), run.step, run.tensor_steps.copy(), run.groups)
 
 
 def vector_of(device: Device, array: DeviceArray, dtype: np.dtype[Any]) -> Vector:

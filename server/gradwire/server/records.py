@@ -17,6 +17,7 @@ from gradwire.server.schedules import Schedule
 from gradwire.server.spec import Durability, NonFinitePolicy, RunSpec
 from gradwire.wire.layout import Layout
 
+_DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "float64": np.dtype(np.float64)}
 _ENUMS: dict[str, type[IntEnum]] = {
     "weight_decay_mode": WeightDecayMode,
     "epsilon_placement": EpsilonPlacement,
@@ -47,16 +48,24 @@ def spec_to_text(spec: RunSpec) -> str:
 def spec_from_text(text: str) -> RunSpec:
     """Raises ValueError, KeyError or GradwireError for what `spec_to_text` would not have written."""
     data = json.loads(text)
+    if len(data["groups"]) != len(data["tensors"]):
+        raise ValueError(f"{len(data['groups'])} groups have hyperparameters, {len(data['tensors'])} have tensors")
     return RunSpec(
         name=data["name"],
-        layout=Layout([[(name, tuple(shape)) for name, shape in group] for group in data["tensors"]]),
-        dtype=np.dtype(data["dtype"]),
+        layout=Layout([[(str(name), _shape(shape)) for name, shape in group] for group in data["tensors"]]),
+        dtype=_DTYPES[data["dtype"]],
         groups=groups_from_data(data["groups"]),
         non_finite_policy=NonFinitePolicy[data["non_finite_policy"]],
         clip_value=data["clip_value"],
         clip_norm=data["clip_norm"],
         durability=None if data["durability"] is None else Durability[data["durability"]],
     )
+
+
+def _shape(dimensions: Sequence[Any]) -> tuple[int, ...]:
+    if not all(type(dimension) is int for dimension in dimensions):
+        raise ValueError(f"{dimensions} is no shape")
+    return tuple(dimensions)
 
 
 def groups_to_data(groups: Sequence[Hyperparameters]) -> list[dict[str, Any]]:

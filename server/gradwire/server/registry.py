@@ -21,6 +21,7 @@ from gradwire.server.restore import Restorer
 from gradwire.server.run import Run
 from gradwire.server.spec import RunSpec
 from gradwire.server.store.base import Store, Written
+from gradwire.server.store.memory import MemoryStore
 from gradwire.server.upload import Upload
 from gradwire.server.workers import check_id
 from gradwire.wire.errors import (
@@ -56,6 +57,8 @@ class Registry:
         self._ready = store is None
         self._runs: dict[str, Run] = {}
         self.keeper: Keeper | None = None
+        self.memory_store = MemoryStore()
+        """Has the snapshots of runs that live in memory."""
         if store is not None:
             self.keeper = Keeper(store, fingerprint(device), config, self.runs)
         self._damaged: dict[str, DamagedRun] = {}
@@ -135,15 +138,18 @@ class Registry:
                 f"the run has {layout.elements} elements; this server accepts at most {limit}", max_parameters=limit
             )
 
-    def begin_creation(self, spec: RunSpec, request_id: str, replace: bool, wire: np.dtype[Any]) -> Creation:
-        """Allocates a run. Raises RunAlreadyExists, InvalidSpec, TooManyParameters, MemoryLimitExceeded, Draining."""
+    def begin_creation(self, spec: RunSpec, request_id: str, replace: bool, wire: np.dtype[Any] | None) -> Creation:
+        """Allocates a run; ``wire`` is the dtype in which its values will arrive, None where they come otherwise.
+
+        Raises RunAlreadyExists, InvalidSpec, TooManyParameters, MemoryLimitExceeded, Draining."""
         self.require_open()
         check_id("request_id", request_id)
         self._require_free(spec.name, replace)
         self.check_size(spec.layout)
         run = Run(with_durability(spec, self.keeper is not None), self.device, self.budget, self.executor, request_id)
-        upload = Upload(self.device, spec.layout, [run.state.params], wire, "the initial values")
-        return Creation(run, upload, replace)
+        if wire is None:
+            return Creation(run, None, replace)
+        return Creation(run, Upload(self.device, spec.layout, [run.state.params], wire, "the initial values"), replace)
 
     async def prepare(self, spec: RunSpec) -> None:
         """Compiles what the run's steps will call, in a thread: never at a step, never on the event loop."""

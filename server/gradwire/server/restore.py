@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gradwire.server.block import Returns
-from gradwire.server.devices.base import Device, DeviceArray
+from gradwire.server.devices.base import Device, DeviceArray, State
 from gradwire.server.gradients import StagedGradients
 from gradwire.server.memory import MemoryBudget
 from gradwire.server.persist import PARAMETERS, fill, state_vectors
@@ -21,7 +21,7 @@ from gradwire.server.records import (
     receipt_to_data,
     spec_from_text,
 )
-from gradwire.server.run import Run
+from gradwire.server.run import Run, Values
 from gradwire.server.spec import Durability, RunSpec
 from gradwire.server.store.base import Entry, Snapshot, SnapshotDamaged, StoredRun
 from gradwire.server.store.recovery import Unrecoverable
@@ -119,7 +119,16 @@ class Restorer:
 
 def fill_run(run: Run, snapshot: Snapshot) -> None:
     """Gives a run all that a snapshot holds. Raises ValueError or KeyError where it does not fit."""
-    spec = run.spec
+    values = fill_state(run.spec, run.device, run.state, snapshot)
+    run.step, run.tensor_steps, run.groups = values.step, values.tensor_steps, values.groups
+    meta = json.loads(snapshot.meta)
+    run.epoch = meta["epoch"]
+    for worker in meta["workers"]:
+        run.workers[worker["id"]] = _worker(run, worker, snapshot)
+
+
+def fill_state(spec: RunSpec, device: Device, state: State, snapshot: Snapshot) -> Values:
+    """Writes the vectors of a snapshot into ``state``, and returns it with the rest. Raises ValueError or KeyError."""
     meta = json.loads(snapshot.meta)
     found, expected = state_vectors(snapshot.vectors), {PARAMETERS, *spec.slots}
     if found != expected:
@@ -127,16 +136,13 @@ def fill_run(run: Run, snapshot: Snapshot) -> None:
     for name, vector in snapshot.vectors.items():
         if name in expected and (vector.shape, vector.dtype) != ((spec.layout.elements,), spec.dtype):
             raise ValueError(f"{name} is {vector.dtype}{list(vector.shape)}")
-    fill(run.device, run.state.params, snapshot.vectors[PARAMETERS])
+    fill(device, state.params, snapshot.vectors[PARAMETERS])
     for name in spec.slots:
-        fill(run.device, run.state.slots[name], snapshot.vectors[name])
+        fill(device, state.slots[name], snapshot.vectors[name])
     tensor_steps = np.array(meta["tensor_steps"], np.int64)
     if tensor_steps.shape != (len(spec.layout.tensors),):
         raise ValueError("it has another number of tensors")
-    run.step, run.tensor_steps, run.epoch = snapshot.step, tensor_steps, meta["epoch"]
-    run.groups = groups_from_data(meta["groups"])
-    for worker in meta["workers"]:
-        run.workers[worker["id"]] = _worker(run, worker, snapshot)
+    return Values(state, snapshot.step, tensor_steps, groups_from_data(meta["groups"]))
 
 
 def _worker(run: Run, data: dict[str, Any], snapshot: Snapshot) -> WorkerRecord:

@@ -18,6 +18,7 @@ from gradwire.server.exclusive import Exclusive
 from gradwire.server.gradients import Gradients
 from gradwire.server.kept import Kept
 from gradwire.server.memory import MemoryBudget
+from gradwire.server.optimizers.base import Hyperparameters
 from gradwire.server.spec import Durability, NonFinitePolicy, RunSpec
 from gradwire.server.staging import StagedBlock
 from gradwire.server.workers import Holder, WorkerRecord
@@ -30,11 +31,13 @@ MAX_WORKERS = 1024
 
 @dataclass(frozen=True)
 class Values:
-    """What a step changes of a run: its vectors, and how many steps have been applied, to it and to each tensor."""
+    """What a step changes of a run: its vectors, how many steps have been applied, to it and to each tensor, and the
+    hyperparameters in force."""
 
     state: State
     step: int
     tensor_steps: npt.NDArray[np.int64]
+    groups: tuple[Hyperparameters, ...]
 
 
 @dataclass(frozen=True)
@@ -82,6 +85,8 @@ class Run:
         """The server is about to stop and has saved the run, or is about to."""
         self.kept: Kept | None = None
         """How it is kept in a store; None: in memory only."""
+        self.on_delete: list[Callable[[], object]] = []
+        """Called when the run ends: frees what others keep of it."""
         self._workers: OrderedDict[str, WorkerRecord] = OrderedDict()
 
     # --- who holds the run ---------------------------------------------------------------------------------------
@@ -148,6 +153,9 @@ class Run:
         for record in self._workers.values():
             record.forget_result()
         self._workers.clear()
+        for free in self.on_delete:
+            free()
+        self.on_delete.clear()
         self._reservation.release()
 
     # --- steps ---------------------------------------------------------------------------------------------------
@@ -223,7 +231,7 @@ class Run:
     @property
     def values(self) -> Values:
         """As they are now."""
-        return Values(self.state, self.step, self.tensor_steps)
+        return Values(self.state, self.step, self.tensor_steps, self.groups)
 
     @property
     def workers(self) -> OrderedDict[str, WorkerRecord]:
@@ -234,5 +242,6 @@ class Run:
         """Puts whole new values in place and fences the holder. Raises RunNotFound, Draining."""
         self.require_open()
         self.state, self.step, self.tensor_steps = values.state, values.step, values.tensor_steps
+        self.groups = values.groups
         self.version += 1
         self.fence(f"{what} of {self.spec.name} have been replaced")

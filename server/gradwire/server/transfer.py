@@ -81,7 +81,7 @@ async def put_parameters(run: Run, upload: Upload, *, partial: bool = False) -> 
     def make() -> Values:
         if partial:
             upload.fill([run.state.params])
-        return Values(State(upload.vectors[0], run.state.slots), run.step, run.tensor_steps)
+        return Values(State(upload.vectors[0], run.state.slots), run.step, run.tensor_steps, run.groups)
 
     return await durable.put(run, "the parameters", make, work=run.spec.layout.elements if partial else 0)
 
@@ -122,7 +122,7 @@ async def put_state(
 
     def make() -> Values:
         new = dict(zip(slots, upload.vectors, strict=True))
-        return Values(State(run.state.params, new), step, tensor_steps)
+        return Values(State(run.state.params, new), step, tensor_steps, run.groups)
 
     return await durable.put(run, "the optimizer state", make)
 

@@ -145,6 +145,9 @@ class Store(ABC):
     durable: bool
     """Whether anything outlives the process."""
 
+    scratch: str | None
+    """A directory for files that are of no use after the process; None: the system's own."""
+
     @abstractmethod
     def runs(self) -> list[StoredRun]:
         """All runs, by name."""
@@ -166,8 +169,8 @@ class Store(ABC):
         """Drops what `write` has made and nothing refers to."""
 
     @abstractmethod
-    def create(self, run: StoredRun, first: Written, replaces: str = "") -> Future[SnapshotInfo]:
-        """Keeps a run from now on, in the place of the run with the uid ``replaces``."""
+    def create(self, run: StoredRun, first: Written, replaces: str = "", label: str = "") -> Future[SnapshotInfo]:
+        """Keeps a run from now on, in the place of the run with the uid ``replaces``; ``label``: as in `record`."""
 
     @abstractmethod
     def delete(self, uid: str) -> Future[None]:

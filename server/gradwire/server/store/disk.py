@@ -78,6 +78,7 @@ class DiskStore(Store):
         self.directory = directory
         self._keep = keep
         self._files = directory / "snapshots"
+        self.scratch = str(self._files)
         self._lock = _lock(directory)
         try:
             try:
@@ -173,7 +174,7 @@ class DiskStore(Store):
     def losses(self) -> list[str]:
         return list(self._losses)
 
-    def create(self, run: StoredRun, first: Written, replaces: str = "") -> Future[SnapshotInfo]:
+    def create(self, run: StoredRun, first: Written, replaces: str = "", label: str = "") -> Future[SnapshotInfo]:
         position = Position(0, first_link(run.uid, run.spec))
 
         def work(transaction: Transaction) -> SnapshotInfo:
@@ -182,7 +183,7 @@ class DiskStore(Store):
             if replaces:
                 self._delete(transaction, replaces)
             number = journal.insert_run(transaction.database, run)
-            kept = self._insert_snapshot(transaction, number, first, position, "")
+            kept = self._insert_snapshot(transaction, number, first, position, label)
 
             def after() -> None:
                 self._numbers[run.uid] = number

@@ -42,6 +42,7 @@ class MemoryStore(Store):
     """Args: keep: how many snapshots of a run are kept, besides those with a label."""
 
     durable = False
+    scratch = None
 
     def __init__(self, keep: int = 3) -> None:
         self._keep = keep
@@ -71,13 +72,13 @@ class MemoryStore(Store):
     def discard(self, written: Written) -> None:
         pass
 
-    def create(self, run: StoredRun, first: Written, replaces: str = "") -> Future[SnapshotInfo]:
+    def create(self, run: StoredRun, first: Written, replaces: str = "", label: str = "") -> Future[SnapshotInfo]:
         def work() -> SnapshotInfo:
             if replaces:
                 del self._runs[self._find(replaces).run.uid]
             kept = _Kept(run, Position(0, first_link(run.uid, run.spec)))
             self._runs[run.uid] = kept
-            return self._add(kept, _at(first, kept.position), "")
+            return self._add(kept, _at(first, kept.position), label)
 
         return self._done(work)
 

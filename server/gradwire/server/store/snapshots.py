@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,7 +34,7 @@ def write_file(path: Path, vectors: Mapping[str, Vector], metadata: Mapping[str,
     failpoint("snapshot.before-write")
     try:
         with unfinished.open("xb", buffering=0) as file:
-            header = _header(vectors, metadata)
+            header = safetensors_header({name: (v.dtype, v.shape) for name, v in vectors.items()}, metadata)
             size = _write(file, sha256, header)
             for vector in vectors.values():
                 for piece in vector.pieces():
@@ -94,12 +95,15 @@ def sync_directory(path: Path) -> None:
         os.close(descriptor)
 
 
-def _header(vectors: Mapping[str, Vector], metadata: Mapping[str, str]) -> bytes:
-    fields: dict[str, Any] = {"__metadata__": dict(metadata)}
+def safetensors_header(
+    tensors: Mapping[str, tuple[np.dtype[Any], tuple[int, ...]]], metadata: Mapping[str, str]
+) -> bytes:
+    """What a safetensors file begins with; then come the tensors' elements, in this order, without gaps."""
+    fields: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
     start = 0
-    for name, vector in vectors.items():
-        stop = start + int(np.prod(vector.shape, dtype=np.int64)) * vector.dtype.itemsize
-        fields[name] = {"dtype": _DTYPES[vector.dtype], "shape": list(vector.shape), "data_offsets": [start, stop]}
+    for name, (dtype, shape) in tensors.items():
+        stop = start + math.prod(shape) * dtype.itemsize
+        fields[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [start, stop]}
         start = stop
     text = json.dumps(fields).encode()
     text += b" " * (-len(text) % 8)  # so that the values are aligned

@@ -1,0 +1,238 @@
+"""``gradwire runs``: what can be done with the runs of a server from a shell."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+import click
+import grpc
+from google.protobuf.json_format import MessageToDict
+from google.rpc import status_pb2
+
+from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc
+from gradwire.wire.errors import STATUS_DETAILS_KEY, GradwireError, from_status
+from gradwire.wire.layout import parse_run_name
+from gradwire.wire.service import MESSAGE_OPTIONS, local_options
+
+FILE_BYTES = 2**20
+"""Pieces in which a file is sent."""
+
+_DURABILITIES = click.Choice(["journal", "snapshot", "memory"])
+
+Stub = service_pb2_grpc.OptimizerServiceStub
+
+
+@click.group("runs")
+def runs_group() -> None:
+    """List, save, fork, roll back, export, import and delete the runs of a server."""
+
+
+def _command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A command whose first argument is a stub for ``--target``; refusals become messages."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(function)
+        def command(target: str, **arguments: Any) -> None:
+            with grpc.insecure_channel(target, [*MESSAGE_OPTIONS, *local_options(target)]) as channel:
+                try:
+                    function(Stub(channel), **arguments)
+                except grpc.RpcError as error:
+                    raise click.ClickException(_message(error, target)) from None
+                except (GradwireError, OSError) as error:
+                    raise click.ClickException(str(error)) from None
+
+        option = click.option(
+            "--target", default="localhost:50051", envvar="GRADWIRE_TARGET", show_default=True, show_envvar=True
+        )
+        return runs_group.command(name)(option(command))
+
+    return decorate
+
+
+def _message(error: Any, target: str) -> str:
+    for key, value in error.trailing_metadata() or ():
+        if key == STATUS_DETAILS_KEY:
+            refusal = from_status(status_pb2.Status.FromString(value))
+            if refusal is not None:
+                return f"{refusal.message} ({refusal.reason or 'refused'})"
+    return f"{target}: {error.code().name}: {error.details()}"
+
+
+@_command("list")
+def list_command(stub: Stub) -> None:
+    """All runs: name, step, elements, dtype, durability, and who is attached."""
+    token = ""
+    while True:
+        page = stub.ListRuns(service_pb2.ListRunsRequest(page_token=token))
+        for run in page.runs:
+            name = run.name.removeprefix("runs/")
+            if run.damage:
+                click.echo(f"{name:<24} DAMAGED: {run.damage}")
+                continue
+            dtype = run_pb2.Dtype.Name(run.dtype).removeprefix("DTYPE_").lower()
+            durability = run_pb2.Durability.Name(run.durability).removeprefix("DURABILITY_")
+            attached = f"  attached: {run.attached_worker_id}" if run.attached_worker_id else ""
+            click.echo(f"{name:<24} step {run.step:<10} {run.elements} {dtype}  {durability}{attached}")
+        token = page.next_page_token
+        if not token:
+            return
+
+
+@_command("show")
+@click.argument("name")
+def show_command(stub: Stub, name: str) -> None:
+    """A run as JSON: spec, step, digest, snapshots."""
+    run = stub.GetRun(service_pb2.GetRunRequest(name=_resource(name))).run
+    shown = MessageToDict(run, preserving_proto_field_name=True)
+    shown["digest"] = stub.DigestRun(service_pb2.DigestRunRequest(name=run.spec.name, run_uid=run.uid)).sha256
+    found = stub.ListSnapshots(service_pb2.ListSnapshotsRequest(name=run.spec.name, run_uid=run.uid)).snapshots
+    shown["snapshots"] = [_snapshot(snapshot) for snapshot in found]
+    click.echo(json.dumps(shown, indent=2))
+
+
+@_command("save")
+@click.argument("name")
+@click.option("--label", default="", help="A word or two to know the snapshot by.")
+def save_command(stub: Stub, name: str, label: str) -> None:
+    """Take a snapshot, which is kept for as long as the run."""
+    answer = stub.SaveSnapshot(service_pb2.SaveSnapshotRequest(name=_resource(name), label=label))
+    click.echo(json.dumps(_snapshot(answer.snapshot)))
+
+
+@_command("fork")
+@click.argument("name")
+@click.argument("new_name")
+@click.option("--snapshot", default=0, help="Id of a snapshot; without it: the run as it is now.")
+@click.option("--lr", type=float, help="A new learning rate, for all groups.")
+@click.option("--durability", type=_DURABILITIES, help="Without it: as the other run.")
+@click.option("--replace", is_flag=True, help="Take the place of a run of this name.")
+def fork_command(
+    stub: Stub, name: str, new_name: str, snapshot: int, lr: float | None, durability: str | None, replace: bool
+) -> None:
+    """Make NEW_NAME from a run, or from a snapshot of it."""
+    groups = range(len(stub.GetRun(service_pb2.GetRunRequest(name=_resource(name))).run.spec.groups))
+    request = service_pb2.ForkRunRequest(
+        name=_resource(name),
+        snapshot_id=snapshot,
+        new_name=_resource(new_name),
+        request_id=uuid.uuid4().hex,
+        replace=replace,
+        overrides=[] if lr is None else [run_pb2.Override(group=group, lr=lr) for group in groups],
+        durability=_durability(durability),
+    )
+    _say(stub.ForkRun(request).run)
+
+
+@_command("rollback")
+@click.argument("name")
+@click.argument("snapshot", type=int)
+def rollback_command(stub: Stub, name: str, snapshot: int) -> None:
+    """Put a run back to the snapshot with this id (see `show`). Whoever trains it is told."""
+    answer = stub.RollBack(service_pb2.RollBackRequest(name=_resource(name), snapshot_id=snapshot))
+    click.echo(f"{name} is at step {answer.step}")
+
+
+@_command("export")
+@click.argument("name")
+@click.argument("path", type=click.Path(dir_okay=False, path_type=Path))
+@click.option("--snapshot", default=0, help="Id of a snapshot; without it: the run as it is now.")
+@click.option("--weights-only", is_flag=True, help="Leave out the optimizer state.")
+def export_command(stub: Stub, name: str, path: Path, snapshot: int, weights_only: bool) -> None:
+    """Write a run to a safetensors file."""
+    request = service_pb2.ExportRunRequest(name=_resource(name), snapshot_id=snapshot, weights_only=weights_only)
+    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    header = service_pb2.ExportRunHeader()
+    try:
+        with unfinished.open("wb") as file:
+            for response in stub.ExportRun(request):
+                if response.WhichOneof("message") == "header":
+                    header = response.header
+                else:
+                    file.write(response.data)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    click.echo(f"wrote step {header.step} to {path}, {header.size_bytes} bytes")
+
+
+@_command("import")
+@click.argument("name")
+@click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("--weights-only", is_flag=True, help="Take the tensors alone, at step 0; needed for other files.")
+@click.option("--amsgrad", is_flag=True, help="With --weights-only: AMSGrad rather than Adam.")
+@click.option("--lr", type=float, help="With --weights-only: the learning rate, 1e-3 without it.")
+@click.option("--durability", type=_DURABILITIES, help="Without it the server decides.")
+@click.option("--replace", is_flag=True, help="Take the place of a run of this name.")
+def import_command(
+    stub: Stub,
+    name: str,
+    path: Path,
+    weights_only: bool,
+    amsgrad: bool,
+    lr: float | None,
+    durability: str | None,
+    replace: bool,
+) -> None:
+    """Make a run from a safetensors file."""
+    if not weights_only and (amsgrad or lr is not None):
+        raise click.UsageError("--amsgrad and --lr need --weights-only: the file has its own optimizer")
+    header = service_pb2.ImportRunHeader(
+        name=_resource(name),
+        request_id=uuid.uuid4().hex,
+        replace=replace,
+        weights_only=weights_only,
+        durability=_durability(durability),
+    )
+    if weights_only:
+        header.groups.add(adam=run_pb2.Adam(amsgrad=amsgrad, lr=lr))
+
+    def requests() -> Iterator[service_pb2.ImportRunRequest]:
+        yield service_pb2.ImportRunRequest(header=header)
+        with path.open("rb") as file:
+            while data := file.read(FILE_BYTES):
+                yield service_pb2.ImportRunRequest(data=data)
+
+    _say(stub.ImportRun(requests()).run)
+
+
+@_command("delete")
+@click.argument("name")
+def delete_command(stub: Stub, name: str) -> None:
+    """Delete a run and all its snapshots."""
+    answer = stub.DeleteRun(service_pb2.DeleteRunRequest(name=_resource(name)))
+    click.echo(f"deleted {name}, which was at step {answer.step}")
+
+
+def _resource(name: str) -> str:
+    whole = f"runs/{name}"
+    parse_run_name(whole)
+    return whole
+
+
+def _durability(word: str | None) -> run_pb2.Durability.ValueType:
+    if word is None:
+        return run_pb2.DURABILITY_UNSPECIFIED
+    return run_pb2.Durability.Value(f"DURABILITY_{word.upper()}")
+
+
+def _say(run: run_pb2.Run) -> None:
+    durability = run_pb2.Durability.Name(run.durability).removeprefix("DURABILITY_")
+    click.echo(f"{run.spec.name.removeprefix('runs/')} is at step {run.step}, {durability}")
+
+
+def _snapshot(snapshot: service_pb2.Snapshot) -> dict[str, Any]:
+    created = datetime.fromtimestamp(snapshot.created_seconds, timezone.utc)
+    return {
+        "id": snapshot.id,
+        "step": snapshot.step,
+        "created": created.isoformat(timespec="seconds"),
+        "size_bytes": snapshot.size_bytes,
+        "label": snapshot.label,
+    }

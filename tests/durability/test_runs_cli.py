@@ -1,0 +1,92 @@
+"""``gradwire runs`` against a live server."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from safetensors.numpy import load_file
+
+from gradwire.client import AMSGrad, Server, connect
+from gradwire.server.cli import cli
+from tests.faults.hosted import HostedServer
+
+
+@pytest.fixture(scope="module")
+def hosted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostedServer]:
+    with HostedServer(data_dir=str(tmp_path_factory.mktemp("cli"))) as server:
+        yield server
+
+
+@pytest.fixture
+def server(hosted: HostedServer) -> Iterator[Server]:
+    with connect(hosted.target) as connection:
+        run = connection.create_run("x", {"w": np.ones((2, 3))}, AMSGrad(lr=0.1))
+        run.step({"w": np.ones((2, 3))})
+        run.close()
+        yield connection
+        for summary in connection.list_runs():
+            connection.delete_run(summary.name)
+
+
+def runs(hosted: HostedServer, *arguments: str, code: int = 0) -> Result:
+    result = CliRunner().invoke(cli, ["runs", arguments[0], "--target", hosted.target, *arguments[1:]])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_list_and_show(hosted: HostedServer, server: Server) -> None:
+    assert runs(hosted, "list").output.split() == ["x", "step", "1", "6", "float64", "JOURNAL"]
+    shown = json.loads(runs(hosted, "show", "x").output)
+    assert (shown["step"], shown["spec"]["name"], shown["durability"]) == ("1", "runs/x", "DURABILITY_JOURNAL")
+    assert shown["digest"] == server.attach("x").digest()
+    assert [snapshot["step"] for snapshot in shown["snapshots"]] == [0]
+    assert "attached: worker-" in runs(hosted, "list").output
+
+
+def test_save_fork_and_rollback(hosted: HostedServer, server: Server) -> None:
+    saved = json.loads(runs(hosted, "save", "x", "--label", "good").output)
+    assert (saved["step"], saved["label"]) == (1, "good")
+    run = server.attach("x")
+    digest = run.digest()
+    run.step({"w": np.ones((2, 3))})
+    assert runs(hosted, "fork", "x", "now", "--lr", "0.5").output == "now is at step 2, JOURNAL\n"
+    assert server.attach("now").describe().spec.groups[0].adam.lr == 0.5
+    output = runs(hosted, "fork", "x", "then", "--snapshot", str(saved["id"]), "--durability", "memory").output
+    assert output == "then is at step 1, MEMORY\n"
+    assert server.attach("then").digest() == digest
+    assert runs(hosted, "rollback", "x", str(saved["id"])).output == "x is at step 1\n"
+    assert run.digest() == digest
+    assert "exists already" in runs(hosted, "fork", "x", "now", code=1).output
+    runs(hosted, "fork", "x", "now", "--replace")
+
+
+def test_export_import_and_delete(hosted: HostedServer, server: Server, tmp_path: Path) -> None:
+    path = tmp_path / "x.safetensors"
+    output = runs(hosted, "export", "x", str(path)).output
+    assert output == f"wrote step 1 to {path}, {path.stat().st_size} bytes\n"
+    assert runs(hosted, "import", "y", str(path), "--durability", "snapshot").output == "y is at step 1, SNAPSHOT\n"
+    assert server.attach("y").digest() == server.attach("x").digest()
+    runs(hosted, "export", "x", str(path), "--weights-only")
+    assert set(load_file(path)) == {"w"}
+    assert "import its weights only" in runs(hosted, "import", "z", str(path), code=1).output
+    runs(hosted, "import", "z", str(path), "--weights-only", "--amsgrad", "--lr", "0.25")
+    adam = server.attach("z").describe().spec.groups[0].adam
+    assert (adam.amsgrad, adam.lr) == (True, 0.25)
+    assert "need --weights-only" in runs(hosted, "import", "q", str(path), "--lr", "1", code=2).output
+    assert runs(hosted, "delete", "x").output == "deleted x, which was at step 1\n"
+    assert "there is no run 'runs/x'" in runs(hosted, "delete", "x", code=1).output
+
+
+def test_errors_are_messages(hosted: HostedServer, server: Server, tmp_path: Path) -> None:
+    assert "RUN_NOT_FOUND" in runs(hosted, "show", "nothing", code=1).output
+    assert "is no run name" in runs(hosted, "save", "no/name", code=1).output
+    assert "SNAPSHOT_NOT_FOUND" in runs(hosted, "rollback", "x", "99999", code=1).output
+    result = CliRunner().invoke(cli, ["runs", "list", "--target", f"unix:{tmp_path}/nobody"])
+    assert result.exit_code == 1
+    assert "UNAVAILABLE" in result.output
+    assert not list(tmp_path.iterdir())
