@@ -8,13 +8,16 @@ STUB_TOOLS := grpcio-tools==1.62.3 mypy-protobuf==3.6.0 'setuptools<81'
 SOURCES := protos server client tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test integrations lint format types buf stubs image constraints benchmarks peers clean
+.PHONY: help demo digits test integrations lint format types buf stubs image constraints benchmarks peers clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 demo: .venv-demo/installed  ## see Adam fail and AMSGrad succeed, driven remotely (no torch)
 	.venv-demo/bin/python client/synthetic.py
+
+digits: $(VENV)/installed  ## the same network trained with a local and a remote optimizer, side by side
+	$(BIN)/python client/train_digits.py
 
 test: $(VENV)/installed .venv-stubs/installed  ## all tests
 	$(BIN)/python -m pytest
