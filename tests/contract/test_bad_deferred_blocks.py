@@ -117,18 +117,21 @@ def hosted() -> Iterator[HostedServer]:
 
 
 def test_the_memory_of_a_block_is_counted_and_freed(hosted: HostedServer) -> None:
-    """Gradients with the first header, again with each that changes the steps, and all of it back at the end."""
+    """Gradients with the first header, again with each that changes the steps, and all of it back at the end.
+
+    Of one step the new state is computed ahead; room for a second one, four vectors, stays with the stream.
+    """
     run_bytes = hosted.used_bytes
     with BareClient(hosted.target) as bare:
         with bare.attach("x") as stream:
-            for steps in (3, 1, 5, 2):
+            for steps, vectors in ((3, 3), (1, 1 + 4), (5, 5 + 4), (2, 2 + 4)):
                 stream.send(headed(0, [1.0] * steps, steps=steps))
-                eventually(lambda s=steps: hosted.used_bytes == run_bytes + s * VECTOR_BYTES, f"{steps} steps")  # type: ignore[misc]
+                eventually(lambda v=vectors: hosted.used_bytes == run_bytes + v * VECTOR_BYTES, f"{steps} steps")  # type: ignore[misc]
             rest = headed(0, [1.0] * 2000, steps=2, last=True, returns=train_pb2.RETURNS_TRAJECTORY)
             assert answered(stream, rest)[1].step == 2
-            assert hosted.used_bytes == run_bytes + 4 * VECTOR_BYTES, "the array, and the result for a repeat"
+            assert hosted.used_bytes == run_bytes + (4 + 4) * VECTOR_BYTES, "the array, and the result for a repeat"
             answered(stream, headed(0, [1.0] * 1000, sequence=2), headed(0, [], sequence=2, last=True))
-            assert hosted.used_bytes == run_bytes + VECTOR_BYTES
+            assert hosted.used_bytes == run_bytes + (1 + 4) * VECTOR_BYTES
         eventually(lambda: hosted.used_bytes == run_bytes, "the stream has ended")
 
 

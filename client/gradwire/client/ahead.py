@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from gradwire.client import flat as flats
-from gradwire.v1 import train_pb2
+from gradwire.v1 import run_pb2, train_pb2
 from gradwire.wire.encoding import Array, narrowed
 from gradwire.wire.envelope import gradients_request
 from gradwire.wire.layout import Layout, Range, merge
@@ -37,12 +37,20 @@ class Ahead:
         self._round = _Round()
         self.tensors.clear()
 
-    def messages(self, sequence: int, sources: Mapping[int, Source]) -> Iterator[bytes]:
-        """The serialized messages that carry these tensors; they count as sent from now on."""
-        self.tensors.update(sources)
-        return self._messages(self._round, sequence, dict(sources))
+    def messages(
+        self, sequence: int, sources: Mapping[int, Source], overrides: Sequence[run_pb2.Override] = ()
+    ) -> Iterator[bytes]:
+        """The serialized messages that carry these tensors; they count as sent from now on.
 
-    def _messages(self, current: _Round, sequence: int, sources: dict[int, Source]) -> Iterator[bytes]:
+        Args:
+            overrides: those that the step will have, as far as is known. The first message of a round carries them.
+        """
+        self.tensors.update(sources)
+        return self._messages(self._round, sequence, dict(sources), overrides)
+
+    def _messages(
+        self, current: _Round, sequence: int, sources: dict[int, Source], overrides: Sequence[run_pb2.Override]
+    ) -> Iterator[bytes]:
         tensors = self._layout.tensors
         parts = merge(Range(tensors[index].start, tensors[index].stop) for index in sorted(sources))
         rows: list[Array | None] = [None] * len(tensors)
@@ -55,7 +63,7 @@ class Ahead:
             message = train_pb2.Gradients(sequence=sequence, offset=part.start)
             if not current.begun:
                 current.begun = True
-                message.header.CopyFrom(train_pb2.BlockHeader(steps=1, deferred=True))
+                message.header.CopyFrom(train_pb2.BlockHeader(steps=1, deferred=True, overrides=overrides))
             yield gradients_request(message, narrowed(flats.gather(self._layout, rows, part), self._wire))
 
 

@@ -127,7 +127,9 @@ class Run:
             vouched = frozenset(self.layout.index[name] for name in ahead)
             return self._block(header, gradient_rows(self.layout, grads, None), None, vouched)
 
-    def send_ahead(self, sources: Mapping[str, Source]) -> bool:
+    def send_ahead(
+        self, sources: Mapping[str, Source], overrides: Mapping[int, Mapping[str, Any]] | None = None
+    ) -> bool:
         """Sends gradients of the next `step` now, in the background, while others are still being computed.
 
         `step` must be given all gradients all the same, and may name in ``ahead`` those that it need not send again. A
@@ -136,6 +138,8 @@ class Run:
 
         Args:
             sources: name -> function that returns the gradient, flat, ``[1, size]``; called in another thread.
+            overrides: those that `step` will be given, as far as is known: with them the server computes ahead. They
+                count in the first call of a step only, and bind nobody.
 
         Returns False, and sends nothing, while there is no connection: `step` will repair that. So with INT8.
         """
@@ -145,7 +149,8 @@ class Run:
             if self._stream is None or self._unresolved or self.stale or self._sequence is None:
                 return False
             indexed = {self.layout.index[name]: source for name, source in sources.items()}
-            self._stream.send(self._ahead.messages(self._sequence + 1, indexed))
+            guess = override_messages(self.layout.groups, None, overrides)
+            self._stream.send(self._ahead.messages(self._sequence + 1, indexed, guess))
             return True
 
     def hold(self) -> None:

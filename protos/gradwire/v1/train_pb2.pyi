@@ -160,7 +160,9 @@ class BlockHeader(google.protobuf.message.Message):
     - a header in a message that is not the last one, or that is not deferred, begins the block anew: what had arrived of
       it is forgotten, and a header that is not deferred makes it a block like any other;
     - any element may be sent, and `absent_tensors`, `overrides` and `returns` need not be known: the last message
-      carries the header too, with `deferred` and the same `steps`, and what that one says holds.
+      carries the header too, with `deferred` and the same `steps`, and what that one says holds. A server may compute
+      ahead as if there were no absent tensors and the overrides were those of the first message, so a client that
+      knows them by then is answered sooner.
     A block that is never finished is never applied, and its number is free for the next one.
     """
     @property

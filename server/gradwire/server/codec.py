@@ -100,7 +100,7 @@ def _decode_header(message: train_pb2.BlockHeader, last: bool) -> BlockHeader:
     steps = message.steps or 1
     if message.deferred and not last:
         # A deferred block's other fields count in its last message only; before that they need not even be valid.
-        return BlockHeader(steps=steps, deferred=True)
+        return BlockHeader(steps, overrides=_guessed_numbers(message.overrides), deferred=True)
     returns: Returns = _choice(Returns, message.returns, "returns", ProtocolViolation)
     if not (message.absent_tensors or message.overrides or message.deferred):
         return BlockHeader(steps, returns)
@@ -124,6 +124,13 @@ def encodings_of(attach: train_pb2.Attach, run: Run) -> tuple[Decoder, Encoder]:
     if parameter_wire is None:
         return decoder, DeltaEncoder(blocks(), run.budget, run.spec.name)
     return decoder, DenseEncoder(parameter_wire)
+
+
+def _guessed_numbers(overrides: Iterable[run_pb2.Override]) -> dict[int, dict[str, float]]:
+    try:
+        return decode_numbers(overrides)
+    except ProtocolViolation:
+        return {}
 
 
 def encode_reply(reply: Reply, encoder: Encoder) -> Iterator[bytes]:

@@ -75,13 +75,16 @@ class EarlyUpdate:
         self._edges = edges
         self.rows = block.header.steps if block.header.returns is Returns.TRAJECTORY else 1
         """Of an answer."""
-        self.answers = block.header.returns is not Returns.NONE
-        """Whether slices are answered."""
         self._first_row = block.first_summed_row
         chunks = -(-run.spec.layout.elements // NORM_CHUNK)
         self._sums = np.zeros((chunks, block.header.steps - self._first_row))
         self._waiting: set[int] = set()
         self._non_finite: dict[int, tuple[int, float]] = {}
+
+    @property
+    def answers(self) -> bool:
+        """Whether slices are answered as they arrive."""
+        return self._block.header.returns is not Returns.NONE
 
     @classmethod
     def into(cls, spare: SpareState, run: Run, block: StagedBlock, edges: GradientArray) -> EarlyUpdate | None:
@@ -114,7 +117,7 @@ class EarlyUpdate:
         elements = self._run.spec.layout.elements
         for chunk in self._waiting:
             part = Range(chunk * NORM_CHUNK, min((chunk + 1) * NORM_CHUNK, elements))
-            self._sums[chunk] = self._run.device.chunk_sums(self._edge_array, self._first_row, [part])[0]
+            self._sums[chunk] = self._run.device.chunk_sums(self._kept, self._first_row, [part])[0]
         self._waiting.clear()
         return in_order(self._sums)
 
@@ -137,21 +140,24 @@ class EarlyUpdate:
         if whole.start < whole.stop:
             sums = device.chunk_sums(gradients, self._first_row, [whole], place.start)
             self._sums[first:stop] = sums
+            self._waiting.difference_update(range(first, stop))
             if self._block.checks_finite and not np.isfinite(sums).all():
                 self._note_non_finite(gradients, place)
             edges = [Range(place.start, whole.start), Range(whole.stop, place.stop)]
         for edge in edges:
             if edge.start < edge.stop:
-                values = device.peek(
-                    gradients, self._all_rows, Range(edge.start - place.start, edge.stop - place.start)
-                )
-                device.write(self._edge_array, edge.start, values)
                 self._waiting.update(range(edge.start // NORM_CHUNK, -(-edge.stop // NORM_CHUNK)))
-                if self._block.checks_finite:
-                    self._note_non_finite(gradients, place)
+                self._keep(gradients, edge, place)
+
+    def _keep(self, gradients: DeviceArray, edge: Range, place: Range) -> None:
+        """Puts ``edge`` of what has arrived for ``place`` where it can wait for the rest of its chunk."""
+        columns = Range(edge.start - place.start, edge.stop - place.start)
+        self._run.device.write(self._kept, edge.start, self._run.device.peek(gradients, self._all_rows, columns))
+        if self._block.checks_finite:
+            self._note_non_finite(gradients, place)
 
     @property
-    def _edge_array(self) -> DeviceArray:
+    def _kept(self) -> DeviceArray:
         return self._edges.of(self._block.header.steps)
 
     @property

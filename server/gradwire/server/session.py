@@ -17,6 +17,7 @@ from gradwire.server.early import EarlyUpdate, SpareState
 from gradwire.server.encodings import Decoder, Encoder
 from gradwire.server.exclusive import BULK_ELEMENTS, in_thread
 from gradwire.server.gradients import Gradients, StagedGradients
+from gradwire.server.guess import GuessedUpdate
 from gradwire.server.intake import GradientArray, Intake
 from gradwire.server.plan import check_header, check_steps, plan_block
 from gradwire.server.run import Run
@@ -59,6 +60,7 @@ class Session:
         """What is arriving will be applied so; None: nothing is, or the header that holds is still to come."""
         self._early: EarlyUpdate | None = None
         """Computes what is arriving at once; None: it is kept until it is whole."""
+        self._guesses = True
 
     @classmethod
     async def attach(
@@ -130,7 +132,7 @@ class Session:
             self.answering = True
             self._intake = self._block = self._early = None
             block.drop()
-            async for reply in self._results(receipt, None if early is None else place):
+            async for reply in self._results(receipt, place if early is not None and early.answers else None):
                 yield reply
             self.answering = False
 
@@ -191,11 +193,21 @@ class Session:
             coverage = Coverage(layout, layout.present_ranges(absent), replace=header.deferred)
             self._intake = Intake(part.sequence, header.steps, header.deferred, coverage)
         assert self._intake is not None
-        if plans:
-            self._block = block = plan_block(run, part.sequence, header, groups)
+        if not plans:
+            self._early = self._guess(part.sequence, header)
+            return self._intake
+        self._block = block = plan_block(run, part.sequence, header, groups)
+        if begins:
             early = run.spec.early and not header.deferred and not part.last and block.covers(layout)
             self._early = EarlyUpdate.into(self._spare, run, block, self._gradients) if early else None
+        elif isinstance(self._early, GuessedUpdate) and not self._early.holds(block):
+            self._early, self._guesses = None, False  # it was in vain, and may be each time
         return self._intake
+
+    def _guess(self, sequence: int, header: BlockHeader) -> EarlyUpdate | None:
+        if not self._guesses:
+            return None
+        return GuessedUpdate.of(self._spare, self.run, sequence, header, self._gradients)
 
     async def _results(self, receipt: Receipt, only: Range | None = None) -> AsyncIterator[Reply]:
         """The committed result of the last block: all present elements, or those in ``only``; then the receipt."""

@@ -179,10 +179,13 @@ class RemoteOptimizer(Optimizer):
             return False
         try:
             # Edits come before these gradients. The write ends the stream; one that was lost is for `step` to repair.
-            if not self._overlap.begun and self._binding.write_edits():
-                self._binding.run.hold()
-            return self._binding.run.send_ahead(sources)
-        except GradwireError:
+            overrides: dict[int, dict[str, Any]] = {}
+            if not self._overlap.begun:
+                overrides = self._binding.overrides(self.param_groups)
+                if self._binding.write_edits():
+                    self._binding.run.hold()
+            return self._binding.run.send_ahead(sources, overrides)
+        except (GradwireError, ValueError, TypeError, NotImplementedError):
             return False
 
     def _forget_ahead(self) -> None:
