@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+from gradwire.server import exclusive
 from gradwire.server.app import Server
 from gradwire.server.config import ServerConfig
 from gradwire.server.devices.base import Device
@@ -17,6 +18,9 @@ from gradwire.server.registry import Registry
 from gradwire.server.run import Run
 
 T = TypeVar("T")
+
+BULK_ELEMENTS = 65_536
+"""Element updates from which work leaves the event loop of a hosted server."""
 
 WAIT_SECONDS = 30.0
 """How long anything that should happen at once may take on a busy machine."""
@@ -31,6 +35,8 @@ class HostedServer:
     """
 
     def __init__(self, device: Device | None = None, **settings: Any) -> None:
+        # Work that a test holds up must not be on the event loop, and runs of a test are small.
+        self._bulk_elements, exclusive.BULK_ELEMENTS = exclusive.BULK_ELEMENTS, BULK_ELEMENTS
         config = ServerConfig(**{"listen": ("127.0.0.1:0",), "device": "cpu", "drain_timeout_seconds": 5.0, **settings})
         self._cancelled = threading.Event()
         self.loop = asyncio.new_event_loop()
@@ -123,6 +129,7 @@ class HostedServer:
             finally:
                 self.loop.call_soon_threadsafe(self.loop.stop)
                 self._thread.join(WAIT_SECONDS)
+                exclusive.BULK_ELEMENTS = self._bulk_elements
 
     def __enter__(self) -> HostedServer:
         return self

@@ -10,8 +10,9 @@ from typing import Any, TypeVar
 
 T = TypeVar("T")
 
-BULK_ELEMENTS = 65_536
-"""Element updates from which work leaves the event loop; below that, the hop to a thread costs more than the work."""
+BULK_ELEMENTS = 600_000
+"""Element updates from which work leaves the event loop. Those of a slice stay: they take half a millisecond, and the
+way to a thread and back, past everything else that wants the interpreter, was measured to take as long or longer."""
 
 
 class Exclusive:
@@ -35,9 +36,7 @@ class Exclusive:
 
     async def inside(self, function: Callable[[], T], *, work: int = 0) -> T:
         """As `run`, for who holds the lock already."""
-        if work < BULK_ELEMENTS:
-            return function()
-        return await in_thread(self.executor, function)
+        return await unless_short(self.executor, function, work)
 
     @asynccontextmanager
     async def held(self) -> AsyncIterator[None]:
@@ -61,6 +60,16 @@ async def to_the_end(work: asyncio.Future[T]) -> T:
             with suppress(asyncio.CancelledError):
                 await asyncio.wait({work})
         raise
+
+
+async def unless_short(executor: Executor, function: Callable[[], T], work: int) -> T:
+    """Result of ``function()``, in a thread unless ``work`` (element updates) is short."""
+    return function() if work < BULK_ELEMENTS else await in_thread(executor, function)
+
+
+def updates(elements: int, steps: int) -> int:
+    """The work of ``steps`` updates of ``elements``; of a few elements each takes as long as of some more."""
+    return max(elements, 16) * steps
 
 
 async def in_thread(executor: Executor, function: Callable[[], T]) -> T:

@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 
 from gradwire.server.block import BlockHeader, Returns
-from gradwire.server.exclusive import BULK_ELEMENTS
 from gradwire.server.optimizers.base import Hyperparameters
 from gradwire.server.run import Run
 from gradwire.server.spec import NonFinitePolicy, RunSpec
 from gradwire.server.staging import StagedBlock, override_groups, scalar_bytes, segments_of
 from gradwire.wire.encoding import MAX_ROW_BYTES
 from gradwire.wire.errors import ProtocolViolation, ResultTooLarge
+
+_COUNTED_SCALARS = 65_536
+"""Steps times tensors from which the scalars of a block are counted in the memory limit."""
 
 
 def check_steps(spec: RunSpec, steps: int, wire_bytes: int) -> None:
@@ -66,7 +68,7 @@ def plan_block(run: Run, sequence: int, header: BlockHeader, groups: tuple[Hyper
         present = np.array([i for i in range(tensors) if i not in header.absent_tensors], np.intp)
     trajectory, result_memory = None, None
     # The scalars of a few steps are too small to count, those of a million steps outweigh a small gradient.
-    scalars = scalar_bytes(spec, run.tensor_steps, header) if header.steps * tensors >= BULK_ELEMENTS else 0
+    scalars = scalar_bytes(spec, run.tensor_steps, header) if header.steps * tensors >= _COUNTED_SCALARS else 0
     purpose = f"the scalars of {header.steps} steps of {spec.name}"
     scalar_memory = run.budget.reserve(scalars, purpose) if scalars else None
     try:

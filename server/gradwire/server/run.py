@@ -208,7 +208,8 @@ class Run:
 
     def _finite_rows(self, gradients: Gradients, sums: npt.NDArray[np.float64]) -> Bools | None:
         """Which rows hold finite numbers only; None: all of them. Raises NonFiniteGradient where the policy says so."""
-        if math.isfinite(sums.sum()):  # no square is negative, so nothing that is not finite cancels out
+        # No square is negative, so nothing that is not finite cancels out.
+        if math.isfinite(sums[0] if len(sums) == 1 else sums.sum()):
             return None
         finite: Bools = np.isfinite(sums)
         for row in np.flatnonzero(~finite).tolist():

@@ -15,7 +15,7 @@ from gradwire.server.block import BlockHeader, GradientSlice, Receipt, Reply
 from gradwire.server.coverage import Coverage
 from gradwire.server.early import EarlyUpdate, SpareState
 from gradwire.server.encodings import Decoder, Encoder
-from gradwire.server.exclusive import BULK_ELEMENTS, in_thread
+from gradwire.server.exclusive import unless_short, updates
 from gradwire.server.gradients import Gradients, StagedGradients
 from gradwire.server.guess import GuessedUpdate
 from gradwire.server.intake import GradientArray, Intake
@@ -96,7 +96,7 @@ class Session:
         place = self._decoder.place(part.offset, part.data, intake.steps)
         intake.coverage.add(place)
         intake.received_bytes += len(part.data)
-        size = intake.steps * (place.stop - place.start)
+        work = updates(place.stop - place.start, intake.steps)
         block, early, device = self._block, self._early, self.run.device
 
         def values() -> np.ndarray[Any, Any]:
@@ -105,13 +105,13 @@ class Session:
         # One message that is a whole block waits for nothing, so it need not be kept.
         whole = first and part.last and block is not None and block.ranges == (place,) and not self.run.spec.clips
         if early is not None:
-            await self._unless_short(lambda: early.take(values(), place), 2 * size)
+            await unless_short(self._executor, lambda: early.take(values(), place), work)
             if not part.last and early.answers:
                 for tile in self._encoder.tiles(place, early.rows):
                     yield Reply(part.sequence, tile.start, early.answer(tile))
         elif not whole:
             staged = self._gradients.of(intake.steps)
-            await self._unless_short(lambda: device.write(staged, place.start, values()), size)
+            await unless_short(self._executor, lambda: device.write(staged, place.start, values()), work)
         if part.last:
             assert block is not None
             # Elements of absent tensors may have arrived in a deferred block; they are in no range of it.
@@ -127,7 +127,7 @@ class Session:
                     place.start if whole else 0,
                 )
 
-            work = 0 if early is not None else self.run.spec.layout.elements * intake.steps
+            work = 0 if early is not None else updates(self.run.spec.layout.elements, intake.steps)
             receipt = await durable.commit(self.run, self.holder, block, gradients, work)
             self.answering = True
             self._intake = self._block = self._early = None
@@ -147,13 +147,6 @@ class Session:
         self._gradients.release()
         self._spare.release()
         self._encoder.release()
-
-    async def _unless_short(self, work: Callable[[], None], updates: int) -> None:
-        """Does the work in a thread, unless the way there would take longer."""
-        if updates < BULK_ELEMENTS:
-            work()
-        else:
-            await in_thread(self._executor, work)
 
     async def _intake_of(self, part: GradientSlice) -> Intake:
         """What ``part`` belongs to, begun or planned as its header says. Afterwards a last part has a planned block."""
@@ -176,7 +169,7 @@ class Session:
         begins = intake is None or not (part.last and header.deferred)
         plans = part.last or not header.deferred
         # The scalars of a million steps take a while, those of one step do not.
-        work = header.steps * len(self.run.spec.layout.tensors) if plans else 0
+        work = updates(len(self.run.spec.layout.tensors), header.steps) if plans else 0
         return await self.run.exclusive.run(lambda: self._take_header(part, header, begins, plans), work=work)
 
     def _take_header(self, part: GradientSlice, header: BlockHeader, begins: bool, plans: bool) -> Intake:

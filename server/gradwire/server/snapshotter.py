@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from gradwire.server.durable import on_disk
-from gradwire.server.exclusive import BULK_ELEMENTS, to_the_end
+from gradwire.server.exclusive import to_the_end
 from gradwire.server.kept import Kept
 from gradwire.server.persist import copied, snapshot_of
 from gradwire.server.run import Run
@@ -101,7 +102,7 @@ class Snapshotter:
             snapshot = snapshot_of(run, kept.store.position(run.uid), kept.fingerprint, copied(run))
             return snapshot, run.version, time.perf_counter() - started
 
-        snapshot, version, seconds = await run.exclusive.run(copy, work=max(run.spec.layout.elements, BULK_ELEMENTS))
+        snapshot, version, seconds = await run.exclusive.run(copy, work=sys.maxsize)
         self.costs.pause_seconds += seconds
         self.costs.longest_pause_seconds = max(self.costs.longest_pause_seconds, seconds)
         log.info("%s, step %d: copied in %.2f ms", run.spec.name, snapshot.step, seconds * 1000)

@@ -93,7 +93,9 @@ def segments_of(
     """
     dtype = spec.dtype
     first = int(tensor_steps[0])
-    if not header.absent_tensors and (tensor_steps == first).all():  # the usual case: one segment a group
+    if not header.absent_tensors and (
+        len(tensor_steps) == 1 or (tensor_steps == first).all()
+    ):  # the usual case: one segment a group
         return [
             _segment(part, groups[group], groups[group].varying(step + 1, first + 1, header.steps, dtype))
             for group, part in spec.group_ranges
