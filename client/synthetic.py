@@ -10,6 +10,7 @@ The gradient does not depend on x, so steps may travel in blocks without changin
 from __future__ import annotations
 
 import argparse
+import contextlib
 import itertools
 import signal
 import sys
@@ -21,9 +22,10 @@ from types import FrameType
 
 import numpy as np
 import numpy.typing as npt
+from synthetic_progress import Interrupted, Notes
 from synthetic_report import Progress, Result, Track, write_report
 
-from gradwire.client import Adam, AMSGrad, GradwireError, Server, connect
+from gradwire.client import Adam, AMSGrad, GradwireError, RunNotFound, Server, connect
 
 OPTIMIZERS = {"adam": Adam, "amsgrad": AMSGrad}
 RATES = {"constant": 1e-2, "inverse-sqrt": 0.5}
@@ -44,25 +46,48 @@ def experiment(
     """Runs one optimizer with one schedule until its steps are done or ``stop()``."""
     choice = OPTIMIZERS[optimizer](lr=RATES[schedule], betas=(0.9, 0.99), schedule=schedule, bounds=(-1, 1))
     track = Track(optimizer, schedule, options.steps)
-    name = f"synthetic-{uuid.uuid4().hex[:12]}"
-    run = server.create_run(name, {"x": np.zeros((), np.float32)}, choice)
+    settings = {key: getattr(options, key) for key in ("steps", "block", "variant", "seed")}
+    settings |= {"optimizer": optimizer, "schedule": schedule, "run": f"synthetic-{uuid.uuid4().hex[:12]}"}
+    with Notes(options.out / f"progress-{optimizer}-{schedule}.jsonl", settings, track, resume=options.resume) as notes:
+        seconds = notes.seconds
+        if track.steps < options.steps:
+            seconds += train(server, choice, notes, track, options, stop)
+        if track.steps == options.steps:
+            with contextlib.suppress(RunNotFound):  # an earlier process may have come so far
+                server.delete_run(notes.settings["run"])
+    return Result(optimizer, schedule, options.variant, track.steps, track.x, track.average_regret, seconds), track
+
+
+def train(
+    server: Server, choice: Adam, notes: Notes, track: Track, options: argparse.Namespace, stop: Callable[[], bool]
+) -> float:
+    """Takes the steps that are left, and returns how many seconds that took."""
+    name = notes.settings["run"]
+    if notes.resumed and track.steps:
+        # The server may have applied one block more than we have noted. Its result is still there.
+        run = server.attach(name, worker_id="synthetic", last_sequence=notes.last_sequence)
+    else:
+        run = server.create_run(
+            name, {"x": np.zeros((), np.float32)}, choice, on_existing="replace", worker_id="synthetic"
+        )
     started = time.perf_counter()
-    with Progress(f"{optimizer}, {schedule}", options.steps) as progress:
-        for gradient in slopes(options.variant, options.seed, options.steps, options.block):
+    blocks = slopes(options.variant, options.seed, options.steps, options.block)
+    with Progress(f"{track.optimizer}, {track.schedule}", options.steps) as progress:
+        for gradient in itertools.islice(blocks, track.steps // options.block, None):
             if stop():
                 break
-            before = run.params["x"].copy()  # the loss counts before the step
+            before = np.full(1, track.x, np.float32)  # the loss counts before the step
             if options.block == 1:
                 run.step({"x": gradient[0]})
                 after = run.params["x"].reshape(1)
             else:
                 after = run.step_many({"x": gradient}, returns="trajectory")["x"]
-            track.add(np.concatenate([before.reshape(1), after[:-1]]), gradient, float(after[-1]))
+            track.add(np.concatenate([before, after[:-1]]), gradient, float(after[-1]))
+            notes.add(time.perf_counter() - started, run.last_sequence)
             progress.update(track.steps, track.x, track.average_regret)
     seconds = time.perf_counter() - started
     run.close()
-    server.delete_run(name)
-    return Result(optimizer, schedule, options.variant, track.steps, track.x, track.average_regret, seconds), track
+    return seconds
 
 
 def main() -> None:
@@ -88,13 +113,13 @@ def main() -> None:
                     result, track = experiment(server, optimizer, schedule, options, lambda: stopped)
                     if track.steps:
                         done.append((result, track))
-    except GradwireError as error:
+    except (GradwireError, Interrupted) as error:
         print(f"error: {error}", file=sys.stderr)
     if done:
         write_report(done, options.out)
     if stopped:
         what = "the results are those of the steps that were taken" if done else "before the first step"
-        print(f"stopped early by Ctrl-C; {what}", file=sys.stderr)
+        print(f"stopped early by Ctrl-C; {what}; --resume goes on where the server still has the run", file=sys.stderr)
     elif len(done) < len(optimizers) * len(schedules):
         sys.exit(1)
 
@@ -119,6 +144,9 @@ def parse_arguments() -> argparse.Namespace:
         "--variant", choices=["deterministic", "stochastic"], default="deterministic", help="when the slope is 1010"
     )
     parser.add_argument("--seed", type=natural, default=0, help="of the stochastic variant")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on with the interrupted experiment whose progress is in --out"
+    )
     parser.add_argument("--out", type=Path, default=Path("out"), help="directory for the results")
     options = parser.parse_args()
     try:

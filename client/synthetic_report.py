@@ -53,8 +53,22 @@ class Track:
         """(step, x before it, loss, average regret) of every 1,000th step, counted from 1."""
         self.curve: list[tuple[int, float, float, float]] = []
         """The same at steps that lie evenly on a logarithmic axis, at the same point of the problem's period."""
+        self._told = (0, 0)
         steps = np.geomspace(1, total_steps, CURVE_POINTS).astype(np.int64)
         self._curve_steps = np.unique(np.where(steps > PERIOD, steps - steps % PERIOD, steps))
+
+    def news(self) -> dict[str, Any]:
+        """The sums, and what has been kept since the last call."""
+        rows, curve = self.rows[self._told[0] :], self.curve[self._told[1] :]
+        self._told = (len(self.rows), len(self.curve))
+        return {"steps": self.steps, "x": self.x, "regret": self.regret, "rows": rows, "curve": curve}
+
+    def restore(self, news: dict[str, Any]) -> None:
+        """Takes over what `news` of an earlier process has told, call by call."""
+        self.steps, self.x, self.regret = news["steps"], news["x"], news["regret"]
+        self.rows += [tuple(row) for row in news["rows"]]
+        self.curve += [tuple(row) for row in news["curve"]]
+        self._told = (len(self.rows), len(self.curve))
 
     @property
     def average_regret(self) -> float:

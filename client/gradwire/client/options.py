@@ -48,6 +48,9 @@ class RunOptions:
 
     worker_id: str | None = None
     """Identifies this worker to the server over restarts of its process. None: a new one for each `Run` object."""
+    last_sequence: int | None = None
+    """`Run.last_sequence` when this worker last had an answer, if its process has been restarted since. Where the
+    server has applied one block more, the next step is taken for that block and gets its result. None: begin anew."""
     takeover: bool = False
     """Take the run from another worker that is attached."""
     gradient_encoding: str | None = None
@@ -66,6 +69,8 @@ class RunOptions:
     def __post_init__(self) -> None:
         encoding_of(self.gradient_encoding)
         encoding_of(self.parameter_encoding)
+        if self.last_sequence is not None and self.worker_id is None:
+            raise ValueError("last_sequence is given without worker_id; it belongs to a worker")
         if self.worker_id is None:
             return
         if not isinstance(self.worker_id, str):

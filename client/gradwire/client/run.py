@@ -88,10 +88,11 @@ class Run:
         self._epoch = message.epoch
         self._ahead = Ahead(self.layout, self._encoder.ahead or self.dtype)
         self._stream: TrainStream | None = None
-        self._sequence: int | None = None  # the last block that was acknowledged
-        self._unresolved = False  # the block after it may have been sent, and its outcome is not known
+        self._sequence = options.last_sequence  # the last block that was acknowledged
+        self._resumes = options.last_sequence is not None  # an earlier process may have sent the block after it
+        self._unresolved = self._resumes  # the block after it may have been sent, and its outcome is not known
         self._behind: set[int] = set()  # tensors of which the server has newer values that nobody asked for
-        self._open_stream(self._attempts(), resuming=False)
+        self._open_stream(self._attempts(), resuming=self._resumes)
         if params is None:
             self.refresh()
 
@@ -101,6 +102,12 @@ class Run:
     def worker_id(self) -> str:
         """This worker's id."""
         return self._attach.worker_id
+
+    @property
+    def last_sequence(self) -> int:
+        """Number of the last block that has been answered; keep it, with `worker_id`, to go on after a restart."""
+        assert self._sequence is not None
+        return self._sequence
 
     def step(
         self,
@@ -156,7 +163,7 @@ class Run:
     def hold(self) -> None:
         """Attaches now, where there is no stream, rather than with the next step."""
         with self._lock:
-            self._open_stream(self._attempts(), resuming=False)
+            self._open_stream(self._attempts(), resuming=self._resumes)
 
     def discard_ahead(self) -> None:
         """Forgets what `send_ahead` has sent."""
@@ -237,7 +244,7 @@ class Run:
                 trajectory[reply.first_step : reply.first_step + reply.steps, columns] = values
 
         attempts = self._attempts()
-        sent = False
+        sent = self._resumes
         block: BlockData | None = None
         while True:
             stream = self._open_stream(attempts, resuming=sent)
@@ -272,7 +279,7 @@ class Run:
                     attempts.failed_internally = True
                     continue
                 if refusal.applied is False:
-                    self._unresolved = sent = False
+                    self._unresolved = self._resumes = sent = False
                 if refusal.applied is not False or isinstance(refusal, Fenced):
                     self.stale = True
                 attempts.pause_for(refusal, transient=may_pass(error, refusal))
@@ -281,7 +288,7 @@ class Run:
                 self.stale = True
                 raise
         self._sequence = sequence
-        self._unresolved = False
+        self._unresolved = self._resumes = False
         self._ahead.forget()
         if block is not None:
             self._encoder.commit(block, skipped=bool(receipt.skipped_steps))
@@ -332,7 +339,7 @@ class Run:
         elif last < known:
             self.stale = True
             self._sequence = last  # a caller who decides to go on starts from what the server has
-            self._unresolved = False
+            self._unresolved = self._resumes = False
             raise RunRolledBack(
                 f"the server is at block {last} of worker {self.worker_id}, but it has acknowledged block {known} "
                 f"(step {self.step_count}); nothing was sent again",
