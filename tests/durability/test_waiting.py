@@ -10,8 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradwire.client import AMSGrad, Server, connect
+from gradwire.client import (
+    AMSGrad,
+    GradwireError,
+    InvalidSpec,
+    ProtocolViolation,
+    RetryPolicy,
+    RunAlreadyExists,
+    RunDamaged,
+    Server,
+    connect,
+)
 from gradwire.server import failpoints
+from gradwire.server.devices.cpu import CpuDevice
 from gradwire.server.store.disk import DiskStore
 from gradwire.v1 import train_pb2
 from tests.durability.lasting import everything, gradient
@@ -21,6 +32,17 @@ from tests.faults.gated import BULK, GatedDevice
 from tests.faults.hosted import HostedServer, InBackground, eventually
 
 SIZE = 100
+
+
+class FailingDevice(CpuDevice):
+    """The CPU device, until ``fails``."""
+
+    fails = False
+
+    def update(self, *arguments: Any, **options: Any) -> None:
+        if self.fails:
+            raise RuntimeError("the device has failed")
+        super().update(*arguments, **options)
 
 
 @pytest.fixture
@@ -119,6 +141,45 @@ def test_readers_see_nothing_of_a_block_that_is_not_on_disk(hosted: HostedServer
     failpoints.disarm()
     assert np.array_equal(read_parameters(stub, name), values)
     assert hosted.call(lambda: (run.step, run.version)) == (0, 0)
+
+
+def test_a_run_whose_device_failed_comes_back_with_the_next_server(tmp_path: Path) -> None:
+    """Its block is in the journal: it was accepted, and what it would have done is done then."""
+    device = FailingDevice(threads=1)
+    data = {"data_dir": str(tmp_path)}
+    with HostedServer(device, **data) as hosted, connect(hosted.target) as server:
+        run = server.create_run("x", {"w": gradient(0, SIZE)}, AMSGrad(lr=0.1), retry=RetryPolicy(deadline_seconds=1))
+        run.step({"w": gradient(1, SIZE)})
+        device.fails = True
+        with pytest.raises(GradwireError):
+            run.step({"w": gradient(2, SIZE)})
+        device.fails = False
+        with pytest.raises(RunDamaged, match="the next start of the server brings it back"):
+            server.attach("x")
+        with pytest.raises(RunAlreadyExists, match="is damaged"):
+            server.create_run("x", {"w": gradient(0, SIZE)}, AMSGrad())
+        assert "failed in the middle" in server.list_runs()[0].damage
+        twin = server.create_run("twin", {"w": gradient(0, SIZE)}, AMSGrad(lr=0.1))
+        for seed in (1, 2):
+            twin.step({"w": gradient(seed, SIZE)})
+        digest = twin.digest()
+    with HostedServer(FailingDevice(threads=1), **data) as hosted, connect(hosted.target) as server:
+        assert server.attach("x").digest() == digest
+
+
+def test_a_block_that_the_journal_cannot_take_is_refused_by_its_header(
+    hosted: HostedServer, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradwire.server.plan.MAX_ENTRY_BYTES", 5 * 4 * SIZE)
+    monkeypatch.setattr("gradwire.server.keeper.MAX_ENTRY_BYTES", 5 * 4 * SIZE)
+    run = server.create_run(fresh_name("r"), {"w": gradient(0, SIZE)}, AMSGrad())
+    run.step_many({"w": gradient(1, 5, SIZE)})
+    with pytest.raises(ProtocolViolation, match="Send smaller blocks") as caught:
+        run.step_many({"w": gradient(1, 6, SIZE)})
+    assert caught.value.metadata["max_steps"] == "5"
+    assert run.step({"w": gradient(2, SIZE)}).step == 6
+    with pytest.raises(InvalidSpec, match="with durability JOURNAL at most 2000"):
+        server.create_run("y", {"w": gradient(0, 6 * SIZE)}, AMSGrad(), durability="JOURNAL")
 
 
 def test_the_runs_of_a_server_share_a_flush(hosted: HostedServer, server: Server) -> None:

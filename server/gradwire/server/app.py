@@ -170,7 +170,11 @@ async def serve(
 
     for number in (signal.SIGTERM, *signals):
         loop.add_signal_handler(number, drain, number.name)
-    await server.start()
+    try:
+        await server.start()
+    except BaseException:
+        server.registry.close()
+        raise
     ready(server)
     if stop is not None:
         stopper = loop.create_task(stop.wait())

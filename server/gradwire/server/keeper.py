@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -17,7 +18,7 @@ from gradwire.server.restore import Restorer
 from gradwire.server.run import Run
 from gradwire.server.snapshotter import Snapshotter
 from gradwire.server.spec import Durability, RunSpec
-from gradwire.server.store.base import Position, Store, StoredRun, Written
+from gradwire.server.store.base import MAX_ENTRY_BYTES, Position, Store, StoredRun, Written
 from gradwire.server.store.recovery import Unrecoverable, recover
 from gradwire.wire.errors import InvalidSpec
 
@@ -99,6 +100,7 @@ class Keeper:
             log.error("%s is damaged: %s", stored.name, why)
             yield DamagedRun(stored.name, stored.uid, why)
         for stored in self.store.runs():
+            started = time.perf_counter()
             try:
                 found = recover(
                     self.store, stored.uid, self._fingerprint, partial(restorer.begin, stored), restorer.replay
@@ -113,7 +115,13 @@ class Keeper:
                 log.error("%s: %s", stored.name, note)
             if found.loss:
                 log.error("%s goes on from step %d: %s", stored.name, found.step, found.loss)
-            log.info("%s is back at step %d, %d blocks of its journal applied", stored.name, found.step, found.replayed)
+            log.info(
+                "%s is back at step %d, %d blocks of its journal applied, in %.3f s",
+                stored.name,
+                found.step,
+                found.replayed,
+                time.perf_counter() - started,
+            )
             self._keep(run, found.loss)
             if found.replayed or found.notes:
                 assert run.kept is not None
@@ -135,6 +143,10 @@ def with_durability(spec: RunSpec, stores: bool) -> RunSpec:
                 "runs in memory only"
             )
         return replace(spec, durability=Durability.MEMORY)
+    if spec.durability is Durability.JOURNAL and spec.vector_bytes > MAX_ENTRY_BYTES:
+        raise InvalidSpec(
+            f"the run has {spec.vector_bytes} bytes of parameters; with durability JOURNAL at most {MAX_ENTRY_BYTES}"
+        )
     if spec.durability is not None:
         return spec
     small = spec.vector_bytes <= JOURNALED_BYTES

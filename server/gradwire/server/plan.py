@@ -11,6 +11,7 @@ from gradwire.server.optimizers.base import Hyperparameters
 from gradwire.server.run import Run
 from gradwire.server.spec import NonFinitePolicy, RunSpec
 from gradwire.server.staging import StagedBlock, override_groups, scalar_bytes, segments_of
+from gradwire.server.store.base import MAX_ENTRY_BYTES
 from gradwire.wire.encoding import MAX_ROW_BYTES
 from gradwire.wire.errors import ProtocolViolation, ResultTooLarge
 
@@ -44,6 +45,12 @@ def check_header(run: Run, header: BlockHeader, max_result_bytes: int) -> tuple[
         raise ProtocolViolation(f"absent tensor {index} is not there; this run has tensors 0 to {tensors - 1}")
     groups = override_groups(run.groups, header.overrides)
     block_bytes = run.spec.vector_bytes * header.steps
+    if run.kept is not None and run.kept.journals and block_bytes > MAX_ENTRY_BYTES:
+        raise ProtocolViolation(
+            f"the gradients of {header.steps} steps have {block_bytes} bytes; the journal takes {MAX_ENTRY_BYTES} a "
+            "block. Send smaller blocks",
+            max_steps=MAX_ENTRY_BYTES // run.spec.vector_bytes,
+        )
     if header.returns is Returns.TRAJECTORY and block_bytes > max_result_bytes:
         raise ResultTooLarge(
             f"the trajectory of {header.steps} steps has {block_bytes} bytes; this server remembers at most "

@@ -16,6 +16,7 @@ from gradwire.server.coverage import Coverage
 from gradwire.server.early import EarlyUpdate, SpareState
 from gradwire.server.encodings import Decoder, Encoder
 from gradwire.server.exclusive import unless_short, updates
+from gradwire.server.failpoints import failpoint
 from gradwire.server.gradients import Gradients, StagedGradients
 from gradwire.server.guess import GuessedUpdate
 from gradwire.server.intake import GradientArray, Intake
@@ -97,6 +98,7 @@ class Session:
         intake.coverage.add(place)
         intake.received_bytes += len(part.data)
         work = updates(place.stop - place.start, intake.steps)
+        failpoint("stage.before")
         block, early, device = self._block, self._early, self.run.device
 
         def values() -> np.ndarray[Any, Any]:
@@ -112,6 +114,7 @@ class Session:
         elif not whole:
             staged = self._gradients.of(intake.steps)
             await unless_short(self._executor, lambda: device.write(staged, place.start, values()), work)
+        failpoint("stage.after")
         if part.last:
             assert block is not None
             # Elements of absent tensors may have arrived in a deferred block; they are in no range of it.
@@ -129,12 +132,14 @@ class Session:
 
             work = 0 if early is not None else updates(self.run.spec.layout.elements, intake.steps)
             receipt = await durable.commit(self.run, self.holder, block, gradients, work)
+            failpoint("reply.before")
             self.answering = True
             self._intake = self._block = self._early = None
             block.drop()
             async for reply in self._results(receipt, place if early is not None and early.answers else None):
                 yield reply
             self.answering = False
+            failpoint("reply.after")
 
     async def close(self) -> None:
         """Gives the run back and frees what was staged, once a commit that is under way has ended."""

@@ -105,16 +105,25 @@ class Snapshotter:
         snapshot, version, seconds = await run.exclusive.run(copy, work=sys.maxsize)
         self.costs.pause_seconds += seconds
         self.costs.longest_pause_seconds = max(self.costs.longest_pause_seconds, seconds)
-        log.info("%s, step %d: copied in %.2f ms", run.spec.name, snapshot.step, seconds * 1000)
+        log.info("%s copied at step %d, its steps waited %.3f ms", run.spec.name, snapshot.step, seconds * 1000)
         return snapshot, version
 
     async def _write(self, run: Run, kept: Kept, snapshot: Snapshot) -> Written:
         def write() -> Written:
-            started = time.thread_time()
+            started, before = time.perf_counter(), time.thread_time()
             written = kept.store.write(run.uid, snapshot)
-            self.costs.cpu_seconds += time.thread_time() - started
+            seconds, cpu_seconds = time.perf_counter() - started, time.thread_time() - before
+            self.costs.cpu_seconds += cpu_seconds
             self.costs.snapshots += 1
             self.costs.bytes += written.size_bytes
+            log.info(
+                "%s saved at step %d: %d bytes in %.3f s, with %.3f s of processor time",
+                run.spec.name,
+                snapshot.step,
+                written.size_bytes,
+                seconds,
+                cpu_seconds,
+            )
             return written
 
         return await to_the_end(asyncio.get_running_loop().run_in_executor(self._writing, write))

@@ -14,6 +14,9 @@ import numpy.typing as npt
 PIECE_BYTES = 4 * 2**20
 """Vectors are read and written in pieces of about this size."""
 
+MAX_ENTRY_BYTES = 768 * 2**20
+"""Gradients of one block in a journal; SQLite takes no value of 1 GB."""
+
 
 class StoreError(Exception):
     """Raised when a store cannot be opened; the message names the file and says what can be done."""

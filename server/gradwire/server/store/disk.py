@@ -243,7 +243,6 @@ class DiskStore(Store):
         def work(transaction: Transaction) -> Position:
             failpoint("journal.before-insert")
             number = self._number(transaction, uid)
-            self._count(transaction)
             before = self._heads[uid].position
             position = Position(before.number + 1, next_link(before.chain, entry))
             journal.insert_entry(transaction.database, number, position, entry)
@@ -394,7 +393,7 @@ class DiskStore(Store):
         self._writer.submit(work).add_done_callback(again)
 
     def _count(self, transaction: Transaction) -> None:
-        """Counts the transaction; called by all who change something."""
+        """Counts the transaction; called by all who change something but the journal: each run counts its blocks."""
         if "commits" not in transaction.changes:
             transaction.changes["commits"] = self._commits + 1
             transaction.database.execute("UPDATE commits SET count = ?", (self._commits + 1,))

@@ -15,9 +15,6 @@ SCHEMA = 1
 APPLICATION = 0x67726177
 """Tells our databases from others, "graw"."""
 
-MAX_ENTRY_BYTES = 768 * 2**20
-"""Gradients of one block; SQLite takes no value of 1 GB."""
-
 _NUMBER_BITS = 36
 MAX_NUMBER = 2**_NUMBER_BITS - 1
 """A row's key is the run's number, then the block's: rows of a run lie next to each other, in order."""

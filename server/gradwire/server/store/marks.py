@@ -24,7 +24,7 @@ _SIZE = 64
 """Divides the page size: no record lies on two pages."""
 
 COMMITS = 0
-"""The record that counts the transactions of the whole database."""
+"""The record that counts the transactions that have changed anything but a run's journal."""
 
 
 class Marks:
