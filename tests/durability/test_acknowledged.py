@@ -76,6 +76,7 @@ CASES: dict[str, tuple[Script, Any, dict[str, Any]]] = {
     "allow": (with_infinities, AMSGrad(lr=0.1), {"non_finite": "allow"}),
     "clipped": (in_blocks, Adam(lr=0.1), {"clip_norm": 0.5, "clip_value": 0.3}),
     "float64": (plain, Adam(lr=0.1), {"dtype": "float64"}),
+    "int8": (plain, AMSGrad(lr=0.1), {"gradient_encoding": "int8"}),
     "bfloat16": (plain, Adam(lr=0.1), {"gradient_encoding": "bfloat16", "parameter_encoding": "bfloat16"}),
 }
 

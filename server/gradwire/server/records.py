@@ -96,6 +96,7 @@ def receipt_to_data(receipt: Receipt) -> dict[str, Any]:
         "gradient_norm": receipt.gradient_norm,
         "learning_rates": list(receipt.learning_rates),
         "skipped_steps": list(receipt.skipped_steps),
+        "received_bytes": receipt.received_bytes,
     }
 
 
@@ -105,6 +106,7 @@ def receipt_from_data(data: dict[str, Any], durability: Durability, repeated: bo
         gradient_norm=data["gradient_norm"],
         learning_rates=tuple(data["learning_rates"]),
         skipped_steps=tuple(data["skipped_steps"]),
+        received_bytes=data["received_bytes"],
         durability=durability,
         repeated=repeated,
     )

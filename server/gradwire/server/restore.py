@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from gradwire.server.block import Returns
+from gradwire.server.block import BlockHeader, Returns
 from gradwire.server.devices.base import Device, DeviceArray, State
 from gradwire.server.gradients import StagedGradients
 from gradwire.server.memory import MemoryBudget
@@ -65,7 +65,7 @@ class Restorer:
         """Applies a block as it was applied; returns the run's step. Raises Unrecoverable where it ends otherwise."""
         try:
             header, expected = block_from_text(entry.block)
-            receipt = self._apply(run, entry, header)
+            receipt = self._apply(run, entry, header, expected["received_bytes"])
         except (GradwireError, ValueError, KeyError) as error:
             raise Unrecoverable(f"block {entry.sequence} of worker {entry.worker_id!r}: {error}") from error
         if json.dumps(receipt) != json.dumps(expected):
@@ -75,11 +75,12 @@ class Restorer:
             )
         return run.step
 
-    def _apply(self, run: Run, entry: Entry, header: Any) -> dict[str, Any]:
+    def _apply(self, run: Run, entry: Entry, header: BlockHeader, received_bytes: int) -> dict[str, Any]:
         spec = run.spec
         groups = check_header(run, header, _ANY_SIZE)
         gradients = self._array(spec, header.steps)
         block = plan_block(run, entry.sequence, header, groups)
+        block.received_bytes = received_bytes
         try:
             present = sum(part.stop - part.start for part in block.ranges)
             values = np.frombuffer(entry.gradients, spec.dtype).reshape(header.steps, present)
