@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -14,6 +16,7 @@ import numpy.typing as npt
 import pytest
 
 from gradwire.client import AMSGrad, ParamGroup, Run, Server, connect
+from gradwire.client.apart import GRACE_SECONDS, apart
 from tests.faults.bare import fresh_name
 from tests.faults.gated import GatedDevice, gradient
 from tests.faults.hosted import HostedServer, InBackground
@@ -146,3 +149,48 @@ def test_ctrl_c_at_every_line(process: ServerProcess, act: Act, double_buffer: b
                 assert run.step_count == receipt.step + steps, interruption.place
         assert number > 30
         assert seen == set(expected), "some interruptions came before the commit, some after it"
+
+
+def test_the_caller_s_thread_never_enters_grpc(process: ServerProcess) -> None:
+    """Once in about twenty times Ctrl-C leaves a lock of the channel held there, and the next call waits for ever."""
+    entered: set[str] = set()
+
+    def trace(frame: FrameType, event: str, argument: object) -> None:
+        if f"{os.sep}grpc{os.sep}" in frame.f_code.co_filename:
+            entered.add(frame.f_code.co_name)
+
+    with connect(process.target) as server:
+        run = server.create_run(fresh_name("apart"), {"a": gradient(3, 8), "b": gradient(2, 9)}, AMSGrad(lr=0.1))
+        before = sys.gettrace()
+        sys.settrace(trace)
+        try:
+            one_step(run, 1)
+            two_steps_with_their_trajectory(run, 2)
+            run.write({"a": gradient(3, 3)}, partial=True)
+            one_step(run, 3)  # over a new stream
+            run.load_state_dict(run.state_dict())
+            run.describe()
+            run.read()
+            run.close()
+        finally:
+            sys.settrace(before)
+        assert not entered
+        assert run.step_count == 4
+
+
+def test_ctrl_c_while_a_call_is_under_way_and_right_after_it() -> None:
+    """The answer that nobody takes is not waited for; a call that goes on has a little time to end."""
+    for seconds in (0.0, 0.3):
+        done: list[float] = []
+
+        def call(seconds: float = seconds, done: list[float] = done) -> None:
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(seconds)
+            done.append(seconds)
+
+        started = time.monotonic()
+        with pytest.raises(KeyboardInterrupt):
+            apart(call)
+        assert time.monotonic() - started < GRACE_SECONDS / 2
+        if seconds:
+            assert done, "it was given the time to end"

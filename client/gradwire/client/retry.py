@@ -10,6 +10,7 @@ from typing import TypeVar
 
 import grpc
 
+from gradwire.client.apart import apart
 from gradwire.client.errors import ConnectionLost, is_transient, translate
 from gradwire.wire.errors import Draining, GradwireError, Starting
 
@@ -54,7 +55,7 @@ class Attempts:
         """Result of an idempotent ``call()``. Raises the refusal, or ConnectionLost when the deadline is over."""
         while True:
             try:
-                return call()
+                return apart(call)
             except grpc.RpcError as error:
                 failure = translate(error, self._target)
                 self.pause_for(failure, transient=may_pass(error, failure))

@@ -1,4 +1,4 @@
-"""One Train stream: messages out from a thread of gRPC's, messages in from the caller's."""
+"""One Train stream: messages out from a thread of gRPC's, messages in from a thread of its own."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
+from gradwire.client.apart import begin, take
 from gradwire.v1 import train_pb2
 from gradwire.wire.envelope import Opened, open_response
 from gradwire.wire.errors import ProtocolViolation
 from gradwire.wire.service import SERVICE_NAME
 
 CLOSE_TIMEOUT_SECONDS = 2.0
+READ_AHEAD = 4
+"""Answers that may wait for the caller; then the stream is not read, and flow control holds the server."""
 
 TrainMethod = Callable[[Iterator[bytes]], Any]
 """Begins a Train call that sends serialized requests; its result iterates over serialized responses."""
@@ -53,6 +56,8 @@ class TrainStream:
     """An attached stream. gRPC pulls requests from a queue in its own thread, so reading and writing overlap: a client
     that wrote all slices before it read any would deadlock in flow control.
 
+    Answers come through a queue too, so that the caller's thread never enters gRPC: see `apart`.
+
     Raises grpc.RpcError, also from the constructor, which waits for the attachment: up to ``timeout_seconds``, or as
     long as the connection lasts.
     """
@@ -64,13 +69,20 @@ class TrainStream:
         timeout_seconds: float | None = None,
     ) -> None:
         self._jobs: queue.SimpleQueue[Iterable[bytes] | None] = queue.SimpleQueue()
-        self._call: Any = train(self._requests())
+        self._answers: queue.SimpleQueue[bytes | BaseException] = queue.SimpleQueue()
+        self._room: queue.SimpleQueue[None] = queue.SimpleQueue()  # one for each answer that may be read
+        for _ in range(READ_AHEAD):
+            self._room.put(None)
+        self._call: Any = None  # once the thread has begun it
+        self._over = False
+        self._end: BaseException | None = None
         self.send([train_pb2.TrainRequest(attach=attach).SerializeToString()])
         late = threading.Event()
         timer = None if timeout_seconds is None else threading.Timer(timeout_seconds, self._give_up, (late,))
-        if timer is not None:
-            timer.start()
         try:
+            begin(lambda: self._read(train))
+            if timer is not None:
+                timer.start()
             self.attached = self.receive().message.attached
         except BaseException as error:
             self.abandon()
@@ -87,10 +99,14 @@ class TrainStream:
 
     def receive(self) -> Opened[train_pb2.TrainResponse]:
         """The next message."""
+        if self._end is not None and self._answers.empty():
+            raise self._end  # whoever asks once more, after Ctrl-C perhaps, must not wait
+        answer = take(self._answers)
+        if isinstance(answer, BaseException):
+            raise answer
+        self._room.put(None)
         try:
-            return open_response(next(self._call))
-        except StopIteration:
-            raise StreamEnded("the server ended the stream") from None
+            return open_response(answer)
         except DecodeError as error:
             raise ProtocolViolation(f"the server sent what is no TrainResponse: {error}", applied=None) from None
 
@@ -111,24 +127,45 @@ class TrainStream:
     def close(self) -> None:
         """Ends the stream in order and waits, briefly, until the server has given the run back."""
         self._jobs.put(None)
-        timer = threading.Timer(CLOSE_TIMEOUT_SECONDS, self._call.cancel)
+        timer = threading.Timer(CLOSE_TIMEOUT_SECONDS, self._cancel)
         timer.start()
         try:
-            for _ in self._call:
-                pass
+            while True:
+                self.receive()
         except grpc.RpcError:
-            pass  # it was broken already
+            pass  # the end, or it was broken already
         finally:
             timer.cancel()
 
     def abandon(self) -> None:
         """Drops the stream as it is."""
+        begin(self._cancel)
         self._jobs.put(None)
-        self._call.cancel()
 
     def _give_up(self, late: threading.Event) -> None:
         late.set()
-        self._call.cancel()
+        self._cancel()
+
+    def _cancel(self) -> None:
+        self._over = True
+        if self._call is not None:
+            self._call.cancel()
+        self._room.put(None)
+
+    def _read(self, train: TrainMethod) -> None:
+        """Begins the call; passes on what the server answers, as long as there is room, and the error that ends it."""
+        try:
+            self._call = call = train(self._requests())
+            if self._over:  # cancelled before there was a call
+                call.cancel()
+            while True:
+                self._room.get()
+                self._answers.put(next(call))
+        except StopIteration:
+            self._end = StreamEnded("the server ended the stream")
+        except BaseException as error:  # for the caller's thread to raise
+            self._end = error
+        self._answers.put(self._end)
 
     def _requests(self) -> Iterator[bytes]:
         while (job := self._jobs.get()) is not None:
