@@ -6,6 +6,8 @@ import struct
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from gradwire.client.copies import DeltaCopy
 from gradwire.v1 import run_pb2, train_pb2
@@ -66,3 +68,26 @@ def test_malformed_differences_are_refused(copy: DeltaCopy) -> None:
         take(copy, 0, bytes(259), run_pb2.ENCODING_INT8)
     with pytest.raises(InvalidSlice, match="element 5 is no boundary"):
         take(copy, 5, bytes(260), run_pb2.ENCODING_INT8)
+
+
+def test_values_may_be_cut_inside_a_block(copy: DeltaCopy) -> None:
+    copy.forget()
+    for start, stop in ((100, 302), (0, 100)):
+        take(copy, start, bytes(4 * (stop - start)), run_pb2.ENCODING_FLOAT32)
+    assert take(copy, 0, bytes(260), run_pb2.ENCODING_INT8) == [0.0] * 256
+
+
+@given(st.lists(st.tuples(st.integers(0, 302), st.integers(0, 302)), max_size=8), st.sampled_from([0, 256, 300]))
+def test_it_knows_which_elements_were_sent(parts: list[tuple[int, int]], offset: int) -> None:
+    copy = DeltaCopy(BLOCKS)
+    sent = np.zeros(302, bool)
+    for a, b in parts:
+        start, stop = min(a, b), max(a, b)
+        take(copy, start, bytes(4 * (stop - start)), run_pb2.ENCODING_FLOAT32)
+        sent[start:stop] = True
+    size = {0: 256, 256: 44, 300: 2}[offset]
+    if sent[offset : offset + size].all():
+        take(copy, offset, bytes(4 + size), run_pb2.ENCODING_INT8)
+    else:
+        with pytest.raises(ProtocolViolation):
+            take(copy, offset, bytes(4 + size), run_pb2.ENCODING_INT8)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gc
 import itertools
+import socket
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,9 +19,10 @@ from gradwire.client.encodings import DeltaParameters, Int8Gradients
 from gradwire.client.torch import RemoteOptimizer
 from gradwire.server.encodings import DeltaEncoder
 from gradwire.wire.int8 import Blocks
-from gradwire.wire.layout import Range
+from gradwire.wire.layout import Layout, Range
 from tests.faults.hosted import HostedServer
 from tests.integration.test_digits import batch, digits, forward_and_gradients
+from tests.serving import ServerProcess
 
 __all__ = ["digits"]  # a fixture
 
@@ -35,7 +38,7 @@ _names = itertools.count()
 @pytest.fixture
 def hosted() -> Iterator[HostedServer]:
     """A server in this process, whose encoders can be looked at."""
-    with HostedServer(max_memory=2**20) as server:
+    with HostedServer(max_memory=2**26) as server:
         yield server
 
 
@@ -67,7 +70,7 @@ def copy_of(run: Run) -> npt.NDArray[np.float32]:
     return run._decoder.copy.held
 
 
-def baseline_of(hosted: HostedServer) -> npt.NDArray[np.float32]:
+def baseline_of(hosted: HostedServer, elements: int = SIZE) -> npt.NDArray[np.float32]:
     """What the server counts on, where one stream of one run is open."""
 
     def find() -> npt.NDArray[np.float32]:
@@ -78,9 +81,15 @@ def baseline_of(hosted: HostedServer) -> npt.NDArray[np.float32]:
             if type(found) is DeltaEncoder and found.baseline is not None and found.baseline.held(Range(0, 1)).size
         ]
         assert encoder.baseline is not None
-        return encoder.baseline.held(Range(0, SIZE))
+        return encoder.baseline.held(Range(0, elements))
 
     return hosted.call(find)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port: int = listener.getsockname()[1]
+    return port
 
 
 # --- training --------------------------------------------------------------------------------------------------------
@@ -280,6 +289,25 @@ def test_gradients_cut_elsewhere_are_answered_all_the_same(hosted: HostedServer,
     run.close()
 
 
+def test_long_vectors_of_odd_tensors(hosted: HostedServer, near: Server) -> None:
+    """Several slices each way, none of which ends where a block of 256 from the vector's start would."""
+    shapes = {"a": 700_001, "b": 5, "c": 900_003, "d": 100}
+    random = np.random.default_rng(0)
+    start = {name: random.standard_normal(size, np.float32) for name, size in shapes.items()}
+    blocks = Blocks(Layout([[(name, (size,)) for name, size in shapes.items()]]))
+    elements = sum(shapes.values())
+    run = near.create_run(f"int8-{next(_names)}", start, AMSGrad(lr=0.01), **INT8)
+    for step in range(4):
+        receipt = run.step({name: random.standard_normal(size, np.float32) for name, size in shapes.items()})
+        assert np.array_equal(copy_of(run), baseline_of(hosted, elements))
+        assert receipt.received_bytes == elements + 4 * blocks.count
+        assert receipt.sent_bytes == (4 * elements if step == 0 else receipt.received_bytes)
+        exact = run.read()
+        for name in shapes:
+            np.testing.assert_allclose(run.params[name], exact[name], atol=0.02 / 254)
+    run.close()
+
+
 # --- what drops it ---------------------------------------------------------------------------------------------------
 
 
@@ -403,3 +431,25 @@ def test_without_room_for_the_baseline_the_step_is_refused_and_the_run_is_well(
         rest.release()
         assert again.step(tensors(2)).step == 2
         assert np.array_equal(flat(again.params), flat(again.read()))
+
+
+def test_a_server_that_is_killed_goes_on_where_it_was(tmp_path: Path, server: Server) -> None:
+    """With a journal. The worker gets full values first, and the step that meets the new server is sent as it was."""
+    address = f"127.0.0.1:{free_port()}"
+    flags = ("--data-dir", str(tmp_path / "data"))
+    twin = create(server)
+    with ServerProcess(*flags, listen=address) as first, connect(first.target) as connection:
+        run = create(connection, durability="JOURNAL")
+        for seed in (1, 2):
+            run.step(tensors(seed))
+            twin.step(tensors(seed))
+        first.kill()
+        with ServerProcess(*flags, listen=address):
+            assert run.step(tensors(3)).sent_bytes == 4 * SIZE
+            assert run.step_count == 3
+            assert np.array_equal(flat(run.params), flat(run.read()))
+            twin.step(tensors(3))
+            assert np.array_equal(flat(run.read()), flat(twin.read()))
+            assert run.step(tensors(4)).sent_bytes == SIZE + 4 * BLOCKS
+            run.close()
+    twin.close()

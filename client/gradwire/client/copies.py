@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, bisect_right
+
 import numpy as np
 
 from gradwire.v1 import run_pb2, train_pb2
@@ -23,11 +25,11 @@ class DeltaCopy:
     def __init__(self, blocks: Blocks) -> None:
         self._blocks = blocks
         self._held = np.empty(blocks.elements, np.float32)
-        self._known = np.zeros(blocks.count, np.bool_)
+        self._known = _Ranges()
 
     def forget(self) -> None:
         """Nothing that was sent before counts any more."""
-        self._known[:] = False
+        self._known = _Ranges()
 
     @property
     def held(self) -> Floats:
@@ -45,14 +47,12 @@ class DeltaCopy:
             part = Range(message.offset, message.offset + len(values))
             held = self._held[part.start : part.stop]
             held[:] = values
-            first, last = self._blocks.before(part.start), self._blocks.before(part.stop)
-            if self._blocks.start(first) == part.start:
-                self._known[first:last] = True
+            self._known.add(part)
             return held
         encoded = array_of(data, 1)
         part = self._blocks.part_of(message.offset, encoded.shape[1])
         span = self._blocks.span(part)
-        if not self._known[span.start : span.stop].all():
+        if part not in self._known:
             raise ProtocolViolation(
                 f"the server sent elements {part.start}..{part.stop} as differences before it had sent their values",
                 applied=None,
@@ -66,3 +66,22 @@ class DeltaCopy:
                 decode_piece(rows, piece, difference[None])
                 held[piece.columns] += difference
         return held
+
+
+class _Ranges:
+    """A set of elements, as ranges that do not touch."""
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._stops: list[int] = []
+
+    def add(self, part: Range) -> None:
+        i, j = bisect_left(self._stops, part.start), bisect_right(self._starts, part.stop)
+        if i < j:  # with these it becomes one
+            part = Range(min(part.start, self._starts[i]), max(part.stop, self._stops[j - 1]))
+        self._starts[i:j] = [part.start]
+        self._stops[i:j] = [part.stop]
+
+    def __contains__(self, part: Range) -> bool:
+        i = bisect_right(self._starts, part.start) - 1
+        return part.start == part.stop or (i >= 0 and part.stop <= self._stops[i])
