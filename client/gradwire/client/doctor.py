@@ -25,9 +25,10 @@ _HOW = """
 How it is measured. round trip: one step of a run of one element. up: steps of a long vector that are answered with a
 receipt alone; down: reading it; round trip and update subtracted. update: all slices of a gradient but a small last one
 are sent and given time to arrive; then the time from the last one to the receipt, without the round trip, is what the
-server needs for the gradient's norm and the update of the whole vector. step times: real blocks, after a first one, in
-both directions with the encoding; where that would take longer than --seconds, a shorter vector is measured and what it
-takes beyond the round trip is scaled up; those times are marked ~.
+server needs for the gradient's norm and the update of the whole vector. step times: medians of real blocks in both
+directions with the encoding, after two that do not count; where a block would take longer than --seconds, a shorter
+vector is measured and what it takes beyond the round trip is scaled up; those times are marked ~. Other work on either
+machine makes all of it worse, and the order of close ones meaningless.
 
 float32 is exact. The others round: bfloat16 and float16 each value, int8 in blocks of 256, with what was lost added to
 the next. A block of K steps can only hold gradients that were made without the parameters that its earlier steps give.
