@@ -72,6 +72,7 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "target": ({"target": 50051}, TypeError, "target is 50051; expected host:port"),
     "on_existing": ({"on_existing": "append"}, ValueError, "expected 'error', 'resume' or 'replace'"),
     "maximize": ({"maximize": "yes"}, TypeError, "maximize is 'yes'; expected True or False"),
+    "overlap": ({"overlap": "yes"}, TypeError, "overlap is 'yes'; expected True or False"),
     "non_finite": ({"non_finite": "ignore"}, ValueError, "expected one of 'reject', 'skip', 'allow'"),
     "clip_norm": ({"clip_norm": "1"}, TypeError, "clip_norm is '1'; expected a number"),
     "negative clip_norm": ({"clip_norm": -1.0}, InvalidHyperparameter, "clip_norm is -1"),

@@ -74,6 +74,8 @@ class RemoteOptimizer(Optimizer):
             raise TypeError(f"run is {run!r}; expected the name of a run")
         if not (target is None or isinstance(target, (str, Server))):
             raise TypeError(f"target is {target!r}; expected host:port, unix:PATH, 'embedded' or a Server")
+        if not isinstance(overlap, bool):
+            raise TypeError(f"overlap is {overlap!r}; expected True or False")
         self._preset = preset if maximize is None else preset.replace({"maximize": maximize})
         self._binding: Binding | None = None
         self._overlap: Overlap | None = None
