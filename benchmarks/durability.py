@@ -51,7 +51,10 @@ class Server:
         self._process = subprocess.Popen(self._command, stderr=subprocess.PIPE, text=True)
         self._reader = threading.Thread(target=self._read, daemon=True)
         self._reader.start()
-        connect(self.target, timeout_seconds=120).close()
+        while not any("serving on" in line for line in list(self.log)):
+            if self._process.poll() is not None:
+                raise RuntimeError("the server did not start: " + "".join(self.log))
+            time.sleep(0.01)
 
     def _read(self) -> None:
         assert self._process.stderr is not None
