@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import functools
 import logging
 import os
@@ -12,7 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from concurrent.futures import Future
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from gradwire.server.failpoints import failpoint
@@ -30,8 +28,10 @@ from gradwire.server.store.base import (
     Written,
 )
 from gradwire.server.store.chain import barrier_link, first_link, next_link, verify
-from gradwire.server.store.marks import COMMITS, Marks
-from gradwire.server.store.snapshots import SUFFIX, UNFINISHED, read_file, sync_directory, write_file
+from gradwire.server.store.index import Head, Index, Kept
+from gradwire.server.store.lock import lock_directory
+from gradwire.server.store.marks import Marks
+from gradwire.server.store.snapshots import SUFFIX, read_file, sync_directory, write_file
 from gradwire.server.store.writer import Transaction, Writer, refusal
 from gradwire.wire.errors import RunNotFound
 
@@ -41,28 +41,6 @@ _PAGE_ROWS = 256
 _PAGE_BYTES = 16 * 2**20
 _PRUNED_AT_ONCE = 64
 """Rows of the journal that one transaction deletes: others wait for it."""
-
-
-@dataclass(frozen=True)
-class _Kept:
-    """A snapshot and where it is."""
-
-    info: SnapshotInfo
-    file: str
-    chain: bytes
-
-
-def _age(kept: _Kept) -> tuple[int, int]:
-    """Sorts snapshots, the oldest first. One that was copied before a barrier may be recorded after it."""
-    return kept.info.number, kept.info.id
-
-
-@dataclass(frozen=True)
-class _Head:
-    """The newest thing that is known of a run."""
-
-    position: Position
-    step: int
 
 
 class DiskStore(Store):
@@ -79,7 +57,7 @@ class DiskStore(Store):
         self._keep = keep
         self._files = directory / "snapshots"
         self.scratch = str(self._files)
-        self._lock = _lock(directory)
+        self._lock = lock_directory(directory)
         try:
             try:
                 self._files.mkdir(mode=0o700, exist_ok=True)
@@ -89,14 +67,8 @@ class DiskStore(Store):
                 raise StoreError(f"cannot write to {directory}: {error.strerror}") from error
             database = journal.open_database(directory / "journal.sqlite3")
             sync_directory(directory)
-            self._numbers: dict[str, int] = {}
-            self._runs: dict[str, StoredRun] = {}
-            self._kept: dict[str, list[_Kept]] = {}
-            self._heads: dict[str, _Head] = {}
-            self._damaged: list[tuple[StoredRun, str]] = []
-            self._losses: list[str] = []
             try:
-                self._read(database)
+                self._index = Index(database, self._marks, self._files)
             except BaseException as error:
                 database.close()
                 if not isinstance(error, sqlite3.Error):
@@ -110,54 +82,6 @@ class DiskStore(Store):
             raise
         self._writer = Writer(database, self._committed)
 
-    def _read(self, database: sqlite3.Connection) -> None:
-        """Fills the indices; nothing is changed."""
-        uids: dict[int, str] = {}
-        journal.check(database)
-        for number, run, good in journal.read_runs(database):
-            uids[number] = run.uid
-            self._numbers[run.uid] = number
-            self._kept[run.uid] = []
-            if good:
-                self._runs[run.uid] = run
-            else:
-                self._damaged.append((run, "its description in the journal is damaged"))
-        for number, file, chain, info in journal.read_snapshots(database):
-            if number in uids:
-                self._kept[uids[number]].append(_Kept(info, file, chain))
-        for files in self._kept.values():
-            files.sort(key=_age)
-        self._acknowledged = {uid: self._marks.read(number, uid) for number, uid in uids.items()}
-        self._commits: int = database.execute("SELECT count FROM commits").fetchone()[0]
-        self._find_losses(uids)
-        for uid in self._runs:
-            kept = self._kept[uid]
-            newest = Position(kept[-1].info.number, kept[-1].chain) if kept else Position(0, b"")
-            self._heads[uid] = _Head(newest, kept[-1].info.step if kept else 0)
-
-    def _find_losses(self, uids: dict[int, str]) -> None:
-        noted = self._marks.read(COMMITS)
-        if noted is None and self._commits:
-            self._losses.append(
-                f"{self.directory / 'acknowledged'} is missing or damaged: if the newest part of the journal has been "
-                "lost, it cannot be seen"
-            )
-        elif noted is not None and noted.number > self._commits:
-            self._losses.append(
-                f"the journal has lost its last {noted.number - self._commits} transactions, which had been "
-                "acknowledged"
-            )
-        for number in self._marks.owned() - set(uids):
-            self._losses.append(f"run number {number} is missing from the journal, and nobody has deleted it")
-        known = {kept.file for files in self._kept.values() for kept in files}
-        for path in self._files.iterdir():
-            unfinished = path.name.endswith(UNFINISHED)
-            if path.suffix in (SUFFIX, UNFINISHED) and path.name not in known:
-                if unfinished or not (self._losses or self._damaged):
-                    path.unlink()  # a snapshot that nobody has been told of
-                else:
-                    log.warning("%s belongs to no run that is known; it stays, after what was lost", path)
-
     @property
     def transactions(self) -> int:
         """How many there have been since the store was opened."""
@@ -166,13 +90,13 @@ class DiskStore(Store):
     # --- runs --------------------------------------------------------------------------------------------------------
 
     def runs(self) -> list[StoredRun]:
-        return sorted(self._runs.values(), key=lambda run: run.name)
+        return sorted(self._index.runs.values(), key=lambda run: run.name)
 
     def damaged(self) -> list[tuple[StoredRun, str]]:
-        return list(self._damaged)
+        return list(self._index.damaged)
 
     def losses(self) -> list[str]:
-        return list(self._losses)
+        return list(self._index.losses)
 
     def create(self, run: StoredRun, first: Written, replaces: str = "", label: str = "") -> Future[SnapshotInfo]:
         position = Position(0, first_link(run.uid, run.spec))
@@ -186,10 +110,10 @@ class DiskStore(Store):
             kept = self._insert_snapshot(transaction, number, first, position, label)
 
             def after() -> None:
-                self._numbers[run.uid] = number
-                self._runs[run.uid] = run
-                self._kept[run.uid] = [kept]
-                self._note(run.uid, _Head(position, first.snapshot.step))
+                self._index.numbers[run.uid] = number
+                self._index.runs[run.uid] = run
+                self._index.kept[run.uid] = [kept]
+                self._index.note(run.uid, Head(position, first.snapshot.step))
 
             transaction.after.append(after)
             return kept.info
@@ -212,11 +136,7 @@ class DiskStore(Store):
         self._marks.clear(number)
 
         def after() -> None:
-            self._numbers.pop(uid, None)
-            self._runs.pop(uid, None)
-            self._heads.pop(uid, None)
-            self._damaged = [(run, why) for run, why in self._damaged if run.uid != uid]
-            files = self._kept.pop(uid, [])
+            files = self._index.forget(uid)
             failpoint("delete.before-unlink")
             for kept in files:
                 self._unlink(kept.file)
@@ -226,14 +146,14 @@ class DiskStore(Store):
     def raise_epoch(self, uid: str, epoch: int) -> Future[None]:
         def work(transaction: Transaction) -> None:
             number = self._number(transaction, uid)
-            run = transaction.changes.get(("run", uid), self._runs[uid])
+            run = transaction.changes.get(("run", uid), self._index.runs[uid])
             if epoch <= run.epoch:
                 return
             run = replace(run, epoch=epoch)
             self._count(transaction)
             journal.set_epoch(transaction.database, number, run)
             transaction.changes["run", uid] = run
-            transaction.after.append(lambda: self._runs.update({uid: run}))
+            transaction.after.append(lambda: self._index.runs.update({uid: run}))
 
         return self._writer.submit(work)
 
@@ -243,19 +163,19 @@ class DiskStore(Store):
         def work(transaction: Transaction) -> Position:
             failpoint("journal.before-insert")
             number = self._number(transaction, uid)
-            before = self._heads[uid].position
+            before = self._index.heads[uid].position
             position = Position(before.number + 1, next_link(before.chain, entry))
             journal.insert_entry(transaction.database, number, position, entry)
-            transaction.after.append(lambda: self._note(uid, _Head(position, entry.step)))
+            transaction.after.append(lambda: self._index.note(uid, Head(position, entry.step)))
             return position
 
         return self._writer.submit(work, len(entry.gradients))
 
     def position(self, uid: str) -> Position:
-        return self._heads[uid].position
+        return self._index.heads[uid].position
 
     def entries(self, uid: str, after: Position) -> Iterator[tuple[Position, Entry]]:
-        number = self._numbers[uid]
+        number = self._index.numbers[uid]
         position = after
         while True:
             rows, error = self._writer.submit(functools.partial(_read_page, number, position.number)).result()
@@ -269,10 +189,10 @@ class DiskStore(Store):
                 return
 
     def acknowledged(self, uid: str) -> Acknowledged | None:
-        return self._acknowledged.get(uid)
+        return self._index.acknowledged.get(uid)
 
     def note_step(self, uid: str, step: int) -> None:
-        self._marks.write(self._numbers[uid], uid, self._heads[uid].position.number, step)
+        self._marks.write(self._index.numbers[uid], uid, self._index.heads[uid].position.number, step)
 
     # --- snapshots ---------------------------------------------------------------------------------------------------
 
@@ -297,10 +217,12 @@ class DiskStore(Store):
             self._count(transaction)
             position = snapshot.position
             if barrier:
-                before = self._heads[uid].position
+                before = self._index.heads[uid].position
                 position = Position(before.number + 1, barrier_link(before.chain, written.sha256))
             kept = self._insert_snapshot(transaction, number, written, position, label)
-            files = sorted([*transaction.changes.get(("kept", uid), self._kept[uid]), kept], key=_age)
+            files = sorted(
+                [*transaction.changes.get(("kept", uid), self._index.kept[uid]), kept], key=lambda kept: kept.age
+            )
             surplus = [old for old in files if not old.info.label][: -self._keep]
             for old in surplus:
                 journal.delete_snapshot(transaction.database, old.info.id)
@@ -309,9 +231,9 @@ class DiskStore(Store):
             transaction.changes["kept", uid] = remaining
 
             def after() -> None:
-                self._kept[uid] = remaining
+                self._index.kept[uid] = remaining
                 if barrier:
-                    self._note(uid, _Head(position, snapshot.step))
+                    self._index.note(uid, Head(position, snapshot.step))
                 failpoint("snapshot.after-record")
                 for old in surplus:
                     self._unlink(old.file)
@@ -323,10 +245,10 @@ class DiskStore(Store):
         return self._writer.submit(work)
 
     def snapshots(self, uid: str) -> list[SnapshotInfo]:
-        return [kept.info for kept in reversed(self._kept[uid])]
+        return [kept.info for kept in reversed(self._index.kept[uid])]
 
     def load(self, uid: str, snapshot_id: int) -> Snapshot:
-        kept = next((kept for kept in self._kept[uid] if kept.info.id == snapshot_id), None)
+        kept = next((kept for kept in self._index.kept[uid] if kept.info.id == snapshot_id), None)
         if kept is None:
             raise KeyError(snapshot_id)
         metadata, vectors = read_file(self._files / kept.file, kept.info.sha256)
@@ -334,8 +256,8 @@ class DiskStore(Store):
         return Snapshot(kept.info.step, position, metadata["fingerprint"], metadata["gradwire"], vectors)
 
     def cut(self, uid: str, snapshot_id: int, position: Position, step: int) -> None:
-        ids = [kept.info.id for kept in self._kept[uid]]
-        newer = self._kept[uid][ids.index(snapshot_id) + 1 :]
+        ids = [kept.info.id for kept in self._index.kept[uid]]
+        newer = self._index.kept[uid][ids.index(snapshot_id) + 1 :]
 
         def work(transaction: Transaction) -> None:
             number = self._number(transaction, uid)
@@ -346,8 +268,8 @@ class DiskStore(Store):
                     journal.delete_snapshot(transaction.database, kept.info.id)
 
             def after() -> None:
-                self._kept[uid] = [kept for kept in self._kept[uid] if kept not in newer]
-                self._note(uid, _Head(position, step))
+                self._index.kept[uid] = [kept for kept in self._index.kept[uid] if kept not in newer]
+                self._index.note(uid, Head(position, step))
                 for kept in newer:
                     path = self._files / kept.file
                     if path.exists():
@@ -361,18 +283,18 @@ class DiskStore(Store):
 
     def _number(self, transaction: Transaction, uid: str) -> int:
         """Raises RunNotFound: it may have been deleted since the job was submitted."""
-        if uid not in self._numbers or ("deleted", uid) in transaction.changes:
+        if uid not in self._index.numbers or ("deleted", uid) in transaction.changes:
             raise RunNotFound("the run has been deleted")
-        return self._numbers[uid]
+        return self._index.numbers[uid]
 
     def _insert_snapshot(
         self, transaction: Transaction, number: int, written: Written, position: Position, label: str
-    ) -> _Kept:
+    ) -> Kept:
         info = SnapshotInfo(
             0, written.snapshot.step, position.number, time.time(), written.size_bytes, written.sha256, label
         )
         info = journal.insert_snapshot(transaction.database, number, written.name, info, position.chain)
-        return _Kept(info, written.name, position.chain)
+        return Kept(info, written.name, position.chain)
 
     def _prune(self, uid: str, last: int) -> None:
         """Deletes the journal up to block ``last``, a few rows at a time: others wait for each transaction."""
@@ -395,17 +317,12 @@ class DiskStore(Store):
     def _count(self, transaction: Transaction) -> None:
         """Counts the transaction; called by all who change something but the journal: each run counts its blocks."""
         if "commits" not in transaction.changes:
-            transaction.changes["commits"] = self._commits + 1
-            transaction.database.execute("UPDATE commits SET count = ?", (self._commits + 1,))
+            transaction.changes["commits"] = self._index.commits + 1
+            transaction.database.execute("UPDATE commits SET count = ?", (self._index.commits + 1,))
 
     def _committed(self, transaction: Transaction) -> None:
         if "commits" in transaction.changes:
-            self._commits = transaction.changes["commits"]
-            self._marks.write(COMMITS, "", self._commits, 0)
-
-    def _note(self, uid: str, head: _Head) -> None:
-        self._heads[uid] = head
-        self._marks.write(self._numbers[uid], uid, head.position.number, head.step)
+            self._index.note_commits(transaction.changes["commits"])
 
     def _unlink(self, file: str) -> None:
         try:
@@ -436,24 +353,3 @@ def _read_page(number: int, after: int, transaction: Transaction) -> tuple[list[
     except sqlite3.Error as error:
         return rows, str(error)
     return rows, ""
-
-
-def _lock(directory: Path) -> int:
-    """Makes the directory and locks it; returns the descriptor that holds the lock. Raises StoreError."""
-    path = directory / "lock"
-    try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise StoreError(f"cannot write to {directory}: {error.strerror}") from error
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        owner = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
-        os.close(descriptor)
-        if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-            raise StoreError(f"another server, process {owner or 'unknown'}, uses {directory}") from None
-        raise StoreError(f"cannot lock {path}: {error.strerror}") from error
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    return descriptor
