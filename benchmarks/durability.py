@@ -80,7 +80,13 @@ class Server:
 def insert_contender(path: Path, gradient: np.ndarray) -> Callable[[], object]:
     """One insert of a gradient's bytes, flushed, with the settings of the server's journal."""
     database = sqlite3.connect(path, isolation_level=None)
-    for pragma in ("locking_mode=EXCLUSIVE", "journal_mode=WAL", "synchronous=FULL", "wal_autocheckpoint=0"):
+    for pragma in (
+        "page_size=8192",
+        "locking_mode=EXCLUSIVE",
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "wal_autocheckpoint=0",
+    ):
         database.execute(f"PRAGMA {pragma}")
     database.execute("CREATE TABLE t (key INTEGER PRIMARY KEY, data BLOB)")
     data = gradient.tobytes()

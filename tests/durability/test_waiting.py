@@ -224,6 +224,23 @@ def test_without_memory_for_a_copy_a_run_is_saved_in_place(hosted: HostedServer,
         assert hosted._run(hosted.registry.keeper.snapshotter.save(own)).step == 1
 
 
+def test_a_snapshot_that_fails_is_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    settings: dict[str, Any] = {"data_dir": str(tmp_path), "snapshot_interval_seconds": 0.4}
+    with HostedServer(**settings) as hosted, connect(hosted.target) as server:
+        store = store_of(hosted)
+        run = server.create_run("s", {"w": gradient(0, SIZE)}, AMSGrad(lr=0.1))
+        uid = hosted.run_of("s").uid
+        failpoints.arm("snapshot.before-fsync", "full", at_hit=1)
+        failpoints.arm("snapshot.before-record", "raise", at_hit=1)
+        run.step({"w": gradient(1, SIZE)})
+        eventually(lambda: store.snapshots(uid)[0].step == 1, "the third attempt succeeds")
+        assert len(list((tmp_path / "snapshots").iterdir())) == len(store.snapshots(uid)), "nothing is left over"
+        failpoints.disarm()
+    said = [record.getMessage() for record in caplog.records if "will be tried again" in record.getMessage()]
+    assert len(said) == 2
+    assert "disk is full" in said[0]
+
+
 def test_snapshots_come_after_so_many_steps_and_after_so_long(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"data_dir": str(tmp_path), "snapshot_steps": 5, "snapshot_interval_seconds": 0.5}
     with HostedServer(**settings) as hosted, connect(hosted.target) as server:

@@ -15,7 +15,7 @@ from gradwire.server.store.disk import DiskStore
 from gradwire.server.store.recovery import Recovered, Unrecoverable, recover
 from tests.store.stored import FINGERPRINT, append, create, entry, killed, same, save, snapshot, uid_of
 
-STRIDE = int(os.environ.get("GRADWIRE_TEST_STRIDE", "97"))
+STRIDE = int(os.environ.get("GRADWIRE_TEST_STRIDE", "197"))
 """Every how many bytes of a file the tests below change one; 1 takes some minutes."""
 
 
@@ -104,7 +104,7 @@ def test_undamaged_it_is_whole(left: Path) -> None:
     assert (outcome.step, outcome.replayed, outcome.notes, outcome.loss) == (7, 3, (), "")
 
 
-def last_transaction(wal: bytes, page_bytes: int = 4096) -> int:
+def last_transaction(wal: bytes, page_bytes: int = 8192) -> int:
     """Where the last transaction of a log begins: after the last but one frame that ends a transaction."""
     frame = 24 + page_bytes
     ends = [at for at in range(32, len(wal) - frame + 1, frame) if any(wal[at + 4 : at + 8])]

@@ -21,7 +21,7 @@ from gradwire.server.persist import snapshot_of
 from gradwire.server.records import block_to_text
 from gradwire.server.run import Run, Values
 from gradwire.server.staging import StagedBlock
-from gradwire.server.store.base import Entry, Written
+from gradwire.server.store.base import Entry, SnapshotInfo, Store, Written
 from gradwire.server.workers import Holder
 from gradwire.wire.errors import GradwireError
 
@@ -113,7 +113,7 @@ async def put(run: Run, what: str, make: Callable[[], Values], work: int = 0) ->
     async def safely(kept: Kept) -> tuple[int, int]:
         values, written = await in_thread(run.exclusive.executor, functools.partial(write, kept))
         failpoint("write.before-record")
-        await on_disk(kept.store.record(run.uid, written, barrier=True))
+        await record(kept.store, run.uid, written, barrier=True)
         failpoint("write.before-apply")
         run.replace(values, what)
         kept.saved(run.version, run.step)
@@ -122,6 +122,16 @@ async def put(run: Run, what: str, make: Callable[[], Values], work: int = 0) ->
     if kept is None:
         return await run.exclusive.run(plainly, work=work)
     return await run.exclusive.run_through(functools.partial(safely, kept))
+
+
+async def record(store: Store, uid: str, written: Written, *, barrier: bool = False, label: str = "") -> SnapshotInfo:
+    """As `Store.record`; what was written is discarded where that has certainly not succeeded."""
+    try:
+        return await on_disk(store.record(uid, written, barrier=barrier, label=label))
+    except GradwireError as error:
+        if error.applied is False:
+            store.discard(written)
+        raise
 
 
 async def on_disk(future: Future[T]) -> T:

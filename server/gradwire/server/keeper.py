@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 JOURNALED_BYTES = 2**20
 """Runs with at most so many bytes of parameters are journaled where nobody says otherwise."""
 
-_JOURNAL_BYTES = 64 * 2**20
+_JOURNAL_BYTES = 256 * 2**20
 """A snapshot is due when so much has been journaled, or eight times the parameters."""
 
 

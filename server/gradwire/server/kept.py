@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from gradwire.server.store.base import Store
 
+_PUT_OFF_SECONDS = 10.0
+
 
 @dataclass(eq=False)
 class Kept:
@@ -33,9 +35,19 @@ class Kept:
     journal_bytes: int = 0
     """What has been journaled since the newest snapshot."""
 
+    put_off_until: float = 0.0
+    """A snapshot has failed; before this, by the monotonic clock, none is due for other reasons than the time."""
+
     def due(self, step: int) -> bool:
         """Whether a snapshot is due, however recent the last one is."""
+        if self.put_off_until and time.monotonic() < self.put_off_until:
+            return False
         return 0 < self.due_after_steps <= step - self.saved_step or self.journal_bytes >= self.due_after_bytes
+
+    def put_off(self) -> None:
+        """Notes that a snapshot has failed."""
+        self.saved_at = time.monotonic()
+        self.put_off_until = self.saved_at + _PUT_OFF_SECONDS
 
     def saved(self, version: int, step: int) -> None:
         """Notes that the run's newest snapshot is of now, or was a moment ago."""

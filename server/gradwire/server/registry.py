@@ -26,6 +26,7 @@ from gradwire.server.upload import Upload
 from gradwire.server.workers import check_id
 from gradwire.wire.errors import (
     Draining,
+    GradwireError,
     RunAlreadyExists,
     RunDamaged,
     RunNotFound,
@@ -192,9 +193,10 @@ class Registry:
                     self._require_free(name, creation.replace)
                     await self._take_place(keeper, run, first)
                     return run
-        except BaseException:
+        except BaseException as error:
             run.delete()
-            keeper.discard(first)
+            if not isinstance(error, GradwireError) or error.applied is False:
+                keeper.discard(first)  # else the store may refer to it
             raise
         run.delete()
         keeper.discard(first)

@@ -11,13 +11,13 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from gradwire.server.durable import on_disk
+from gradwire.server.durable import record
 from gradwire.server.exclusive import to_the_end
 from gradwire.server.kept import Kept
 from gradwire.server.persist import copied, snapshot_of
 from gradwire.server.run import Run
 from gradwire.server.store.base import Snapshot, SnapshotInfo, Written
-from gradwire.wire.errors import GradwireError, MemoryLimitExceeded
+from gradwire.wire.errors import GradwireError, MemoryLimitExceeded, RunNotFound
 
 log = logging.getLogger(__name__)
 
@@ -72,11 +72,20 @@ class Snapshotter:
                 if kept is None or run.ended or run.version == kept.saved_version:
                     continue
                 if kept.due(run.step) or now - kept.saved_at >= self._interval_seconds:
-                    try:
-                        await self.save(run)
-                    except GradwireError as error:
-                        log.error("%s could not be saved, and will be tried again: %s", run.spec.name, error)
-                        kept.saved_at = time.monotonic()
+                    await self._try_to_save(run, kept)
+
+    async def _try_to_save(self, run: Run, kept: Kept) -> None:
+        """Saves a run that is due; where that fails, it is due again an interval later."""
+        try:
+            await self.save(run)
+            return
+        except RunNotFound:  # it has been deleted meanwhile
+            return
+        except GradwireError as error:
+            log.error("%s could not be saved, and will be tried again: %s", run.spec.name, error)
+        except Exception:
+            log.exception("%s could not be saved, and will be tried again", run.spec.name)
+        kept.put_off()
 
     async def save(self, run: Run, label: str = "") -> SnapshotInfo:
         """Takes a snapshot of a run now. Raises RunNotFound, StorageFull, StorageFailed."""
@@ -91,7 +100,7 @@ class Snapshotter:
             except MemoryLimitExceeded:
                 log.warning("no memory for a copy of %s: its steps wait while it is saved", run.spec.name)
                 return await self._save_in_place(run, kept, label)
-            info = await on_disk(kept.store.record(run.uid, written, label=label))
+            info = await record(kept.store, run.uid, written, label=label)
             kept.saved(version, info.step)
         return info
 
@@ -133,7 +142,7 @@ class Snapshotter:
             run.require_alive()
             snapshot = snapshot_of(run, kept.store.position(run.uid), kept.fingerprint)
             written = await self._write(run, kept, snapshot)
-            info = await on_disk(kept.store.record(run.uid, written, label=label))
+            info = await record(kept.store, run.uid, written, label=label)
             kept.saved(run.version, info.step)
             return info
 
