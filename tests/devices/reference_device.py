@@ -31,8 +31,11 @@ class ReferenceDevice(Device):
     def read(self, source: DeviceArray, rows: Range, columns: Range) -> Floats:
         return np.array(source[slice(*rows), slice(*columns)])
 
-    def copy(self, source: DeviceArray) -> DeviceArray:
-        return np.array(source)
+    def copy(self, source: DeviceArray, into: DeviceArray | None = None) -> DeviceArray:
+        if into is None:
+            return np.array(source)
+        into[:] = source
+        return into
 
     def chunk_sums(
         self, gradients: DeviceArray, first_row: int, ranges: Sequence[Range], start: int = 0

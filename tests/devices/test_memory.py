@@ -17,6 +17,16 @@ WIRE = [np.dtype(kind) for kind in (np.float16, ml_dtypes.bfloat16, np.float32, 
 each_float = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 
 
+def test_a_copy_may_go_into_an_array_that_is_there(device: Device) -> None:
+    source = device.allocate(1, 200_000, np.dtype(np.float32))
+    values = np.random.default_rng(0).standard_normal((1, 200_000)).astype(np.float32)
+    device.write(source, 0, values)
+    target = device.allocate(1, 200_000, np.dtype(np.float32))
+    assert device.copy(source, target) is target
+    device.write(source, 0, np.zeros_like(values))
+    assert np.array_equal(device.read(target, Range(0, 1), Range(0, 200_000)), values)
+
+
 @each_float
 def test_new_array_is_zero(device: Device, dtype: np.dtype[Any]) -> None:
     array = device.allocate(2, 5, dtype)

@@ -68,9 +68,9 @@ class GatedDevice(CpuDevice):
         if gate is not None and vector.shape[1] >= BULK:
             gate.pass_through()
 
-    def copy(self, source: DeviceArray) -> DeviceArray:
+    def copy(self, source: DeviceArray, into: DeviceArray | None = None) -> DeviceArray:
         self._pass("copy", source)
-        return super().copy(source)
+        return super().copy(source, into)
 
     def write(self, target: DeviceArray, offset: int, values: npt.NDArray[Any]) -> None:
         self._pass("write", target)

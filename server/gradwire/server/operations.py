@@ -15,7 +15,7 @@ from gradwire.server import durable
 from gradwire.server.creation import Creation
 from gradwire.server.exclusive import in_thread
 from gradwire.server.optimizers.base import Hyperparameters
-from gradwire.server.persist import PARAMETERS, copied, snapshot_of
+from gradwire.server.persist import PARAMETERS, copied, room_for, snapshot_of
 from gradwire.server.records import groups_from_data, spec_to_text
 from gradwire.server.registry import Registry
 from gradwire.server.restore import fill_state
@@ -81,12 +81,14 @@ async def source(registry: Registry, run: Run, snapshot_id: int) -> AsyncIterato
         yield await in_thread(registry.executor, partial(_load, _store_of(registry, run), run, snapshot_id))
         return
 
-    def copy() -> Snapshot:
-        run.require_alive()
-        return snapshot_of(run, Position(0, b""), "", copied(run))
-
     size_bytes = run.spec.vector_bytes * (1 + len(run.spec.slots))
     with run.budget.reserve(size_bytes, f"a copy of {run.spec.name}"):
+        room = await in_thread(registry.executor, partial(room_for, run))
+
+        def copy() -> Snapshot:
+            run.require_alive()
+            return snapshot_of(run, Position(0, b""), "", copied(run, room))
+
         yield await run.exclusive.run(copy, work=size_bytes // run.spec.dtype.itemsize)
 
 

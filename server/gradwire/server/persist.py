@@ -53,10 +53,17 @@ def snapshot_of(
     return Snapshot(values.step, position, fingerprint, json.dumps(meta), vectors)
 
 
-def copied(run: Run) -> Values:
-    """The run's values, in arrays of their own; to be called under its lock."""
-    slots = {name: run.device.copy(run.state.slots[name]) for name in run.spec.slots}
-    return Values(State(run.device.copy(run.state.params), slots), run.step, run.tensor_steps.copy(), run.groups)
+def room_for(run: Run) -> State:
+    """Room for `copied`, whose memory is there and not only promised; needs no lock. What it holds is of no use."""
+    state = run.state
+    return State(run.device.copy(state.params), {name: run.device.copy(state.slots[name]) for name in run.spec.slots})
+
+
+def copied(run: Run, room: State) -> Values:
+    """The run's values, copied into ``room``; to be called under its lock, and fast: the memory has been touched."""
+    slots = {name: run.device.copy(run.state.slots[name], room.slots[name]) for name in run.spec.slots}
+    params = run.device.copy(run.state.params, room.params)
+    return Values(State(params, slots), run.step, run.tensor_steps.copy(), run.groups)
 
 
 def vector_of(device: Device, array: DeviceArray, dtype: np.dtype[Any]) -> Vector:

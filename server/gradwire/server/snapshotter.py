@@ -11,10 +11,11 @@ from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
+from gradwire.server.devices.base import State
 from gradwire.server.durable import record
 from gradwire.server.exclusive import to_the_end
 from gradwire.server.kept import Kept
-from gradwire.server.persist import copied, snapshot_of
+from gradwire.server.persist import copied, room_for, snapshot_of
 from gradwire.server.run import Run
 from gradwire.server.store.base import Snapshot, SnapshotInfo, Written
 from gradwire.wire.errors import GradwireError, MemoryLimitExceeded, RunNotFound
@@ -95,8 +96,8 @@ class Snapshotter:
             try:
                 size_bytes = run.spec.vector_bytes * (1 + len(run.spec.slots))
                 with run.budget.reserve(size_bytes, f"a copy of {run.spec.name}"):
-                    snapshot, version = await self._copy(run, kept)
-                    written = await self._write(run, kept, snapshot)
+                    snapshot, version, cpu_seconds = await self._copy(run, kept)
+                    written = await self._write(run, kept, snapshot, cpu_seconds)
             except MemoryLimitExceeded:
                 log.warning("no memory for a copy of %s: its steps wait while it is saved", run.spec.name)
                 return await self._save_in_place(run, kept, label)
@@ -104,25 +105,33 @@ class Snapshotter:
             kept.saved(version, info.step)
         return info
 
-    async def _copy(self, run: Run, kept: Kept) -> tuple[Snapshot, int]:
+    async def _copy(self, run: Run, kept: Kept) -> tuple[Snapshot, int, float]:
+        """(copy, version of the run, processor time of making room for it)."""
+
+        def make_room() -> tuple[State, float]:
+            before = time.thread_time()
+            return room_for(run), time.thread_time() - before
+
+        room, cpu_seconds = await to_the_end(asyncio.get_running_loop().run_in_executor(self._writing, make_room))
+
         def copy() -> tuple[Snapshot, int, float]:
             started = time.perf_counter()
             run.require_alive()
-            snapshot = snapshot_of(run, kept.store.position(run.uid), kept.fingerprint, copied(run))
+            snapshot = snapshot_of(run, kept.store.position(run.uid), kept.fingerprint, copied(run, room))
             return snapshot, run.version, time.perf_counter() - started
 
         snapshot, version, seconds = await run.exclusive.run(copy, work=sys.maxsize)
         self.costs.pause_seconds += seconds
         self.costs.longest_pause_seconds = max(self.costs.longest_pause_seconds, seconds)
         log.info("%s copied at step %d, its steps waited %.3f ms", run.spec.name, snapshot.step, seconds * 1000)
-        return snapshot, version
+        return snapshot, version, cpu_seconds
 
-    async def _write(self, run: Run, kept: Kept, snapshot: Snapshot) -> Written:
+    async def _write(self, run: Run, kept: Kept, snapshot: Snapshot, cpu_seconds: float = 0.0) -> Written:
         def write() -> Written:
             started, before = time.perf_counter(), time.thread_time()
             written = kept.store.write(run.uid, snapshot)
-            seconds, cpu_seconds = time.perf_counter() - started, time.thread_time() - before
-            self.costs.cpu_seconds += cpu_seconds
+            seconds, cpu = time.perf_counter() - started, cpu_seconds + time.thread_time() - before
+            self.costs.cpu_seconds += cpu
             self.costs.snapshots += 1
             self.costs.bytes += written.size_bytes
             log.info(
@@ -131,7 +140,7 @@ class Snapshotter:
                 snapshot.step,
                 written.size_bytes,
                 seconds,
-                cpu_seconds,
+                cpu,
             )
             return written
 

@@ -99,8 +99,8 @@ class Device(ABC):
         return self.read(source, rows, columns)
 
     @abstractmethod
-    def copy(self, source: DeviceArray) -> DeviceArray:
-        """A copy on the device."""
+    def copy(self, source: DeviceArray, into: DeviceArray | None = None) -> DeviceArray:
+        """A copy on the device: a new array, or ``into``, which has the same shape and dtype."""
 
     @abstractmethod
     def chunk_sums(

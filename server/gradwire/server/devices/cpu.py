@@ -61,8 +61,15 @@ class CpuDevice(Device):
         part: Floats = source[rows.start : rows.stop, columns.start : columns.stop]
         return part
 
-    def copy(self, source: DeviceArray) -> DeviceArray:
-        return source.copy()
+    def copy(self, source: DeviceArray, into: DeviceArray | None = None) -> DeviceArray:
+        if into is None:
+            return source.copy()
+
+        def work(start: int, stop: int) -> None:
+            into[:, start:stop] = source[:, start:stop]
+
+        self._split(work, 0, source.shape[1], source.size, TILE)
+        return into
 
     def chunk_sums(
         self, gradients: DeviceArray, first_row: int, ranges: Sequence[Range], start: int = 0

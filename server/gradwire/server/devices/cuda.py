@@ -61,9 +61,9 @@ class CudaDevice(Device):
                 result[:, a:b] = host.numpy()
         return result
 
-    def copy(self, source: DeviceArray) -> DeviceArray:
+    def copy(self, source: DeviceArray, into: DeviceArray | None = None) -> DeviceArray:
         with self._runtime.section():
-            return source.clone()
+            return source.clone() if into is None else into.copy_(source)
 
     def chunk_sums(
         self, gradients: DeviceArray, first_row: int, ranges: Sequence[Range], start: int = 0
