@@ -91,6 +91,7 @@ class Keeper:
             wake=self.snapshotter.wake,
             loss=loss,
         )
+        run.on_delete.append(run.kept.free_room)
 
     def restore(self, restorer: Restorer) -> Iterator[Run | DamagedRun]:
         """The stored runs, as they were acknowledged or as near to it as can be; what was lost is logged. Blocks."""

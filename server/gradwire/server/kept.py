@@ -6,6 +6,8 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from gradwire.server.devices.base import State
+from gradwire.server.memory import Reservation
 from gradwire.server.store.base import Store
 
 _PUT_OFF_SECONDS = 10.0
@@ -35,6 +37,9 @@ class Kept:
     journal_bytes: int = 0
     """What has been journaled since the newest snapshot."""
 
+    room: State | None = None
+    """Room for a copy of the run's values."""
+    room_memory: Reservation | None = None
     put_off_until: float = 0.0
     """A snapshot has failed; before this, by the monotonic clock, none is due for other reasons than the time."""
 
@@ -43,6 +48,13 @@ class Kept:
         if self.put_off_until and time.monotonic() < self.put_off_until:
             return False
         return 0 < self.due_after_steps <= step - self.saved_step or self.journal_bytes >= self.due_after_bytes
+
+    def free_room(self) -> None:
+        """Gives back the room for copies."""
+        self.room = None
+        if self.room_memory is not None:
+            self.room_memory.release()
+            self.room_memory = None
 
     def put_off(self) -> None:
         """Notes that a snapshot has failed."""

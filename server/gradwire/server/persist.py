@@ -74,7 +74,7 @@ def vector_of(device: Device, array: DeviceArray, dtype: np.dtype[Any]) -> Vecto
     def pieces() -> Iterator[npt.NDArray[Any]]:
         for row in range(rows):
             for start in range(0, length, step):
-                yield device.read(array, Range(row, row + 1), Range(start, min(start + step, length)))[0]
+                yield device.peek(array, Range(row, row + 1), Range(start, min(start + step, length)))[0]
 
     return Vector(dtype, (length,) if rows == 1 else (rows, length), pieces)
 

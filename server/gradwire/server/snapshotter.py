@@ -94,25 +94,43 @@ class Snapshotter:
         assert kept is not None
         async with self._busy:
             try:
-                size_bytes = run.spec.vector_bytes * (1 + len(run.spec.slots))
-                with run.budget.reserve(size_bytes, f"a copy of {run.spec.name}"):
-                    snapshot, version, cpu_seconds = await self._copy(run, kept)
-                    written = await self._write(run, kept, snapshot, cpu_seconds)
+                room, cpu_seconds = await self._room(run, kept)
+                snapshot, version = await self._copy(run, kept, room)
+                written = await self._write(run, kept, snapshot, cpu_seconds)
             except MemoryLimitExceeded:
                 log.warning("no memory for a copy of %s: its steps wait while it is saved", run.spec.name)
                 return await self._save_in_place(run, kept, label)
+            finally:
+                if run.ended or run.budget.free_bytes < run.budget.limit_bytes // 4:
+                    kept.free_room()
             info = await record(kept.store, run.uid, written, label=label)
             kept.saved(version, info.step)
         return info
 
-    async def _copy(self, run: Run, kept: Kept) -> tuple[Snapshot, int, float]:
-        """(copy, version of the run, processor time of making room for it)."""
+    async def _room(self, run: Run, kept: Kept) -> tuple[State, float]:
+        """Room for a copy, and the processor time of making it.
 
-        def make_room() -> tuple[State, float]:
+        It stays for the next snapshot, since touching new memory costs more than all the rest, unless memory is scarce.
+        """
+
+        def make() -> tuple[State, float]:
             before = time.thread_time()
             return room_for(run), time.thread_time() - before
 
-        room, cpu_seconds = await to_the_end(asyncio.get_running_loop().run_in_executor(self._writing, make_room))
+        if kept.room is not None:
+            return kept.room, 0.0
+        size_bytes = run.spec.vector_bytes * (1 + len(run.spec.slots))
+        kept.room_memory = run.budget.reserve(size_bytes, f"a copy of {run.spec.name}")
+        try:
+            room, seconds = await to_the_end(asyncio.get_running_loop().run_in_executor(self._writing, make))
+        except BaseException:
+            kept.free_room()
+            raise
+        kept.room = room
+        return room, seconds
+
+    async def _copy(self, run: Run, kept: Kept, room: State) -> tuple[Snapshot, int]:
+        """The copy, and the version of the run."""
 
         def copy() -> tuple[Snapshot, int, float]:
             started = time.perf_counter()
@@ -124,7 +142,7 @@ class Snapshotter:
         self.costs.pause_seconds += seconds
         self.costs.longest_pause_seconds = max(self.costs.longest_pause_seconds, seconds)
         log.info("%s copied at step %d, its steps waited %.3f ms", run.spec.name, snapshot.step, seconds * 1000)
-        return snapshot, version, cpu_seconds
+        return snapshot, version
 
     async def _write(self, run: Run, kept: Kept, snapshot: Snapshot, cpu_seconds: float = 0.0) -> Written:
         def write() -> Written:
@@ -166,6 +184,7 @@ class Snapshotter:
             try:
                 async with self._busy:
                     run.closing = True
+                    kept.free_room()
                     if run.version != kept.saved_version:
                         await self._save_in_place(run, kept)
             except GradwireError as error:
