@@ -223,7 +223,9 @@ def main() -> int:
             for pair in PAIRS
         }
         text, digits_figures = digits_report(digits)
-        print(f"digits: a perceptron, {options.digits_steps} AMSGrad steps, {options.seeds} seeds\n\n{text}\n")
+        print(
+            f"digits: a perceptron, {options.digits_steps} AMSGrad steps, {options.seeds} seeds\n\n{text}\n", flush=True
+        )
         start = problem.start()
         exact, rows, bowl_figures = None, [], {}
         for pair in PAIRS:
@@ -253,11 +255,11 @@ def main() -> int:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=int, help="of the digits (default: 5)")
-    parser.add_argument("--steps", type=int, help="of the long vector (default: 60)")
+    parser.add_argument("--steps", type=int, help="of the long vector (default: 20)")
     parser.add_argument("--quick", action="store_true", help="small sizes: shows that it works, measures nothing")
     parser.add_argument("--out", type=Path, help="write all figures to this file, as JSON")
     options = parser.parse_args()
-    seeds, steps, options.digits_steps, options.tensors = (1, 8, 40, 30) if options.quick else (5, 60, 600, None)
+    seeds, steps, options.digits_steps, options.tensors = (1, 8, 40, 30) if options.quick else (5, 20, 600, None)
     options.seeds = options.seeds or seeds
     options.steps = options.steps or steps
     return options
