@@ -66,8 +66,8 @@ def test_a_fenced_step_was_not_applied_and_two_clients_of_one_id_are_a_conflict(
 @pytest.mark.parametrize(
     ("option", "error"),
     [
-        ({"gradient_encoding": "int8"}, ValueError),
-        ({"parameter_encoding": "int8"}, ValueError),
+        ({"gradient_encoding": "int7"}, ValueError),
+        ({"parameter_encoding": "int7"}, ValueError),
         ({"worker_id": 5}, TypeError),
         ({"worker_id": "x" * 129}, ValueError),
         ({"colour": "red"}, TypeError),
