@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator
@@ -146,5 +147,32 @@ def test_a_caller_cancelled_before_its_turn_gives_it_up(executor: ThreadPoolExec
         with pytest.raises(asyncio.CancelledError):
             await waiting
         assert log == ["kernel has returned", "next holder"]
+
+    run(test)
+
+
+def test_a_failure_that_nobody_waits_for_is_no_noise(executor: ThreadPoolExecutor) -> None:
+    async def test() -> None:
+        complaints: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+        exclusive = Exclusive(executor)
+        begun = asyncio.Event()
+        may_fail = asyncio.Event()
+
+        async def work() -> None:
+            begun.set()
+            await may_fail.wait()
+            raise OSError("the disk is full")
+
+        caller = asyncio.ensure_future(exclusive.run_through(work))
+        await begun.wait()
+        caller.cancel()
+        await asyncio.sleep(0)
+        may_fail.set()
+        await asyncio.wait({caller})
+        assert caller.cancelled()
+        del caller
+        gc.collect()
+        assert complaints == []
 
     run(test)

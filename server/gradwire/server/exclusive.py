@@ -59,6 +59,8 @@ async def to_the_end(work: asyncio.Future[T]) -> T:
         while not work.done():
             with suppress(asyncio.CancelledError):
                 await asyncio.wait({work})
+        if not work.cancelled():
+            work.exception()  # there is nobody left to be told
         raise
 
 
