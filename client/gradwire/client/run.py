@@ -273,6 +273,8 @@ class Run:
             except grpc.RpcError as error:
                 self._drop_stream()
                 refusal = translate(error, self._target)
+                if stream.attached.last_sequence == sequence:
+                    refusal.applied = True  # before; it is only the question about it that was refused
                 if isinstance(refusal, InternalError):  # it may have been applied; the next attachment tells
                     self.stale = True
                     attempts.pause_for(refusal, transient=not attempts.failed_internally)

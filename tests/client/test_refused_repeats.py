@@ -1,0 +1,120 @@
+"""A client that asks again for what has been applied, and is refused: the block is still applied, and it knows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent import futures
+from typing import Any
+
+import grpc
+import numpy as np
+import pytest
+
+from gradwire.client import ConnectionLost, RetryPolicy
+from gradwire.client.options import RunOptions
+from gradwire.client.run import Run
+from gradwire.client.stream import train_method
+from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc, train_pb2
+from gradwire.wire.errors import STATUS_DETAILS_KEY, Draining, Fenced, GradwireError, to_status
+from tests.faults.bare import spec_of
+
+Script = list[Callable[[Iterator[Any], Any], Iterator[train_pb2.TrainResponse]]]
+
+
+class Scripted(service_pb2_grpc.OptimizerServiceServicer):
+    """Answers each Train call as the next entry of a script says."""
+
+    def __init__(self, script: Script) -> None:
+        self.script = script
+        self.blocks = 0
+        """How often gradients have arrived, and not only a question."""
+
+    def Train(self, requests: Iterator[Any], context: Any) -> Iterator[train_pb2.TrainResponse]:
+        next(requests)
+        yield from self.script.pop(0)(self._noted(requests), context)
+
+    def ReadParameters(self, request: Any, context: Any) -> Iterator[service_pb2.ReadParametersResponse]:
+        yield service_pb2.ReadParametersResponse(header=service_pb2.ReadParametersHeader(step=1))
+        yield service_pb2.ReadParametersResponse(slice=run_pb2.Slice(data=np.zeros(2, np.float32).tobytes()))
+
+    def _noted(self, requests: Iterator[Any]) -> Iterator[Any]:
+        for request in requests:
+            self.blocks += bool(request.gradients.data)
+            yield request
+
+
+def attached(last: int, epoch: int) -> train_pb2.TrainResponse:
+    return train_pb2.TrainResponse(attached=train_pb2.Attached(step=last, last_sequence=last, epoch=epoch))
+
+
+def refuse(context: Any, error: GradwireError) -> None:
+    status = to_status(error)
+    context.set_trailing_metadata(((STATUS_DETAILS_KEY, status.SerializeToString()),))
+    code = next(code for code in grpc.StatusCode if code.value[0] == status.code)
+    context.abort(code, status.message)
+
+
+def loses_the_answer(requests: Iterator[Any], context: Any) -> Iterator[train_pb2.TrainResponse]:
+    """Applies the block, and is cut before it answers."""
+    yield attached(0, 1)
+    next(requests)
+    context.abort(grpc.StatusCode.UNAVAILABLE, "cut")
+
+
+def refuses_the_repeat(error: GradwireError) -> Any:
+    def call(requests: Iterator[Any], context: Any) -> Iterator[train_pb2.TrainResponse]:
+        yield attached(1, 2)
+        next(requests)
+        refuse(context, error)
+
+    return call
+
+
+def repeats(requests: Iterator[Any], context: Any) -> Iterator[train_pb2.TrainResponse]:
+    yield attached(1, 3)
+    next(requests)
+    receipt = train_pb2.Receipt(step=1, learning_rates=[0.1], repeated=True)
+    values = np.full(2, 7.0, np.float32).tobytes()
+    yield train_pb2.TrainResponse(parameters=train_pb2.Parameters(sequence=1, steps=1, data=values, receipt=receipt))
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Script], tuple[Run, Scripted]]]:
+    server = grpc.server(futures.ThreadPoolExecutor(4))
+    channels: list[grpc.Channel] = []
+
+    def start(script: Script) -> tuple[Run, Scripted]:
+        servicer = Scripted(script)  # type: ignore[abstract]  # the generated types want every method
+        service_pb2_grpc.add_OptimizerServiceServicer_to_server(servicer, server)
+        target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+        server.start()
+        channel = grpc.insecure_channel(target)
+        channels.append(channel)
+        options = RunOptions(retry=RetryPolicy(deadline_seconds=20, initial_backoff_seconds=0.01))
+        message = run_pb2.Run(spec=spec_of("x", 2), epoch=0)
+        message.spec.dtype = run_pb2.DTYPE_FLOAT32
+        stub = service_pb2_grpc.OptimizerServiceStub(channel)
+        params = np.zeros(2, np.float32)
+        return Run(stub, train_method(channel), target, message, options, set(), params), servicer
+
+    yield start
+    for channel in channels:
+        channel.close()
+    server.stop(0).wait()
+
+
+def test_a_refused_question_does_not_make_an_applied_block_unapplied(
+    serve: Callable[[Script], tuple[Run, Scripted]],
+) -> None:
+    draining = Draining("the server is about to stop; this block was not applied")
+    run, servicer = serve([loses_the_answer, refuses_the_repeat(draining), repeats])
+    assert run.step({"w": np.ones(2)}).step == 1
+    assert servicer.blocks == 1, "the gradients were sent once"
+    assert run.params["w"].tolist() == [7.0, 7.0]
+
+
+def test_a_client_that_gives_up_on_an_applied_block_says_so(serve: Callable[[Script], tuple[Run, Scripted]]) -> None:
+    run, _ = serve([loses_the_answer, refuses_the_repeat(Fenced("somebody else has attached")), repeats])
+    with pytest.raises((Fenced, ConnectionLost)) as caught:
+        run.step({"w": np.ones(2)})
+    assert caught.value.applied is True
