@@ -19,7 +19,7 @@ from gradwire.server.gradients import Gradients, StagedGradients
 from gradwire.server.kept import Kept
 from gradwire.server.persist import snapshot_of
 from gradwire.server.records import block_to_text
-from gradwire.server.run import Run, Values
+from gradwire.server.run import Prepared, Run, Values
 from gradwire.server.staging import StagedBlock
 from gradwire.server.store.base import Entry, SnapshotInfo, Store, Written
 from gradwire.server.workers import Holder
@@ -74,7 +74,7 @@ async def _journaled(
         text = block_to_text(block.header, prepared.receipt)
         step = prepared.receipt.step
         entry = Entry(holder.worker_id, block.sequence, step, text, gradients.dense(), kept.fingerprint)
-        return entry, functools.partial(run.apply, holder, block, gradients, prepared)
+        return entry, functools.partial(_apply, run, holder, block, gradients, prepared)
 
     failpoint("commit.before-journal")
     with run.budget.reserve(run.spec.vector_bytes * block.header.steps, f"the journal of {run.spec.name}"):
@@ -82,12 +82,16 @@ async def _journaled(
         await on_disk(kept.store.append(run.uid, entry))
         kept.journal_bytes += len(entry.gradients)
         del entry
-    failpoint("commit.before-apply")
     receipt = await run.exclusive.inside(apply, work=work)
     failpoint("commit.after-apply")
     if kept.due(run.step):
         kept.wake()
     return receipt
+
+
+def _apply(run: Run, holder: Holder, block: StagedBlock, gradients: Gradients, prepared: Prepared) -> Receipt:
+    failpoint("commit.before-apply")
+    return run.apply(holder, block, gradients, prepared)
 
 
 async def put(run: Run, what: str, make: Callable[[], Values], work: int = 0) -> tuple[int, int]:

@@ -98,7 +98,7 @@ class Index:
         return self.kept.pop(uid, [])
 
     def _find_losses(self, numbers: set[int]) -> None:
-        noted = self._marks.read(COMMITS)
+        noted = self._marks.read(COMMITS) if self._marks.existed else None
         if noted is None and self.commits:
             self.losses.append(
                 "the marks of what has been acknowledged are missing or damaged: if the newest part of the journal has "

@@ -34,6 +34,7 @@ class Marks:
         self.existed = path.exists()
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         if not self.existed:
+            self.write(COMMITS, "", 0, 0)
             os.fsync(self._file)
 
     def read(self, slot: int, uid: str = "") -> Acknowledged | None:
@@ -60,9 +61,10 @@ class Marks:
             log.warning("cannot note what has been acknowledged: %s", error)
 
     def clear(self, slot: int) -> None:
-        """Takes a mark away. Never fails."""
+        """Takes a mark away, for good: one that came back would be missed for a run. Never fails."""
         try:
             os.pwrite(self._file, bytes(_SIZE), slot * _SIZE)
+            os.fsync(self._file)
         except OSError as error:
             log.warning("cannot take back what has been acknowledged: %s", error)
 
