@@ -8,7 +8,7 @@ STUB_TOOLS := grpcio-tools==1.62.3 mypy-protobuf==3.6.0 'setuptools<81'
 SOURCES := protos server client tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help demo digits test integrations lint format types buf stubs image constraints benchmarks peers clean
+.PHONY: help demo digits test integrations lint format types buf stubs image constraints benchmarks peers robustness clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -24,6 +24,9 @@ test: $(VENV)/installed .venv-stubs/installed  ## all tests
 
 integrations: .venv-integrations/installed  ## the torch optimizer inside HuggingFace's Trainer and Lightning
 	.venv-integrations/bin/python -m pytest tests/remote_optimizer/test_huggingface.py tests/remote_optimizer/test_lightning.py
+
+robustness: $(VENV)/installed  ## a thousand servers killed under traffic; goes on where it was ended, needs a C compiler
+	$(BIN)/python -m tests.robustness --docs
 
 lint: $(VENV)/installed  ## ruff
 	$(BIN)/ruff check $(SOURCES)

@@ -9,6 +9,7 @@ import threading
 import time
 from enum import Enum
 from types import TracebackType
+from typing import Any
 
 _CHUNK_BYTES = 64 * 1024
 _BUFFER_BYTES = 64 * 1024
@@ -25,12 +26,14 @@ class Direction(Enum):
 class Proxy:
     """Passes bytes between ``target`` and whoever connects to its own ``target``. A context manager.
 
+    Args:
+        target: ``host:port`` or ``unix:PATH``.
+
     Faults act on the connections that are open and on later ones.
     """
 
     def __init__(self, target: str) -> None:
-        host, _, port = target.rpartition(":")
-        self._server = (host, int(port))
+        self._server = target
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
         self.target = f"127.0.0.1:{self._listener.getsockname()[1]}"
@@ -46,6 +49,7 @@ class Proxy:
         self._refusing = False
         self._closed = False
         self._open: set[socket.socket] = set()
+        self._pairs: list[tuple[socket.socket, socket.socket]] = []
         self._threads: list[threading.Thread] = []
         self._spawn(self._accept)
 
@@ -112,20 +116,33 @@ class Proxy:
                 _reset(client)
                 client.close()
                 continue
-            server = socket.socket()
-            server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
-            try:
-                server.connect(self._server)
-            except OSError:
+            server = self._connect()
+            if server is None:
                 client.close()
-                server.close()
                 continue
             with self._state:
                 self.connections += 1
                 self._open.update((client, server))
+                self._pairs.append((client, server))
             done = threading.Barrier(2)
             self._spawn(self._pump, Direction.UP, client, server, done)
             self._spawn(self._pump, Direction.DOWN, server, client, done)
+
+    def _connect(self) -> socket.socket | None:
+        """A connection to the server; None where it does not listen."""
+        if self._server.startswith("unix:"):
+            address: Any = self._server.removeprefix("unix:")
+        else:
+            host, _, port = self._server.rpartition(":")
+            address = (host, int(port))
+        server = socket.socket(socket.AF_UNIX if isinstance(address, str) else socket.AF_INET)
+        server.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _BUFFER_BYTES)
+        try:
+            server.connect(address)
+        except OSError:
+            server.close()
+            return None
+        return server
 
     def _pump(self, direction: Direction, source: socket.socket, sink: socket.socket, done: threading.Barrier) -> None:
         with contextlib.suppress(OSError):
@@ -146,6 +163,7 @@ class Proxy:
         source.close()
         with self._state:
             self._open.discard(source)
+            self._pairs = [pair for pair in self._pairs if source not in pair]
 
     def _wait_turn(self, direction: Direction, source: socket.socket) -> bool:
         """Waits while the direction is stalled or throttled; False when the connection has been cut meanwhile."""

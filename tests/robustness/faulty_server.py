@@ -1,0 +1,106 @@
+"""Seeded bugs, to prove that the harness finds what it is for. Tests alone plant them, in the process of a server."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+import threading
+from collections.abc import Callable, Coroutine
+from types import SimpleNamespace
+from typing import Any
+
+from gradwire.server import durable
+from gradwire.server.exclusive import Exclusive
+from gradwire.server.run import Run
+from gradwire.server.store import disk, journal, snapshots
+from gradwire.server.store.base import Snapshot, Written
+from gradwire.server.workers import Holder
+
+
+def acknowledge_before_fsync() -> None:
+    """Transactions are committed, and blocks acknowledged, before anything is flushed."""
+    vars(journal)["_PRAGMAS"] = tuple(
+        pragma.replace("synchronous=FULL", "synchronous=OFF") for pragma in journal._PRAGMAS
+    )
+
+
+def no_deduplication() -> None:
+    """The mark of a block holds only once its sender goes on: whoever comes back is taken at the block before."""
+    attach = durable.attach
+
+    async def forgetful(run: Run, *arguments: Any) -> Holder:
+        holder = await attach(run, *arguments)
+        if holder.record.receipt is not None:
+            holder.record.last_sequence -= 1
+            holder.record.receipt = None
+        return holder
+
+    vars(durable)["attach"] = forgetful
+
+
+def record_snapshot_before_fsync() -> None:
+    """A snapshot is renamed and recorded at once, and flushed a second later."""
+
+    def later(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            os.fsync(descriptor)
+            return
+        copy = os.dup(descriptor)
+
+        def flush() -> None:
+            os.fsync(copy)
+            os.close(copy)
+
+        timer = threading.Timer(1.0, flush)
+        timer.daemon = True
+        timer.start()
+
+    vars(snapshots)["os"] = SimpleNamespace(**{**vars(os), "fsync": later})
+
+
+def no_hash_chain() -> None:
+    """Rows of the journal are taken as they are found."""
+    vars(disk)["verify"] = lambda *rows: None
+
+
+def drop_journal_before_snapshot() -> None:
+    """The journal up to a snapshot is deleted when the snapshot is about to be written."""
+    write = disk.DiskStore.write
+
+    def early(self: disk.DiskStore, uid: str, snapshot: Snapshot) -> Written:
+        number = self._index.numbers.get(uid)
+        if number is not None:
+            last = snapshot.position.number
+            self._writer.submit(lambda t: journal.delete_entries(t.database, number, 0, last)).result()
+        return write(self, uid, snapshot)
+
+    disk.DiskStore.write = early  # type: ignore[method-assign]
+
+
+def free_lock_on_cancel() -> None:
+    """A run's lock is given up with the call that holds it, while the work goes on."""
+
+    async def run_through(self: Exclusive, make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
+        async with self._lock:
+            return await asyncio.shield(asyncio.ensure_future(make()))
+
+    Exclusive.run_through = run_through  # type: ignore[method-assign]
+
+
+BUGS: dict[str, Callable[[], None]] = {
+    bug.__name__.replace("_", "-"): bug
+    for bug in (
+        acknowledge_before_fsync,
+        no_deduplication,
+        record_snapshot_before_fsync,
+        no_hash_chain,
+        drop_journal_before_snapshot,
+        free_lock_on_cancel,
+    )
+}
+
+
+def plant(name: str) -> None:
+    """Changes the server in this process. Raises KeyError for a bug that there is not."""
+    BUGS[name]()

@@ -1,0 +1,94 @@
+"""The harness finds what it is for: with a bug planted in the server it fails, and without it the same plan passes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from tests.robustness.disk import Loss
+from tests.robustness.episode import FLAGS, Episode
+from tests.robustness.faulty_server import BUGS
+from tests.robustness.model import Reference, Shape, Violation
+from tests.robustness.plan import Life, Trouble
+from tests.robustness.servers import Zygote
+
+SEED = 5
+NO_SNAPSHOTS = ("--snapshot-interval", "1000")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A plan that shows a bug, and what is said of it."""
+
+    lives: tuple[Life, ...]
+    said: str
+    shapes: tuple[Shape, ...] = (Shape("run", "JOURNAL", SEED),)
+    flags: tuple[str, ...] = field(default=FLAGS)
+
+
+def cuts(*seconds: float) -> tuple[Trouble, ...]:
+    return tuple(Trouble("cut", at, 0.0, True, 0) for at in seconds)
+
+
+CASES = {
+    "acknowledge-before-fsync": Case(
+        (Life("kill", 1, 0.3, Loss.UNFLUSHED), Life("kill", 1, 0.3, Loss.UNFLUSHED)),
+        "is gone|acknowledged steps are lost",
+    ),
+    "no-deduplication": Case((Life("reply.before", 4, 0.0, Loss.NOTHING),), "applied twice"),
+    "record-snapshot-before-fsync": Case(
+        (Life("snapshot.after-record", 2, 0.0, Loss.UNFLUSHED),) * 2, "is gone|are lost|is damaged"
+    ),
+    "no-hash-chain": Case(
+        (Life("kill", 1, 0.5, Loss.NOTHING, damage="sign"),),
+        "the server holds",
+        flags=NO_SNAPSHOTS,
+    ),
+    "drop-journal-before-snapshot": Case(
+        (Life("snapshot.before-record", 2, 0.0, Loss.NOTHING),), "acknowledged steps are lost"
+    ),
+    "free-lock-on-cancel": Case(
+        (
+            Life(
+                "kill",
+                1,
+                2.5,
+                Loss.NOTHING,
+                troubles=cuts(0.6, 1.2, 1.8, 2.4),
+                failpoints="commit.before-apply=sleep:0.5",
+            ),
+        )
+        * 2,
+        "the server holds|applied twice|was answered with step",
+        # So large that its commits leave the event loop.
+        shapes=(Shape("run", "JOURNAL", SEED, size=80_000, blocks=(8,)),),
+    ),
+}
+
+
+def test_each_bug_has_a_plan() -> None:
+    assert set(CASES) == set(BUGS)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_a_seeded_bug_is_found(tmp_path: Path, zygote: Zygote, reference: Reference, name: str) -> None:
+    case = CASES[name]
+    with (
+        pytest.raises(Violation, match=case.said),
+        Episode(
+            tmp_path, SEED, zygote, reference, shapes=case.shapes, churns=False, bug=name, flags=case.flags
+        ) as episode,
+    ):
+        episode.play(case.lives)
+
+
+@pytest.mark.timeout(180)
+@pytest.mark.parametrize("name", sorted(CASES))
+def test_without_the_bug_the_same_plan_passes(tmp_path: Path, zygote: Zygote, reference: Reference, name: str) -> None:
+    case = CASES[name]
+    with Episode(tmp_path, SEED, zygote, reference, shapes=case.shapes, churns=False, flags=case.flags) as episode:
+        episode.play(case.lives)
+    assert episode.tally.kills == len(case.lives)
