@@ -8,7 +8,8 @@ import grpc
 import pytest
 
 from gradwire.client.errors import ConnectionLost, from_rpc_error, is_transient, translate
-from gradwire.wire.errors import STATUS_DETAILS_KEY, RunBusy, to_status
+from gradwire.client.retry import RetryPolicy, retrying
+from gradwire.wire.errors import STATUS_DETAILS_KEY, Draining, GradwireError, RunBusy, StorageFull, to_status
 
 
 class FailedCall(grpc.RpcError):
@@ -55,3 +56,31 @@ def test_transient_codes_are_those_where_another_attempt_can_help() -> None:
     assert is_transient(FailedCall(grpc.StatusCode.UNAVAILABLE))
     assert is_transient(FailedCall(grpc.StatusCode.CANCELLED))
     assert not any(is_transient(FailedCall(grpc.StatusCode[name])) for name in never)
+
+
+def refused(error: GradwireError) -> FailedCall:
+    return FailedCall(grpc.StatusCode.UNAVAILABLE, ((STATUS_DETAILS_KEY, to_status(error).SerializeToString()),))
+
+
+@pytest.mark.parametrize(
+    ("failures", "applied"),
+    [
+        ([StorageFull("full")], False),
+        ([Draining("soon"), StorageFull("full")], False),
+        ([None, StorageFull("full")], None),
+        ([None, Draining("soon"), StorageFull("full")], None),
+        ([Draining("soon"), None, StorageFull("full")], None),
+    ],
+    ids=str,
+)
+def test_a_refusal_speaks_of_the_last_attempt_alone(failures: list[GradwireError | None], applied: bool | None) -> None:
+    """None: the connection broke. What had been asked for may have been done by then."""
+    left = list(failures)
+
+    def call() -> None:
+        failure = left.pop(0)
+        raise FailedCall(grpc.StatusCode.UNAVAILABLE) if failure is None else refused(failure)
+
+    with pytest.raises(StorageFull) as caught:
+        retrying(call, RetryPolicy(initial_backoff_seconds=0.001), "host:1")
+    assert caught.value.applied is applied

@@ -53,11 +53,16 @@ class Attempts:
 
     def until_done(self, call: Callable[[], T]) -> T:
         """Result of an idempotent ``call()``. Raises the refusal, or ConnectionLost when the deadline is over."""
+        unknown = False
         while True:
             try:
                 return apart(call)
             except grpc.RpcError as error:
                 failure = translate(error, self._target)
+                if failure.applied is not False:
+                    unknown = True
+                elif unknown:
+                    failure.applied = None  # the refusal speaks of the last attempt alone
                 self.pause_for(failure, transient=may_pass(error, failure))
 
     def pause_for(self, failure: GradwireError, *, transient: bool) -> None:
