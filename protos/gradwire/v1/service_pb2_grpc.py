@@ -143,7 +143,7 @@ class OptimizerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def Train(self, request_iterator, context):
-        """Steps. The first request is an Attach, all others are Gradients.
+        """Steps. The first request is an Attach, all others are Gradients (and what shared memory needs, see SharedRegion).
         READ WHILE YOU WRITE: the server answers slices of a step before the last one has arrived. A client that writes
         everything before it reads runs into flow control after some 8 MiB, and after the server's stall timeout the stream
         is aborted.

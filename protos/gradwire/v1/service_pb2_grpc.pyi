@@ -59,7 +59,7 @@ class OptimizerServiceStub:
         gradwire.v1.train_pb2.TrainRequest,
         gradwire.v1.train_pb2.TrainResponse,
     ]
-    """Steps. The first request is an Attach, all others are Gradients.
+    """Steps. The first request is an Attach, all others are Gradients (and what shared memory needs, see SharedRegion).
     READ WHILE YOU WRITE: the server answers slices of a step before the last one has arrived. A client that writes
     everything before it reads runs into flow control after some 8 MiB, and after the server's stall timeout the stream
     is aborted.
@@ -181,7 +181,7 @@ class OptimizerServiceAsyncStub:
         gradwire.v1.train_pb2.TrainRequest,
         gradwire.v1.train_pb2.TrainResponse,
     ]
-    """Steps. The first request is an Attach, all others are Gradients.
+    """Steps. The first request is an Attach, all others are Gradients (and what shared memory needs, see SharedRegion).
     READ WHILE YOU WRITE: the server answers slices of a step before the last one has arrived. A client that writes
     everything before it reads runs into flow control after some 8 MiB, and after the server's stall timeout the stream
     is aborted.
@@ -313,7 +313,7 @@ class OptimizerServiceServicer(metaclass=abc.ABCMeta):
         request_iterator: _MaybeAsyncIterator[gradwire.v1.train_pb2.TrainRequest],
         context: _ServicerContext,
     ) -> typing.Union[collections.abc.Iterator[gradwire.v1.train_pb2.TrainResponse], collections.abc.AsyncIterator[gradwire.v1.train_pb2.TrainResponse]]:
-        """Steps. The first request is an Attach, all others are Gradients.
+        """Steps. The first request is an Attach, all others are Gradients (and what shared memory needs, see SharedRegion).
         READ WHILE YOU WRITE: the server answers slices of a step before the last one has arrived. A client that writes
         everything before it reads runs into flow control after some 8 MiB, and after the server's stall timeout the stream
         is aborted.

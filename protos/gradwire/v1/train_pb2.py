@@ -15,29 +15,37 @@ _sym_db = _symbol_database.Default()
 from gradwire.v1 import run_pb2 as gradwire_dot_v1_dot_run__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17gradwire/v1/train.proto\x12\x0bgradwire.v1\x1a\x15gradwire/v1/run.proto\"\xb0\x01\n\x06\x41ttach\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x10\n\x08takeover\x18\x03 \x01(\x08\x12\x30\n\x11gradient_encoding\x18\x04 \x01(\x0e\x32\x15.gradwire.v1.Encoding\x12\x31\n\x12parameter_encoding\x18\x05 \x01(\x0e\x32\x15.gradwire.v1.Encoding\x12\x0f\n\x07run_uid\x18\x06 \x01(\t\"\x94\x01\n\x08\x41ttached\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x15\n\rlast_sequence\x18\x02 \x01(\x04\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x17\n\x0fserver_instance\x18\x04 \x01(\t\x12*\n\nplacements\x18\x05 \x03(\x0b\x32\x16.gradwire.v1.Placement\x12\x0f\n\x07run_uid\x18\x06 \x01(\t\"\x97\x01\n\x0b\x42lockHeader\x12\r\n\x05steps\x18\x01 \x01(\r\x12%\n\x07returns\x18\x02 \x01(\x0e\x32\x14.gradwire.v1.Returns\x12\x16\n\x0e\x61\x62sent_tensors\x18\x03 \x03(\r\x12(\n\toverrides\x18\x04 \x03(\x0b\x32\x15.gradwire.v1.Override\x12\x10\n\x08\x64\x65\x66\x65rred\x18\x05 \x01(\x08\"s\n\tGradients\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0c\n\x04last\x18\x04 \x01(\x08\x12(\n\x06header\x18\x05 \x01(\x0b\x32\x18.gradwire.v1.BlockHeader\"m\n\x0cTrainRequest\x12%\n\x06\x61ttach\x18\x01 \x01(\x0b\x32\x13.gradwire.v1.AttachH\x00\x12+\n\tgradients\x18\x02 \x01(\x0b\x32\x16.gradwire.v1.GradientsH\x00\x42\t\n\x07message\"\xc8\x01\n\x07Receipt\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x15\n\rgradient_norm\x18\x02 \x01(\x01\x12\x16\n\x0elearning_rates\x18\x03 \x03(\x01\x12\x15\n\rskipped_steps\x18\x04 \x03(\r\x12+\n\ndurability\x18\x05 \x01(\x0e\x32\x17.gradwire.v1.Durability\x12\x10\n\x08repeated\x18\x06 \x01(\x08\x12\x16\n\x0ereceived_bytes\x18\x07 \x01(\x04\x12\x12\n\nsent_bytes\x18\x08 \x01(\x04\"\xaf\x01\n\nParameters\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x12\n\nfirst_step\x18\x03 \x01(\r\x12\r\n\x05steps\x18\x04 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x12%\n\x07receipt\x18\x06 \x01(\x0b\x32\x14.gradwire.v1.Receipt\x12\'\n\x08\x65ncoding\x18\x07 \x01(\x0e\x32\x15.gradwire.v1.Encoding\"t\n\rTrainResponse\x12)\n\x08\x61ttached\x18\x01 \x01(\x0b\x32\x15.gradwire.v1.AttachedH\x00\x12-\n\nparameters\x18\x02 \x01(\x0b\x32\x17.gradwire.v1.ParametersH\x00\x42\t\n\x07message*^\n\x07Returns\x12\x17\n\x13RETURNS_UNSPECIFIED\x10\x00\x12\x10\n\x0cRETURNS_LAST\x10\x01\x12\x16\n\x12RETURNS_TRAJECTORY\x10\x02\x12\x10\n\x0cRETURNS_NONE\x10\x03\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x17gradwire/v1/train.proto\x12\x0bgradwire.v1\x1a\x15gradwire/v1/run.proto\"\xc7\x01\n\x06\x41ttach\x12\x0b\n\x03run\x18\x01 \x01(\t\x12\x11\n\tworker_id\x18\x02 \x01(\t\x12\x10\n\x08takeover\x18\x03 \x01(\x08\x12\x30\n\x11gradient_encoding\x18\x04 \x01(\x0e\x32\x15.gradwire.v1.Encoding\x12\x31\n\x12parameter_encoding\x18\x05 \x01(\x0e\x32\x15.gradwire.v1.Encoding\x12\x0f\n\x07run_uid\x18\x06 \x01(\t\x12\x15\n\rshared_memory\x18\x07 \x01(\x08\"\xa7\x01\n\x0cSharedRegion\x12\x0b\n\x03pid\x18\x01 \x01(\r\x12\x17\n\x0f\x66ile_descriptor\x18\x02 \x01(\r\x12\r\n\x05nonce\x18\x03 \x01(\x0c\x12\x17\n\x0fgradient_offset\x18\x04 \x01(\x04\x12\x16\n\x0egradient_bytes\x18\x05 \x01(\x04\x12\x18\n\x10parameter_offset\x18\x06 \x01(\x04\x12\x17\n\x0fparameter_bytes\x18\x07 \x01(\x04\"\x17\n\x06Mapped\x12\r\n\x05proof\x18\x01 \x01(\x0c\"V\n\nSharedData\x12\x10\n\x08position\x18\x01 \x01(\x04\x12\x12\n\nsize_bytes\x18\x02 \x01(\x04\x12\x13\n\x0b\x61\x63knowledge\x18\x03 \x01(\x08\x12\r\n\x05taken\x18\x04 \x01(\x04\"\x17\n\x05Taken\x12\x0e\n\x06slices\x18\x01 \x01(\x04\"\xbf\x01\n\x08\x41ttached\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x15\n\rlast_sequence\x18\x02 \x01(\x04\x12\r\n\x05\x65poch\x18\x03 \x01(\x04\x12\x17\n\x0fserver_instance\x18\x04 \x01(\t\x12*\n\nplacements\x18\x05 \x03(\x0b\x32\x16.gradwire.v1.Placement\x12\x0f\n\x07run_uid\x18\x06 \x01(\t\x12)\n\x06region\x18\x07 \x01(\x0b\x32\x19.gradwire.v1.SharedRegion\"\x97\x01\n\x0b\x42lockHeader\x12\r\n\x05steps\x18\x01 \x01(\r\x12%\n\x07returns\x18\x02 \x01(\x0e\x32\x14.gradwire.v1.Returns\x12\x16\n\x0e\x61\x62sent_tensors\x18\x03 \x03(\r\x12(\n\toverrides\x18\x04 \x03(\x0b\x32\x15.gradwire.v1.Override\x12\x10\n\x08\x64\x65\x66\x65rred\x18\x05 \x01(\x08\"\x9c\x01\n\tGradients\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0c\n\x04last\x18\x04 \x01(\x08\x12(\n\x06header\x18\x05 \x01(\x0b\x32\x18.gradwire.v1.BlockHeader\x12\'\n\x06shared\x18\x06 \x01(\x0b\x32\x17.gradwire.v1.SharedData\"\xb9\x01\n\x0cTrainRequest\x12%\n\x06\x61ttach\x18\x01 \x01(\x0b\x32\x13.gradwire.v1.AttachH\x00\x12+\n\tgradients\x18\x02 \x01(\x0b\x32\x16.gradwire.v1.GradientsH\x00\x12%\n\x06mapped\x18\x03 \x01(\x0b\x32\x13.gradwire.v1.MappedH\x00\x12#\n\x05taken\x18\x04 \x01(\x0b\x32\x12.gradwire.v1.TakenH\x00\x42\t\n\x07message\"\xc8\x01\n\x07Receipt\x12\x0c\n\x04step\x18\x01 \x01(\x04\x12\x15\n\rgradient_norm\x18\x02 \x01(\x01\x12\x16\n\x0elearning_rates\x18\x03 \x03(\x01\x12\x15\n\rskipped_steps\x18\x04 \x03(\r\x12+\n\ndurability\x18\x05 \x01(\x0e\x32\x17.gradwire.v1.Durability\x12\x10\n\x08repeated\x18\x06 \x01(\x08\x12\x16\n\x0ereceived_bytes\x18\x07 \x01(\x04\x12\x12\n\nsent_bytes\x18\x08 \x01(\x04\"\xd8\x01\n\nParameters\x12\x10\n\x08sequence\x18\x01 \x01(\x04\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x12\n\nfirst_step\x18\x03 \x01(\r\x12\r\n\x05steps\x18\x04 \x01(\r\x12\x0c\n\x04\x64\x61ta\x18\x05 \x01(\x0c\x12%\n\x07receipt\x18\x06 \x01(\x0b\x32\x14.gradwire.v1.Receipt\x12\'\n\x08\x65ncoding\x18\x07 \x01(\x0e\x32\x15.gradwire.v1.Encoding\x12\'\n\x06shared\x18\x08 \x01(\x0b\x32\x17.gradwire.v1.SharedData\"\x99\x01\n\rTrainResponse\x12)\n\x08\x61ttached\x18\x01 \x01(\x0b\x32\x15.gradwire.v1.AttachedH\x00\x12-\n\nparameters\x18\x02 \x01(\x0b\x32\x17.gradwire.v1.ParametersH\x00\x12#\n\x05taken\x18\x03 \x01(\x0b\x32\x12.gradwire.v1.TakenH\x00\x42\t\n\x07message*^\n\x07Returns\x12\x17\n\x13RETURNS_UNSPECIFIED\x10\x00\x12\x10\n\x0cRETURNS_LAST\x10\x01\x12\x16\n\x12RETURNS_TRAJECTORY\x10\x02\x12\x10\n\x0cRETURNS_NONE\x10\x03\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gradwire.v1.train_pb2', _globals)
 if _descriptor._USE_C_DESCRIPTORS == False:
   DESCRIPTOR._options = None
-  _globals['_RETURNS']._serialized_start=1274
-  _globals['_RETURNS']._serialized_end=1368
+  _globals['_RETURNS']._serialized_start=1846
+  _globals['_RETURNS']._serialized_end=1940
   _globals['_ATTACH']._serialized_start=64
-  _globals['_ATTACH']._serialized_end=240
-  _globals['_ATTACHED']._serialized_start=243
-  _globals['_ATTACHED']._serialized_end=391
-  _globals['_BLOCKHEADER']._serialized_start=394
-  _globals['_BLOCKHEADER']._serialized_end=545
-  _globals['_GRADIENTS']._serialized_start=547
-  _globals['_GRADIENTS']._serialized_end=662
-  _globals['_TRAINREQUEST']._serialized_start=664
-  _globals['_TRAINREQUEST']._serialized_end=773
-  _globals['_RECEIPT']._serialized_start=776
-  _globals['_RECEIPT']._serialized_end=976
-  _globals['_PARAMETERS']._serialized_start=979
-  _globals['_PARAMETERS']._serialized_end=1154
-  _globals['_TRAINRESPONSE']._serialized_start=1156
-  _globals['_TRAINRESPONSE']._serialized_end=1272
+  _globals['_ATTACH']._serialized_end=263
+  _globals['_SHAREDREGION']._serialized_start=266
+  _globals['_SHAREDREGION']._serialized_end=433
+  _globals['_MAPPED']._serialized_start=435
+  _globals['_MAPPED']._serialized_end=458
+  _globals['_SHAREDDATA']._serialized_start=460
+  _globals['_SHAREDDATA']._serialized_end=546
+  _globals['_TAKEN']._serialized_start=548
+  _globals['_TAKEN']._serialized_end=571
+  _globals['_ATTACHED']._serialized_start=574
+  _globals['_ATTACHED']._serialized_end=765
+  _globals['_BLOCKHEADER']._serialized_start=768
+  _globals['_BLOCKHEADER']._serialized_end=919
+  _globals['_GRADIENTS']._serialized_start=922
+  _globals['_GRADIENTS']._serialized_end=1078
+  _globals['_TRAINREQUEST']._serialized_start=1081
+  _globals['_TRAINREQUEST']._serialized_end=1266
+  _globals['_RECEIPT']._serialized_start=1269
+  _globals['_RECEIPT']._serialized_end=1469
+  _globals['_PARAMETERS']._serialized_start=1472
+  _globals['_PARAMETERS']._serialized_end=1688
+  _globals['_TRAINRESPONSE']._serialized_start=1691
+  _globals['_TRAINRESPONSE']._serialized_end=1844
 # @@protoc_insertion_point(module_scope)

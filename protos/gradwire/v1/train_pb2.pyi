@@ -68,6 +68,7 @@ class Attach(google.protobuf.message.Message):
     GRADIENT_ENCODING_FIELD_NUMBER: builtins.int
     PARAMETER_ENCODING_FIELD_NUMBER: builtins.int
     RUN_UID_FIELD_NUMBER: builtins.int
+    SHARED_MEMORY_FIELD_NUMBER: builtins.int
     run: builtins.str
     """Resource name `runs/NAME`."""
     worker_id: builtins.str
@@ -82,6 +83,8 @@ class Attach(google.protobuf.message.Message):
     """Encoding of `Parameters.data` on this stream. INT8 needs room for one more float32 vector on the server."""
     run_uid: builtins.str
     """Run.uid of the run that is meant; empty: whatever has the name."""
+    shared_memory: builtins.bool
+    """The client would move values through memory that it shares with the server, see SharedRegion."""
     def __init__(
         self,
         *,
@@ -91,10 +94,129 @@ class Attach(google.protobuf.message.Message):
         gradient_encoding: gradwire.v1.run_pb2.Encoding.ValueType = ...,
         parameter_encoding: gradwire.v1.run_pb2.Encoding.ValueType = ...,
         run_uid: builtins.str = ...,
+        shared_memory: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["gradient_encoding", b"gradient_encoding", "parameter_encoding", b"parameter_encoding", "run", b"run", "run_uid", b"run_uid", "takeover", b"takeover", "worker_id", b"worker_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["gradient_encoding", b"gradient_encoding", "parameter_encoding", b"parameter_encoding", "run", b"run", "run_uid", b"run_uid", "shared_memory", b"shared_memory", "takeover", b"takeover", "worker_id", b"worker_id"]) -> None: ...
 
 global___Attach = Attach
+
+@typing.final
+class SharedRegion(google.protobuf.message.Message):
+    """Memory of the server that a client of the same user on the same host may map, so that values need not pass through
+    gRPC. It belongs to one stream and ends with it. Its size is fixed: a header of 4,096 bytes, then what the fields name.
+
+    The client opens `/proc/PID/fd/FILE_DESCRIPTOR`, maps the file, and compares the region's first 32 bytes with `nonce`:
+    in another namespace of processes the path may lead to another file, or to none. It says with Mapped how that ended.
+    Either side may still send any slice as `data`; what is written here has no effect until a message names it.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PID_FIELD_NUMBER: builtins.int
+    FILE_DESCRIPTOR_FIELD_NUMBER: builtins.int
+    NONCE_FIELD_NUMBER: builtins.int
+    GRADIENT_OFFSET_FIELD_NUMBER: builtins.int
+    GRADIENT_BYTES_FIELD_NUMBER: builtins.int
+    PARAMETER_OFFSET_FIELD_NUMBER: builtins.int
+    PARAMETER_BYTES_FIELD_NUMBER: builtins.int
+    pid: builtins.int
+    """Process id of the server, in its own namespace."""
+    file_descriptor: builtins.int
+    """Number of the open file in that process."""
+    nonce: builtins.bytes
+    """The 32 bytes with which the region begins."""
+    gradient_offset: builtins.int
+    """First byte of the gradient part: the client writes here, the server reads."""
+    gradient_bytes: builtins.int
+    """Size of the gradient part."""
+    parameter_offset: builtins.int
+    """First byte of the parameter part: the server writes here, the client reads."""
+    parameter_bytes: builtins.int
+    """Size of the parameter part."""
+    def __init__(
+        self,
+        *,
+        pid: builtins.int = ...,
+        file_descriptor: builtins.int = ...,
+        nonce: builtins.bytes = ...,
+        gradient_offset: builtins.int = ...,
+        gradient_bytes: builtins.int = ...,
+        parameter_offset: builtins.int = ...,
+        parameter_bytes: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["file_descriptor", b"file_descriptor", "gradient_bytes", b"gradient_bytes", "gradient_offset", b"gradient_offset", "nonce", b"nonce", "parameter_bytes", b"parameter_bytes", "parameter_offset", b"parameter_offset", "pid", b"pid"]) -> None: ...
+
+global___SharedRegion = SharedRegion
+
+@typing.final
+class Mapped(google.protobuf.message.Message):
+    """Answer of the client to Attached.region: the next message after it, once."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PROOF_FIELD_NUMBER: builtins.int
+    proof: builtins.bytes
+    """Bytes 32 .. 64 of the region, which prove that the client has mapped it. Empty: it has not, and the server frees it."""
+    def __init__(
+        self,
+        *,
+        proof: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["proof", b"proof"]) -> None: ...
+
+global___Mapped = Mapped
+
+@typing.final
+class SharedData(google.protobuf.message.Message):
+    """Where in the region the `data` of a slice lies, byte for byte as the field would hold it. It stays there untouched
+    until the receiver has taken it: has copied it, or is through with it otherwise.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    POSITION_FIELD_NUMBER: builtins.int
+    SIZE_BYTES_FIELD_NUMBER: builtins.int
+    ACKNOWLEDGE_FIELD_NUMBER: builtins.int
+    TAKEN_FIELD_NUMBER: builtins.int
+    position: builtins.int
+    """First byte, counted from the beginning of the sender's part; a multiple of 8."""
+    size_bytes: builtins.int
+    """Number of bytes; at most a quarter of the part."""
+    acknowledge: builtins.bool
+    """The sender wants to use the place again: the receiver says, here or with Taken, when it has taken this slice."""
+    taken: builtins.int
+    """As in Taken: how many slices of the receiver's the sender has taken."""
+    def __init__(
+        self,
+        *,
+        position: builtins.int = ...,
+        size_bytes: builtins.int = ...,
+        acknowledge: builtins.bool = ...,
+        taken: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["acknowledge", b"acknowledge", "position", b"position", "size_bytes", b"size_bytes", "taken", b"taken"]) -> None: ...
+
+global___SharedData = SharedData
+
+@typing.final
+class Taken(google.protobuf.message.Message):
+    """How many slices of the peer's have been taken out of the region, since the stream began. They are taken in order. A
+    receipt says that all slices of its block have been, the first Gradients of a block that all of the answer before has.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SLICES_FIELD_NUMBER: builtins.int
+    slices: builtins.int
+    """The number, this one included."""
+    def __init__(
+        self,
+        *,
+        slices: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["slices", b"slices"]) -> None: ...
+
+global___Taken = Taken
 
 @typing.final
 class Attached(google.protobuf.message.Message):
@@ -108,6 +230,7 @@ class Attached(google.protobuf.message.Message):
     SERVER_INSTANCE_FIELD_NUMBER: builtins.int
     PLACEMENTS_FIELD_NUMBER: builtins.int
     RUN_UID_FIELD_NUMBER: builtins.int
+    REGION_FIELD_NUMBER: builtins.int
     step: builtins.int
     """Steps applied to the run so far."""
     last_sequence: builtins.int
@@ -122,6 +245,10 @@ class Attached(google.protobuf.message.Message):
     def placements(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[gradwire.v1.run_pb2.Placement]:
         """Who serves which part of the vector."""
 
+    @property
+    def region(self) -> global___SharedRegion:
+        """Set where the client asked for it, the server has it to give, and the client seems to be on the server's host."""
+
     def __init__(
         self,
         *,
@@ -131,8 +258,10 @@ class Attached(google.protobuf.message.Message):
         server_instance: builtins.str = ...,
         placements: collections.abc.Iterable[gradwire.v1.run_pb2.Placement] | None = ...,
         run_uid: builtins.str = ...,
+        region: global___SharedRegion | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "last_sequence", b"last_sequence", "placements", b"placements", "run_uid", b"run_uid", "server_instance", b"server_instance", "step", b"step"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["region", b"region"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "last_sequence", b"last_sequence", "placements", b"placements", "region", b"region", "run_uid", b"run_uid", "server_instance", b"server_instance", "step", b"step"]) -> None: ...
 
 global___Attached = Attached
 
@@ -197,6 +326,7 @@ class Gradients(google.protobuf.message.Message):
     DATA_FIELD_NUMBER: builtins.int
     LAST_FIELD_NUMBER: builtins.int
     HEADER_FIELD_NUMBER: builtins.int
+    SHARED_FIELD_NUMBER: builtins.int
     sequence: builtins.int
     """Number of the block, see above."""
     offset: builtins.int
@@ -214,6 +344,10 @@ class Gradients(google.protobuf.message.Message):
     def header(self) -> global___BlockHeader:
         """In the first message of the block; in the last one of a deferred block too."""
 
+    @property
+    def shared(self) -> global___SharedData:
+        """In place of `data`: it lies in the gradient part of the stream's region."""
+
     def __init__(
         self,
         *,
@@ -222,9 +356,10 @@ class Gradients(google.protobuf.message.Message):
         data: builtins.bytes = ...,
         last: builtins.bool = ...,
         header: global___BlockHeader | None = ...,
+        shared: global___SharedData | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["header", b"header"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["data", b"data", "header", b"header", "last", b"last", "offset", b"offset", "sequence", b"sequence"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["header", b"header", "shared", b"shared"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "header", b"header", "last", b"last", "offset", b"offset", "sequence", b"sequence", "shared", b"shared"]) -> None: ...
 
 global___Gradients = Gradients
 
@@ -236,6 +371,8 @@ class TrainRequest(google.protobuf.message.Message):
 
     ATTACH_FIELD_NUMBER: builtins.int
     GRADIENTS_FIELD_NUMBER: builtins.int
+    MAPPED_FIELD_NUMBER: builtins.int
+    TAKEN_FIELD_NUMBER: builtins.int
     @property
     def attach(self) -> global___Attach:
         """Exactly once, first."""
@@ -244,15 +381,25 @@ class TrainRequest(google.protobuf.message.Message):
     def gradients(self) -> global___Gradients:
         """A part of a block."""
 
+    @property
+    def mapped(self) -> global___Mapped:
+        """After an Attached with a region, and only there."""
+
+    @property
+    def taken(self) -> global___Taken:
+        """Where Parameters asked for it and no Gradients have said it."""
+
     def __init__(
         self,
         *,
         attach: global___Attach | None = ...,
         gradients: global___Gradients | None = ...,
+        mapped: global___Mapped | None = ...,
+        taken: global___Taken | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["attach", b"attach", "gradients", b"gradients", "message", b"message"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attach", b"attach", "gradients", b"gradients", "message", b"message"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["attach", "gradients"] | None: ...
+    def HasField(self, field_name: typing.Literal["attach", b"attach", "gradients", b"gradients", "mapped", b"mapped", "message", b"message", "taken", b"taken"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attach", b"attach", "gradients", b"gradients", "mapped", b"mapped", "message", b"message", "taken", b"taken"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["attach", "gradients", "mapped", "taken"] | None: ...
 
 global___TrainRequest = TrainRequest
 
@@ -321,6 +468,7 @@ class Parameters(google.protobuf.message.Message):
     DATA_FIELD_NUMBER: builtins.int
     RECEIPT_FIELD_NUMBER: builtins.int
     ENCODING_FIELD_NUMBER: builtins.int
+    SHARED_FIELD_NUMBER: builtins.int
     sequence: builtins.int
     """The block that is answered."""
     offset: builtins.int
@@ -345,6 +493,10 @@ class Parameters(google.protobuf.message.Message):
     def receipt(self) -> global___Receipt:
         """On the last message of the answer, and only there: the block is committed."""
 
+    @property
+    def shared(self) -> global___SharedData:
+        """In place of `data`: it lies in the parameter part of the stream's region."""
+
     def __init__(
         self,
         *,
@@ -355,9 +507,10 @@ class Parameters(google.protobuf.message.Message):
         data: builtins.bytes = ...,
         receipt: global___Receipt | None = ...,
         encoding: gradwire.v1.run_pb2.Encoding.ValueType = ...,
+        shared: global___SharedData | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["receipt", b"receipt"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["data", b"data", "encoding", b"encoding", "first_step", b"first_step", "offset", b"offset", "receipt", b"receipt", "sequence", b"sequence", "steps", b"steps"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["receipt", b"receipt", "shared", b"shared"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["data", b"data", "encoding", b"encoding", "first_step", b"first_step", "offset", b"offset", "receipt", b"receipt", "sequence", b"sequence", "shared", b"shared", "steps", b"steps"]) -> None: ...
 
 global___Parameters = Parameters
 
@@ -369,6 +522,7 @@ class TrainResponse(google.protobuf.message.Message):
 
     ATTACHED_FIELD_NUMBER: builtins.int
     PARAMETERS_FIELD_NUMBER: builtins.int
+    TAKEN_FIELD_NUMBER: builtins.int
     @property
     def attached(self) -> global___Attached:
         """Exactly once, first."""
@@ -377,14 +531,19 @@ class TrainResponse(google.protobuf.message.Message):
     def parameters(self) -> global___Parameters:
         """A part of an answer."""
 
+    @property
+    def taken(self) -> global___Taken:
+        """Where Gradients asked for it and no Parameters have said it."""
+
     def __init__(
         self,
         *,
         attached: global___Attached | None = ...,
         parameters: global___Parameters | None = ...,
+        taken: global___Taken | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["attached", b"attached", "message", b"message", "parameters", b"parameters"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attached", b"attached", "message", b"message", "parameters", b"parameters"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["attached", "parameters"] | None: ...
+    def HasField(self, field_name: typing.Literal["attached", b"attached", "message", b"message", "parameters", b"parameters", "taken", b"taken"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attached", b"attached", "message", b"message", "parameters", b"parameters", "taken", b"taken"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["attached", "parameters", "taken"] | None: ...
 
 global___TrainResponse = TrainResponse
