@@ -86,23 +86,37 @@ def narrowed(values: Array, wire: np.dtype[Any]) -> Array:
         return values.astype(wire)
 
 
+def narrow_into(out: Array, values: Array) -> None:
+    """Writes ``values`` to ``out``, of the same shape and the dtype of the wire, as `narrowed` would."""
+    if values.dtype.itemsize == 8 and out.dtype == _BFLOAT16:
+        values = narrowed(values, out.dtype)
+    with np.errstate(all="ignore"):
+        np.copyto(out, values, casting="unsafe")
+
+
 def encoded(values: Array) -> memoryview:
     """The dense bytes of ``values``, which have the dtype of the wire; without a copy where they lie so."""
     return np.ascontiguousarray(values).reshape(-1).view(np.uint8).data
 
 
-def decode(data: bytes | memoryview, wire: np.dtype[Any], steps: int = 1) -> Array:
+def decode(data: bytes | memoryview | Array, wire: np.dtype[Any], steps: int = 1) -> Array:
     """``data`` as an array ``[steps, length]`` of dtype ``wire`` that shares its memory (read-only).
 
     Raises InvalidSlice when ``data`` is not a whole number of rows of whole elements.
     """
+    columns = columns_of(len(data), wire, steps)
+    return np.frombuffer(data, wire).reshape(steps, columns)
+
+
+def columns_of(size_bytes: int, wire: np.dtype[Any], steps: int = 1) -> int:
+    """The length of the rows that `decode` finds in so many bytes. Raises InvalidSlice as that does."""
     row_bytes = steps * wire.itemsize
-    if len(data) % row_bytes:
+    if size_bytes % row_bytes:
         raise InvalidSlice(
-            f"data has {len(data)} bytes, which is no multiple of {steps} steps x {wire.itemsize} bytes ({wire.name})",
+            f"data has {size_bytes} bytes, which is no multiple of {steps} steps x {wire.itemsize} bytes ({wire.name})",
             expected_multiple=row_bytes,
         )
-    return np.frombuffer(data, wire).reshape(steps, len(data) // row_bytes)
+    return size_bytes // row_bytes
 
 
 def _round_to_odd(values: Array) -> Array:

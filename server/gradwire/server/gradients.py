@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from gradwire.server.clipping import clip
-from gradwire.server.devices.base import Bools, Device, DeviceArray, State, Write
+from gradwire.server.devices.base import (
+    NORM_CHUNK,
+    Bools,
+    Device,
+    DeviceArray,
+    State,
+    Write,
+    in_order,
+    whole_chunks,
+)
+from gradwire.server.optimizers.base import Floats
 from gradwire.server.spec import RunSpec
-from gradwire.server.staging import StagedBlock
+from gradwire.server.staging import StagedBlock, clip_segments
+from gradwire.wire.encoding import narrow_into
 from gradwire.wire.layout import Range
 
 Sums = npt.NDArray[np.float64]
@@ -29,22 +41,86 @@ class Gradients(Protocol):
         """The state after the block, without the rows where ``applied`` is False; ``state`` is of no use afterwards."""
 
 
+class Answer(Protocol):
+    """Where the new parameters go, part by part, while a block is applied."""
+
+    @property
+    def parts(self) -> Sequence[Range]:
+        """What goes somewhere, in order."""
+
+    @property
+    def rest(self) -> Sequence[Range]:
+        """What goes nowhere. All of them together are the block's ranges."""
+
+    def place(self, part: Range) -> Floats:
+        """``[1, n]`` on the host, of any float dtype."""
+
+    def done(self, part: Range) -> None:
+        """``place(part)`` holds the new parameters."""
+
+
+class StagedSums:
+    """Sums of squares of those chunks of a block that have arrived in one piece, made when they did.
+
+    Only for blocks in which no element is absent and none comes twice.
+    """
+
+    def __init__(self, elements: int, block: StagedBlock) -> None:
+        self._elements = elements
+        self._first_row = block.first_summed_row
+        rows = block.header.steps - self._first_row
+        chunks = -(-elements // NORM_CHUNK)
+        self._sums = np.zeros((chunks, rows))
+        self._known = np.zeros(chunks, np.bool_)
+
+    def stage(self, device: Device, array: DeviceArray, place: Range, values: npt.NDArray[Any]) -> None:
+        """Writes ``values`` to columns ``place`` of ``array``."""
+        first, stop = whole_chunks(place, self._elements)
+        whole = [Range(first * NORM_CHUNK, min(stop * NORM_CHUNK, self._elements))] if first < stop else []
+        sums = device.write_summing(array, place.start, values, self._first_row, whole)
+        if first < stop:
+            self._sums[first:stop] = sums
+            self._known[first:stop] = True
+
+    def total(self, device: Device, array: DeviceArray) -> Sums:
+        """As `Device.square_sums`, once all has arrived."""
+        for chunk in np.flatnonzero(~self._known).tolist():
+            part = Range(chunk * NORM_CHUNK, min((chunk + 1) * NORM_CHUNK, self._elements))
+            self._sums[chunk] = device.chunk_sums(array, self._first_row, [part])[0]
+        return in_order(self._sums)
+
+
 class StagedGradients:
     """Gradients in one array.
 
     Args:
         array: ``[steps, n]``; written to where the run clips.
         start: the element to which its first column belongs.
+        answer: is given the parameters after the block while it is applied.
+        staged_sums: what is known of the sums.
     """
 
-    def __init__(self, spec: RunSpec, device: Device, block: StagedBlock, array: DeviceArray, start: int = 0) -> None:
+    def __init__(
+        self,
+        spec: RunSpec,
+        device: Device,
+        block: StagedBlock,
+        array: DeviceArray,
+        start: int = 0,
+        answer: Answer | None = None,
+        staged_sums: StagedSums | None = None,
+    ) -> None:
         self._spec = spec
         self._device = device
         self._block = block
         self._array = array
         self._start = start
+        self._answer = answer
+        self._staged_sums = staged_sums
 
     def sums(self) -> Sums:
+        if self._staged_sums is not None:
+            return self._staged_sums.total(self._device, self._array)
         return self._device.square_sums(self._array, self._block.first_summed_row, self._block.ranges, self._start)
 
     def first_non_finite(self, row: int) -> tuple[int, float] | None:
@@ -70,6 +146,9 @@ class StagedGradients:
         block = self._block
         if self._spec.clips:
             clip(self._spec, self._device, self._array, block.ranges, sums)
+        if self._answer is not None:
+            self._apply_answering(self._answer, state, applied)
+            return state
         self._device.update(
             state,
             self._array,
@@ -80,3 +159,25 @@ class StagedGradients:
             write=Write.NOTHING if block.trajectory is None else Write.TRAJECTORY,
         )
         return state
+
+    def _apply_answering(self, answer: Answer, state: State, applied: Bools | None) -> None:
+        device, block = self._device, self._block
+        for part in answer.parts:
+            place = answer.place(part)
+            out = device.as_output(place) if place.dtype == self._spec.dtype else None
+            device.update(
+                state,
+                self._array,
+                clip_segments(block.segments, part),
+                start=self._start,
+                applied=applied,
+                out=out,
+                out_start=part.start,
+                write=Write.NOTHING if out is None else Write.LAST,
+            )
+            if out is None:
+                narrow_into(place, device.peek(state.params, Range(0, 1), part))
+            answer.done(part)
+        if answer.rest:
+            segments = [segment for part in answer.rest for segment in clip_segments(block.segments, part)]
+            device.update(state, self._array, segments, start=self._start, applied=applied)

@@ -71,6 +71,13 @@ def chunks_of(ranges: Sequence[Range]) -> list[Range]:
     ]
 
 
+def whole_chunks(part: Range, elements: int) -> tuple[int, int]:
+    """First and last plus one of the chunks, of a vector of ``elements``, that lie in ``part``."""
+    first = -(-part.start // NORM_CHUNK)
+    stop = part.stop // NORM_CHUNK + (part.stop == elements and elements % NORM_CHUNK > 0)
+    return first, stop if part.start < part.stop else first
+
+
 class Device(ABC):
     """Owns arrays and runs kernels. Methods block; they may be called from any thread, for different arrays at once."""
 
@@ -97,6 +104,17 @@ class Device(ABC):
     def peek(self, source: DeviceArray, rows: Range, columns: Range) -> Floats:
         """As `read`, but what it returns may change with ``source``: use it before anything else is done to that."""
         return self.read(source, rows, columns)
+
+    def write_summing(
+        self, target: DeviceArray, offset: int, values: npt.NDArray[Any], first_row: int, ranges: Sequence[Range]
+    ) -> npt.NDArray[np.float64]:
+        """`write`, and then `chunk_sums` over ``ranges``, which lie in what is written."""
+        self.write(target, offset, values)
+        return self.chunk_sums(target, first_row, ranges)
+
+    def as_output(self, values: Floats) -> DeviceArray | None:
+        """``values`` on the host as an array that `update` can write its ``out`` to; None: this device cannot."""
+        return None
 
     @abstractmethod
     def copy(self, source: DeviceArray, into: DeviceArray | None = None) -> DeviceArray:
@@ -180,6 +198,7 @@ class Device(ABC):
             self.update(state, gradients, [segment])
             self.update(state, gradients, [segment], target=self.allocate_state(kernel.used_slots, 1, dtype))
             self.square_sums(state.params, 0, (Range(0, 1),))
+            self.write_summing(state.params, 0, np.zeros((1, 1), dtype), 0, (Range(0, 1),))
             self.clip(state.params, (Range(0, 1),), max_value=1.0, factors=np.zeros(1, dtype))
 
     def close(self) -> None:
