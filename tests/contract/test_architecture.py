@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCE_ROOTS = {name: ROOT / name for name in ("protos", "server", "client")}
-EDGE = {"__main__", "cli", "runs_cli", "app", "service", "snapshot_calls", "calls", "guard"}
+EDGE = {"__main__", "cli", "runs_cli", "app", "service", "exchange", "snapshot_calls", "calls", "guard"}
 """The server's modules that know gRPC. Every other one, a new one too, is domain code and must not."""
 
 CODEC = {"codec"}

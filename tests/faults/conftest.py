@@ -15,6 +15,15 @@ from tests.faults.hosted import HostedServer, eventually
 from tests.serving import ServerProcess
 
 
+@pytest.fixture(autouse=True)
+def messages_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients share no memory with their servers: proxies count what passes, and gates wait for what messages do.
+
+    What can happen to shared memory is in ``tests/shared_memory``.
+    """
+    monkeypatch.setenv("GRADWIRE_SHARED_MEMORY", "0")
+
+
 @pytest.fixture(scope="package")
 def process() -> Iterator[ServerProcess]:
     """A server process with default settings that no test harms; give runs names of your own."""

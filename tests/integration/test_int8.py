@@ -280,7 +280,7 @@ def test_gradients_cut_elsewhere_are_answered_all_the_same(hosted: HostedServer,
     """Float32 gradients may be cut anywhere, by another client; the ends that cut blocks are answered in full."""
     run = create(near, gradient_encoding="float32")
     assert run._encoder.ahead == np.float32
-    run._encoder._tiles = lambda ranges, row_bytes: [Range(0, 300), Range(300, 301), Range(301, SIZE)]  # type: ignore[attr-defined]
+    run._encoder._tiles = lambda ranges, row_bytes, slice_bytes: [Range(0, 300), Range(300, 301), Range(301, SIZE)]  # type: ignore[attr-defined]
     for seed in (1, 2, 3):
         receipt = run.step(tensors(seed))
         assert np.array_equal(copy_of(run), baseline_of(hosted))

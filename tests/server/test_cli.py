@@ -66,7 +66,8 @@ def variable(flag: str) -> str:
 
 
 def test_every_setting_has_an_option() -> None:
-    assert {field.name for field in dataclasses.fields(ServerConfig)} == {*OPTIONS, "listen", "insecure", "reflection"}
+    switches = {"insecure", "reflection", "shared_memory"}
+    assert {field.name for field in dataclasses.fields(ServerConfig)} == {*OPTIONS, *switches, "listen"}
 
 
 def test_without_flags_the_defaults_hold(started: list[ServerConfig]) -> None:
@@ -102,6 +103,14 @@ def test_switches(started: list[ServerConfig]) -> None:
     serve(GRADWIRE_INSECURE="1", GRADWIRE_REFLECTION="true", GRADWIRE_LISTEN="0.0.0.0:1")
     serve(GRADWIRE_INSECURE="0", GRADWIRE_REFLECTION="false")
     assert [(config.insecure, config.reflection) for config in started] == [(True, True), (True, True), (False, False)]
+
+
+def test_shared_memory_is_on_until_it_is_turned_off(started: list[ServerConfig]) -> None:
+    serve()
+    serve("--no-shared-memory")
+    serve(GRADWIRE_SHARED_MEMORY="0")
+    serve("--shared-memory", GRADWIRE_SHARED_MEMORY="0")
+    assert [config.shared_memory for config in started] == [True, False, False, True]
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import subprocess
@@ -11,15 +12,18 @@ from collections.abc import Iterator
 
 import pytest
 
+from gradwire.client.region import Found, NoRoom
 from gradwire.client.region import SharedMemory as ClientMemory
-from gradwire.server.memory import MemoryBudget
-from gradwire.server.region import LARGEST_SHARE, SharedMemory, share
+from gradwire.server.memory import MemoryBudget, Reservation
+from gradwire.server.region import LARGEST_SHARE, SharedMemory, memory_bytes, share
 from gradwire.v1 import train_pb2
 from gradwire.wire.errors import InvalidSlice, MemoryLimitExceeded, ProtocolViolation
-from gradwire.wire.shared import FILE_NAME, HEADER_BYTES, MIN_SHARED_BYTES
+from gradwire.wire.shared import FILE_NAME, HEADER_BYTES, MIN_SLICE_BYTES
 
-PART = 4 * MIN_SHARED_BYTES
+PART = 4 * MIN_SLICE_BYTES
 SIZE = HEADER_BYTES + 2 * PART
+"""Of the file. What the server counts has room for a copy of the largest slice too."""
+COUNTED = memory_bytes(PART, PART)
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has memory files")
 
@@ -53,22 +57,26 @@ def offer_of(memory: SharedMemory, **changes: int | bytes) -> train_pb2.SharedRe
 
 
 def open_files() -> int:
-    return len(os.listdir("/proc/self/fd"))
+    """Regions that this process has open, once for each end."""
+    count = 0
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # the directory's own
+            count += "memfd:gradwire" in os.readlink(f"/proc/self/fd/{name}")
+    return count
 
 
 def test_what_one_end_writes_the_other_reads(ours: SharedMemory) -> None:
     theirs = ClientMemory(offer_of(ours))
     ours.confirm(theirs.proof)
-    found = theirs.place(MIN_SHARED_BYTES, last=False)
-    assert found is not None
-    place, view = found
-    view[:] = 7
-    assert (ours.gradients(place.position, MIN_SHARED_BYTES) == 7).all()
+    found = theirs.place(MIN_SLICE_BYTES, last=False)
+    assert isinstance(found, Found)
+    found.view[:] = 7
+    assert (ours.gradients(found.shared.position, MIN_SLICE_BYTES).view() == 7).all()
     answer = ours.place(100, last=True)
     assert answer is not None
     ours.parameters(answer.position, 100)[:] = 9
     assert theirs.parameters(train_pb2.SharedData(position=answer.position, size_bytes=100)).tolist() == [9] * 100
-    assert (ours.gradients(place.position, MIN_SHARED_BYTES) == 7).all()
+    assert (ours.gradients(found.shared.position, MIN_SLICE_BYTES).view() == 7).all()
     theirs.close()
 
 
@@ -76,7 +84,7 @@ def test_memory_is_counted_and_files_are_closed(budget: MemoryBudget) -> None:
     files = open_files()
     for _ in range(300):
         memory = SharedMemory(budget, PART, PART)
-        assert budget.used_bytes == SIZE
+        assert budget.used_bytes == COUNTED
         theirs = ClientMemory(offer_of(memory))
         memory.confirm(theirs.proof)
         theirs.close()
@@ -90,13 +98,13 @@ def test_memory_is_counted_and_files_are_closed(budget: MemoryBudget) -> None:
 def test_a_client_that_has_not_mapped_the_memory_frees_it(budget: MemoryBudget, ours: SharedMemory) -> None:
     ours.confirm(b"")
     assert budget.used_bytes == 0
-    assert ours.place(8, last=True) is None
+    assert not ours.carries(MIN_SLICE_BYTES)
     with pytest.raises(ProtocolViolation, match="does not have"):
         ours.gradients(0, 8)
 
 
 def test_nothing_is_read_before_the_client_has_proved_itself(ours: SharedMemory) -> None:
-    assert ours.place(8, last=True) is None
+    assert not ours.carries(MIN_SLICE_BYTES)
     with pytest.raises(ProtocolViolation, match="or not yet"):
         ours.gradients(0, 8)
 
@@ -116,9 +124,9 @@ def test_places_outside_are_refused(ours: SharedMemory) -> None:
     theirs = ClientMemory(offer_of(ours))
     ours.confirm(theirs.proof)
     ours.gradients(PART, 0)
-    with pytest.raises(InvalidSlice, match=f"no more than the {PART} bytes"):
+    with pytest.raises(InvalidSlice, match=f"of a part of {PART} bytes"):
         ours.gradients(PART - 8, 16)
-    with pytest.raises(ProtocolViolation, match=f"no more than the {PART} bytes") as caught:
+    with pytest.raises(ProtocolViolation, match=f"of a part of {PART} bytes") as caught:
         theirs.parameters(train_pb2.SharedData(position=PART, size_bytes=8))
     assert caught.value.applied is None
     theirs.close()
@@ -139,12 +147,10 @@ def test_a_hostile_client_cannot_shrink_grow_or_unseal(ours: SharedMemory) -> No
 
 def test_the_memory_that_is_shared_is_a_small_part_of_what_is_free(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
-    assert share(MemoryBudget(LARGEST_SHARE * SIZE - 1), PART, PART) is None
-    assert [record.getMessage() for record in caplog.records] == [
-        f"no shared memory for a stream, its values go through gRPC: {SIZE} bytes are more than 1/{LARGEST_SHARE} of "
-        f"the {LARGEST_SHARE * SIZE - 1} that are free"
-    ]
-    budget = MemoryBudget(LARGEST_SHARE * SIZE)
+    assert share(MemoryBudget(LARGEST_SHARE * COUNTED - 1), PART, PART) is None
+    assert len(caplog.records) == 1
+    assert f"{COUNTED} bytes are more than 1/{LARGEST_SHARE}" in caplog.text
+    budget = MemoryBudget(LARGEST_SHARE * COUNTED)
     memory = share(budget, PART, PART)
     assert memory is not None
     memory.close()
@@ -162,10 +168,12 @@ def test_a_limit_that_has_been_reached_is_one_line(
 ) -> None:
     """Between the look at what is free and the reservation somebody else may be faster."""
     caplog.set_level("INFO")
-    budget = MemoryBudget(LARGEST_SHARE * SIZE)
-    monkeypatch.setattr(MemoryBudget, "free_bytes", LARGEST_SHARE * SIZE)
-    budget.reserve(LARGEST_SHARE * SIZE, "somebody else")
-    assert share(budget, PART, PART) is None
+
+    def refuse(budget: MemoryBudget, size_bytes: int, purpose: str) -> Reservation:
+        raise MemoryLimitExceeded("somebody else was faster")
+
+    monkeypatch.setattr(MemoryBudget, "reserve", refuse)
+    assert share(MemoryBudget(LARGEST_SHARE * COUNTED), PART, PART) is None
     assert len(caplog.records) == 1
 
 
@@ -190,7 +198,7 @@ def test_a_system_without_memory_files(
 
 def test_the_largest_part_is_refused_before_it_is_made() -> None:
     with pytest.raises(MemoryLimitExceeded):
-        SharedMemory(MemoryBudget(SIZE - 1), PART, PART)
+        SharedMemory(MemoryBudget(COUNTED - 1), PART, PART)
 
 
 # --- what a client finds where the server has pointed ---------------------------------------------------------------
@@ -261,43 +269,85 @@ def test_a_process_that_has_gone_or_has_become_another_program(ours: SharedMemor
 
 def filled(memory: ClientMemory) -> None:
     for _ in range(4):
-        assert memory.place(MIN_SHARED_BYTES, last=False) is not None
+        assert isinstance(memory.place(MIN_SLICE_BYTES, last=False), Found)
 
 
 def test_while_nobody_reads_answers_a_full_part_does_not_hold_the_sender(ours: SharedMemory) -> None:
     theirs = ClientMemory(offer_of(ours))
     filled(theirs)
-    assert theirs.place(MIN_SHARED_BYTES, last=False) is None
+    assert theirs.place(MIN_SLICE_BYTES, last=False) is NoRoom.EVER
     theirs.all_taken()
-    assert theirs.place(MIN_SHARED_BYTES, last=False) is not None
+    assert isinstance(theirs.place(MIN_SLICE_BYTES, last=False), Found)
     theirs.close()
 
 
-@pytest.mark.parametrize("event", ["taken", "not reading", "closed"])
-def test_a_sender_that_waits_is_let_go(ours: SharedMemory, event: str) -> None:
+@pytest.mark.parametrize("early", [False, True])
+@pytest.mark.parametrize("event", ["taken", "received", "not reading", "closed", "owed"])
+def test_a_sender_that_waits_is_let_go(ours: SharedMemory, event: str, early: bool) -> None:
+    """By everything that may be a reason to go on, also when it comes just before the wait."""
     theirs = ClientMemory(offer_of(ours))
     filled(theirs)
     theirs.read_answers(True)
-    found: list[object] = []
-    sender = threading.Thread(target=lambda: found.append(theirs.place(MIN_SHARED_BYTES, last=False)), daemon=True)
-    sender.start()
-    sender.join(0.05)
-    assert sender.is_alive()
+    assert theirs.place(MIN_SLICE_BYTES, last=False) is NoRoom.NOW
+    sender = threading.Thread(target=theirs.wait, daemon=True)
+    if not early:
+        sender.start()
+        sender.join(0.05)
+        assert sender.is_alive()
     if event == "taken":
         theirs.taken(2)
+    elif event == "received":
+        theirs.received(train_pb2.SharedData(taken=2))
     elif event == "not reading":
         theirs.read_answers(False)
-    else:
+    elif event == "closed":
         theirs.close()
+    else:
+        theirs.received(train_pb2.SharedData(acknowledge=True))
+    if early:
+        sender.start()
     sender.join(10)
     assert not sender.is_alive()
-    assert (found[0] is not None) == (event == "taken")
+    found = theirs.place(MIN_SLICE_BYTES, last=False)
+    if event in ("taken", "received"):
+        assert isinstance(found, Found)
+    else:
+        assert found is (NoRoom.NOW if event == "owed" else NoRoom.EVER)
+    theirs.close()
+
+
+def test_what_the_server_waits_for_is_said_once(ours: SharedMemory) -> None:
+    theirs = ClientMemory(offer_of(ours))
+    assert theirs.owed() is None
+    assert not theirs.received(train_pb2.SharedData())
+    assert theirs.received(train_pb2.SharedData(acknowledge=True))
+    assert theirs.received(train_pb2.SharedData())
+    assert theirs.owed() == train_pb2.Taken(slices=3)
+    assert theirs.owed() is None
+    theirs.received(train_pb2.SharedData(acknowledge=True))
+    found = theirs.place(MIN_SLICE_BYTES, last=False)
+    assert isinstance(found, Found)
+    assert found.shared.taken == 4
+    assert theirs.owed() is None
     theirs.close()
 
 
 def test_slices_that_are_too_small_or_too_large_go_in_messages(ours: SharedMemory) -> None:
     theirs = ClientMemory(offer_of(ours))
-    assert theirs.place(MIN_SHARED_BYTES - 1, last=False) is None
-    assert theirs.place(theirs.slice_bytes + 1, last=False) is None
+    assert theirs.place(MIN_SLICE_BYTES - 1, last=False) is NoRoom.EVER
+    assert theirs.place(theirs.slice_bytes + 1, last=False) is NoRoom.EVER
     theirs.close()
-    assert theirs.place(MIN_SHARED_BYTES, last=False) is None
+    assert theirs.place(MIN_SLICE_BYTES, last=False) is NoRoom.EVER
+
+
+def test_slices_are_copied_before_they_are_looked_at(ours: SharedMemory) -> None:
+    theirs = ClientMemory(offer_of(ours))
+    ours.confirm(theirs.proof)
+    found = theirs.place(MIN_SLICE_BYTES, last=False)
+    assert isinstance(found, Found)
+    found.view[:] = 7
+    copy = ours.gradients(found.shared.position, MIN_SLICE_BYTES).copy()
+    found.view[:] = 9
+    assert (copy == 7).all()
+    assert len(copy) == MIN_SLICE_BYTES
+    theirs.close()

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 
 from gradwire.client import flat as flats
+from gradwire.client.block import DenseBlock, slice_message
+from gradwire.client.region import SharedMemory
 from gradwire.v1 import run_pb2, train_pb2
-from gradwire.wire.encoding import Array, narrowed
-from gradwire.wire.envelope import gradients_request
+from gradwire.wire.encoding import SLICE_BYTES, Array
 from gradwire.wire.layout import Layout, Range, merge
 
 Source = Callable[[], Array]
@@ -38,33 +39,44 @@ class Ahead:
         self.tensors.clear()
 
     def messages(
-        self, sequence: int, sources: Mapping[int, Source], overrides: Sequence[run_pb2.Override] = ()
-    ) -> Iterator[bytes]:
-        """The serialized messages that carry these tensors; they count as sent from now on.
+        self,
+        sequence: int,
+        sources: Mapping[int, Source],
+        overrides: Sequence[run_pb2.Override] = (),
+        memory: SharedMemory | None = None,
+    ) -> Iterator[bytes | None]:
+        """The serialized messages that carry these tensors, see `slice_message`; they count as sent from now on.
 
         Args:
             overrides: those that the step will have, as far as is known. The first message of a round carries them.
+            memory: where the data goes, as far as there is room.
         """
         self.tensors.update(sources)
-        return self._messages(self._round, sequence, dict(sources), overrides)
+        return self._messages(self._round, sequence, dict(sources), overrides, memory)
 
     def _messages(
-        self, current: _Round, sequence: int, sources: dict[int, Source], overrides: Sequence[run_pb2.Override]
-    ) -> Iterator[bytes]:
+        self,
+        current: _Round,
+        sequence: int,
+        sources: dict[int, Source],
+        overrides: Sequence[run_pb2.Override],
+        memory: SharedMemory | None,
+    ) -> Iterator[bytes | None]:
         tensors = self._layout.tensors
         parts = merge(Range(tensors[index].start, tensors[index].stop) for index in sorted(sources))
         rows: list[Array | None] = [None] * len(tensors)
-        for part in flats.tiles(parts, self._wire.itemsize):
+        slice_bytes = SLICE_BYTES if memory is None else memory.slice_bytes
+        for part in flats.tiles(parts, self._wire.itemsize, slice_bytes):
             if current.over:
                 return
             for index in self._layout.tensors_in(part):
-                if rows[index] is None:
+                if rows[index] is None and index in sources:  # an empty tensor may lie between two that leave
                     rows[index] = sources[index]()
             message = train_pb2.Gradients(sequence=sequence, offset=part.start)
             if not current.begun:
                 current.begun = True
                 message.header.CopyFrom(train_pb2.BlockHeader(steps=1, deferred=True, overrides=overrides))
-            yield gradients_request(message, narrowed(flats.gather(self._layout, rows, part), self._wire))
+            yield from slice_message(message, DenseBlock(self._layout, rows, (part,), self._wire, 1), 0, memory)
 
 
 class _Round:

@@ -10,10 +10,12 @@ import numpy as np
 
 from gradwire.client import flat as flats
 from gradwire.client.optimizers import to_override
+from gradwire.client.region import NoRoom, SharedMemory
 from gradwire.v1 import run_pb2, train_pb2
-from gradwire.wire.encoding import Array, narrowed
+from gradwire.wire.encoding import Array, encoded, narrowed
 from gradwire.wire.envelope import gradients_request
 from gradwire.wire.layout import Layout, Range
+from gradwire.wire.shared import Bytes
 
 
 def gradient_rows(layout: Layout, grads: Mapping[str, Any], steps: int | None) -> list[Array | None]:
@@ -46,17 +48,26 @@ class BlockData(ABC):
     def data(self, index: int) -> Array:
         """The values or bytes of slice ``index``, ``[steps, ...]``, as they are sent."""
 
+    def size_bytes(self, index: int) -> int:
+        """Size of `data`."""
+        return self.data(index).nbytes
+
+    def write(self, index: int, out: Bytes) -> None:
+        """Writes the bytes of `data` to ``out``."""
+        out[:] = np.frombuffer(encoded(self.data(index)), np.uint8)
+
 
 class DenseBlock(BlockData):
-    """Elements of one dtype, encoded when they are asked for. ``tiles`` are the slices."""
+    """``steps`` rows of elements of one dtype, encoded when they are asked for. ``tiles`` are the slices."""
 
     def __init__(
-        self, layout: Layout, rows: Sequence[Array | None], tiles: Iterable[Range], wire: np.dtype[Any]
+        self, layout: Layout, rows: Sequence[Array | None], tiles: Iterable[Range], wire: np.dtype[Any], steps: int
     ) -> None:
         self._layout = layout
         self._rows = rows
         self._parts = tuple(tiles)
         self._wire = wire
+        self._steps = steps
 
     @property
     def parts(self) -> Sequence[Range]:
@@ -65,13 +76,28 @@ class DenseBlock(BlockData):
     def data(self, index: int) -> Array:
         return narrowed(flats.gather(self._layout, self._rows, self._parts[index]), self._wire)
 
+    def size_bytes(self, index: int) -> int:
+        part = self._parts[index]
+        return self._steps * (part.stop - part.start) * self._wire.itemsize
+
+    def write(self, index: int, out: Bytes) -> None:
+        values = out.view(self._wire).reshape(self._steps, -1)
+        flats.gather_into(values, self._layout, self._rows, self._parts[index])
+
 
 def block_messages(
-    sequence: int, header: train_pb2.BlockHeader, block: BlockData, *, begun: bool = False
-) -> Iterator[bytes]:
-    """The serialized messages of one block, made one by one as the connection takes them.
+    sequence: int,
+    header: train_pb2.BlockHeader,
+    block: BlockData,
+    *,
+    begun: bool = False,
+    memory: SharedMemory | None = None,
+) -> Iterator[bytes | None]:
+    """The serialized messages of one block, made one by one as the connection takes them; see `slice_message`.
 
-    ``begun``: the block is deferred and others of its messages have left; its header goes with the last one.
+    Args:
+        begun: the block is deferred and others of its messages have left; its header goes with the last one.
+        memory: where the data goes, as far as there is room.
     """
     if not block.parts:
         empty = train_pb2.Gradients(sequence=sequence, last=True, header=header)
@@ -84,7 +110,28 @@ def block_messages(
             last=index == end,
             header=header if index == (end if begun else 0) else None,
         )
-        yield gradients_request(gradients, block.data(index))
+        yield from slice_message(gradients, block, index, memory)
+
+
+def slice_message(
+    gradients: train_pb2.Gradients, block: BlockData, index: int, memory: SharedMemory | None
+) -> Iterator[bytes | None]:
+    """A serialized TrainRequest: ``gradients``, which has no data yet, with slice ``index`` in it or in shared memory;
+    before it None as often as there is no room there yet."""
+    while (request := _request(gradients, block, index, memory)) is None:
+        yield None
+    yield request
+
+
+def _request(gradients: train_pb2.Gradients, block: BlockData, index: int, memory: SharedMemory | None) -> bytes | None:
+    found = NoRoom.EVER if memory is None else memory.place(block.size_bytes(index), last=gradients.last)
+    if found is NoRoom.NOW:
+        return None
+    if isinstance(found, NoRoom):
+        return gradients_request(gradients, block.data(index))
+    block.write(index, found.view)
+    gradients.shared.CopyFrom(found.shared)
+    return train_pb2.TrainRequest(gradients=gradients).SerializeToString()
 
 
 def override_messages(

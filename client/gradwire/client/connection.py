@@ -6,7 +6,7 @@ import os
 import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -19,7 +19,7 @@ from gradwire.client import flat as flats
 from gradwire.client.embedded import EmbeddedServer
 from gradwire.client.errors import ConnectionLost, LayoutMismatch, connection_lost
 from gradwire.client.optimizers import Adam, ParamGroup, number
-from gradwire.client.options import RunOptions
+from gradwire.client.options import RunOptions, shares_memory
 from gradwire.client.retry import RetryPolicy, retrying
 from gradwire.client.run import Run
 from gradwire.client.snapshots import durability_of, import_requests, resource
@@ -72,22 +72,29 @@ class RunSummary:
     """Why the run cannot be served; empty: it is well."""
 
 
-def connect(target: str | None = None, *, timeout_seconds: float = CONNECT_TIMEOUT_SECONDS) -> Server:
+def connect(
+    target: str | None = None,
+    *,
+    timeout_seconds: float = CONNECT_TIMEOUT_SECONDS,
+    shared_memory: bool | None = None,
+) -> Server:
     """Connects to a gradwire server.
 
     Args:
         target: ``host:port``, ``unix:PATH``, or ``"embedded"`` for a server in a child process that ends with this one.
             None: ``$GRADWIRE_TARGET``, else ``localhost:50051`` if a gradwire server answers there, else embedded.
         timeout_seconds: how long a server that is starting may take to turn SERVING.
+        shared_memory: False: never share memory with a server on this host. None: `$GRADWIRE_SHARED_MEMORY`, else True.
 
     Raises ConnectionLost when nothing serves there, EmbeddedServerError when the embedded server does not start.
     """
+    options: dict[str, Any] = {"timeout_seconds": timeout_seconds, "shared_memory": shared_memory}
     if target is None:
         target = os.environ.get("GRADWIRE_TARGET")
         if target and target != "embedded":
-            return Server(target, f"{target}, from GRADWIRE_TARGET", timeout_seconds=timeout_seconds)
+            return Server(target, f"{target}, from GRADWIRE_TARGET", **options)
         if not target and _answers(DEFAULT_TARGET):
-            return Server(DEFAULT_TARGET, f"{DEFAULT_TARGET}, which answers", timeout_seconds=timeout_seconds)
+            return Server(DEFAULT_TARGET, f"{DEFAULT_TARGET}, which answers", **options)
         target = "embedded"
     if target == "embedded":
         embedded = EmbeddedServer()
@@ -96,12 +103,12 @@ def connect(target: str | None = None, *, timeout_seconds: float = CONNECT_TIMEO
                 embedded.target,
                 f"an embedded server, process {embedded.pid}, which ends with this one",
                 embedded=embedded,
-                timeout_seconds=timeout_seconds,
+                **options,
             )
         except BaseException:
             embedded.close()
             raise
-    return Server(target, target, timeout_seconds=timeout_seconds)
+    return Server(target, target, **options)
 
 
 class Server:
@@ -114,8 +121,10 @@ class Server:
         *,
         embedded: EmbeddedServer | None = None,
         timeout_seconds: float = CONNECT_TIMEOUT_SECONDS,
+        shared_memory: bool | None = None,
     ) -> None:
         self.target = target
+        self._shares_memory = shares_memory(shared_memory)
         self.origin = origin
         self.embedded = embedded
         self._channel = grpc.insecure_channel(target, [*_CHANNEL_OPTIONS, *local_options(target)])
@@ -173,7 +182,7 @@ class Server:
             raise ValueError(f"on_existing is {on_existing!r}; expected 'error', 'resume' or 'replace'")
         if non_finite not in _NON_FINITE:
             raise ValueError(f"non_finite is {non_finite!r}; expected one of {', '.join(map(repr, _NON_FINITE))}")
-        run_options = RunOptions(retry=retry or RetryPolicy(), **options)
+        run_options = self._run_options(retry, options)
         if not isinstance(optimizer, Adam):
             raise TypeError(f"optimizer is {optimizer!r}; expected a preset such as AMSGrad(lr=1e-2)")
         groups = _checked_groups(params)
@@ -220,7 +229,7 @@ class Server:
 
     def attach(self, name: str, *, retry: RetryPolicy | None = None, **options: Any) -> Run:
         """Attaches to an existing run and reads its parameters. Raises RunNotFound, RunBusy."""
-        run_options = RunOptions(retry=retry or RetryPolicy(), **options)
+        run_options = self._run_options(retry, options)
         return Run(self._stub, self._train, self.target, self._get(name, run_options.retry), run_options, self._runs)
 
     def import_run(
@@ -248,7 +257,7 @@ class Server:
         """
         if on_existing not in ("error", "replace"):
             raise ValueError(f"on_existing is {on_existing!r}; expected 'error' or 'replace'")
-        run_options = RunOptions(retry=retry or RetryPolicy(), **options)
+        run_options = self._run_options(retry, options)
         header = service_pb2.ImportRunHeader(
             name=resource(name),
             request_id=uuid.uuid4().hex,
@@ -302,6 +311,10 @@ class Server:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _run_options(self, retry: RetryPolicy | None, options: dict[str, Any]) -> RunOptions:
+        made = RunOptions(retry=retry or RetryPolicy(), **options)
+        return made if made.shared_memory is not None else replace(made, shared_memory=self._shares_memory)
 
     def _get(self, name: str, policy: RetryPolicy) -> run_pb2.Run:
         request = service_pb2.GetRunRequest(name=resource(name))

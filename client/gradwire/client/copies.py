@@ -9,7 +9,7 @@ import numpy as np
 from gradwire.v1 import run_pb2, train_pb2
 from gradwire.wire.encoding import decode
 from gradwire.wire.errors import ProtocolViolation
-from gradwire.wire.int8 import Blocks, Floats, array_of, decode_piece, rows_of
+from gradwire.wire.int8 import Blocks, Bytes, Floats, array_of, decode_piece, rows_of
 from gradwire.wire.layout import Range
 
 _FULL = np.dtype("<f4")
@@ -36,7 +36,7 @@ class DeltaCopy:
         """``[elements]``; anything where nothing has been sent."""
         return self._held
 
-    def take(self, message: train_pb2.Parameters, data: bytes | memoryview) -> Floats:
+    def take(self, message: train_pb2.Parameters, data: bytes | memoryview | Bytes) -> Floats:
         """The new values of the elements from ``message.offset`` on, ``[length]``; they share this copy's memory.
 
         ``data`` is the message's data. Raises InvalidSlice for malformed data, ProtocolViolation for a difference to

@@ -17,12 +17,15 @@ from gradwire.client.block import BlockData, DenseBlock
 from gradwire.client.copies import DeltaCopy
 from gradwire.client.feedback import EncodedBlock, ErrorFeedback
 from gradwire.v1 import run_pb2, train_pb2
-from gradwire.wire.encoding import SLICE_BYTES, Array, decode, wire_dtype
-from gradwire.wire.int8 import Blocks
+from gradwire.wire.encoding import Array, decode, wire_dtype
+from gradwire.wire.int8 import Blocks, Bytes
 from gradwire.wire.layout import Layout, Range
 
-Tiles = Callable[[Sequence[Range], int], Iterable[Range]]
-"""Cuts ranges to slices; the number is the bytes of one element's row."""
+Tiles = Callable[[Sequence[Range], int, int], Iterable[Range]]
+"""Cuts ranges to slices; the numbers are the bytes of one element's row and those that a slice should have."""
+
+
+Data = bytes | memoryview | Bytes
 
 
 class GradientEncoder(ABC):
@@ -35,9 +38,17 @@ class GradientEncoder(ABC):
 
     @abstractmethod
     def block(
-        self, rows: Sequence[Array | None], ranges: Sequence[Range], steps: int, previous: BlockData | None
+        self,
+        rows: Sequence[Array | None],
+        ranges: Sequence[Range],
+        steps: int,
+        previous: BlockData | None,
+        slice_bytes: int,
     ) -> BlockData:
-        """One block. ``previous``: what this returned for an earlier attempt to send it."""
+        """One block, in slices of about ``slice_bytes``, where it can be cut so.
+
+        ``previous``: what this returned for an earlier attempt to send it.
+        """
 
     @abstractmethod
     def commit(self, block: BlockData, *, skipped: bool) -> None:
@@ -61,9 +72,15 @@ class DenseGradients(GradientEncoder):
         return self._wire
 
     def block(
-        self, rows: Sequence[Array | None], ranges: Sequence[Range], steps: int, previous: BlockData | None
+        self,
+        rows: Sequence[Array | None],
+        ranges: Sequence[Range],
+        steps: int,
+        previous: BlockData | None,
+        slice_bytes: int,
     ) -> BlockData:
-        return DenseBlock(self._layout, rows, self._tiles(ranges, steps * self._wire.itemsize), self._wire)
+        tiles = self._tiles(ranges, steps * self._wire.itemsize, slice_bytes)
+        return DenseBlock(self._layout, rows, tiles, self._wire, steps)
 
     def commit(self, block: BlockData, *, skipped: bool) -> None:
         pass
@@ -83,7 +100,12 @@ class Int8Gradients(GradientEncoder):
         return None  # a gradient that is sent twice would have to give back what the first one took of the residual
 
     def block(
-        self, rows: Sequence[Array | None], ranges: Sequence[Range], steps: int, previous: BlockData | None
+        self,
+        rows: Sequence[Array | None],
+        ranges: Sequence[Range],
+        steps: int,
+        previous: BlockData | None,
+        slice_bytes: int,
     ) -> BlockData:
         return self.feedback.begin(rows, ranges, steps) if previous is None else previous
 
@@ -102,7 +124,7 @@ class ParameterDecoder(ABC):
     """Answers -> values."""
 
     @abstractmethod
-    def take(self, reply: train_pb2.Parameters, data: bytes | memoryview) -> Array:
+    def take(self, reply: train_pb2.Parameters, data: Data) -> Array:
         """The values ``[rows, length]`` of one message and its data; they may share memory and change with the next."""
 
     @abstractmethod
@@ -116,7 +138,7 @@ class DenseParameters(ParameterDecoder):
     def __init__(self, wire: np.dtype[Any]) -> None:
         self._wire = wire
 
-    def take(self, reply: train_pb2.Parameters, data: bytes | memoryview) -> Array:
+    def take(self, reply: train_pb2.Parameters, data: Data) -> Array:
         return decode(data, self._wire, reply.steps)
 
     def restart(self) -> None:
@@ -129,7 +151,7 @@ class DeltaParameters(ParameterDecoder):
     def __init__(self, blocks: Blocks) -> None:
         self.copy = DeltaCopy(blocks)
 
-    def take(self, reply: train_pb2.Parameters, data: bytes | memoryview) -> Array:
+    def take(self, reply: train_pb2.Parameters, data: Data) -> Array:
         return self.copy.take(reply, data)[None]
 
     def restart(self) -> None:
@@ -143,8 +165,8 @@ def encodings_of(
     int8 = run_pb2.ENCODING_INT8
     blocks = functools.cache(lambda: Blocks(layout))
 
-    def whole_blocks(ranges: Sequence[Range], row_bytes: int) -> Iterable[Range]:
-        return blocks().tiles(ranges, SLICE_BYTES // row_bytes)
+    def whole_blocks(ranges: Sequence[Range], row_bytes: int, slice_bytes: int) -> Iterable[Range]:
+        return blocks().tiles(ranges, slice_bytes // row_bytes)
 
     decoder = (
         DeltaParameters(blocks())

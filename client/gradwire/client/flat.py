@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradwire.v1 import run_pb2, service_pb2
-from gradwire.wire.encoding import SLICE_BYTES, Array, decode, encode
+from gradwire.wire.encoding import SLICE_BYTES, Array, decode, encode, narrow_into
 from gradwire.wire.layout import Layout, Range
 
 _FLOATS = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
@@ -44,19 +44,33 @@ def views(layout: Layout, flat: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]
 
 def gather(layout: Layout, rows: Sequence[Array | None], part: Range) -> Array:
     """Columns ``part`` of the tensors' ``[K, size]`` arrays. The tensors in ``part`` must all have one."""
-    pieces = []
-    for index in layout.tensors_in(part):
-        tensor, array = layout.tensors[index], rows[index]
-        if array is not None:
-            pieces.append(array[:, max(part.start - tensor.start, 0) : part.stop - tensor.start])
+    pieces = _pieces(layout, rows, part)
     if len({piece.dtype for piece in pieces}) > 1:  # float16 and bfloat16 have no common type but this one
         pieces = [piece.astype(np.float64) for piece in pieces]
     return pieces[0] if len(pieces) == 1 else np.concatenate(pieces, axis=1)
 
 
-def tiles(ranges: Sequence[Range], row_bytes: int) -> Iterator[Range]:
-    """Cuts ``ranges`` into pieces of about SLICE_BYTES, ``row_bytes`` an element."""
-    length = max(1, SLICE_BYTES // row_bytes)
+def gather_into(out: Array, layout: Layout, rows: Sequence[Array | None], part: Range) -> None:
+    """As `gather`, but into ``out`` ``[K, part]``, in its dtype."""
+    start = 0
+    for piece in _pieces(layout, rows, part):
+        stop = start + piece.shape[1]
+        narrow_into(out[:, start:stop], piece)
+        start = stop
+
+
+def _pieces(layout: Layout, rows: Sequence[Array | None], part: Range) -> list[Array]:
+    pieces = []
+    for index in layout.tensors_in(part):
+        tensor, array = layout.tensors[index], rows[index]
+        if array is not None:
+            pieces.append(array[:, max(part.start - tensor.start, 0) : part.stop - tensor.start])
+    return pieces
+
+
+def tiles(ranges: Sequence[Range], row_bytes: int, slice_bytes: int = SLICE_BYTES) -> Iterator[Range]:
+    """Cuts ``ranges`` into pieces of about ``slice_bytes``, ``row_bytes`` an element."""
+    length = max(1, slice_bytes // row_bytes)
     for part in ranges:
         for start in range(part.start, part.stop, length):
             yield Range(start, min(start + length, part.stop))

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 
 from gradwire.client.retry import RetryPolicy
 from gradwire.v1 import run_pb2, train_pb2
+
+SHARED_MEMORY_VARIABLE = "GRADWIRE_SHARED_MEMORY"
 
 ENCODINGS = {
     "float32": run_pb2.ENCODING_FLOAT32,
@@ -64,6 +67,9 @@ class RunOptions:
     lost being part of the next; one more float32 vector here and on the server."""
     double_buffer: bool = False
     """Keep the old parameters whole until a step is committed, at the price of a second vector."""
+    shared_memory: bool | None = None
+    """Move values through memory that is shared with a server on this host, where that can be had. None: as `connect`
+    was told."""
     retry: RetryPolicy = field(default_factory=RetryPolicy)
 
     def __post_init__(self) -> None:
@@ -77,6 +83,18 @@ class RunOptions:
             raise TypeError(f"worker_id is {self.worker_id!r}; expected a string")
         if not 1 <= len(self.worker_id.encode()) <= 128:
             raise ValueError(f"worker_id has {len(self.worker_id.encode())} bytes; expected 1 to 128")
+
+
+def shares_memory(choice: bool | None) -> bool:
+    """``choice``, else what ``$GRADWIRE_SHARED_MEMORY`` says, else True. Raises ValueError when that says neither."""
+    if choice is not None:
+        return choice
+    text = os.environ.get(SHARED_MEMORY_VARIABLE, "")
+    if text.strip().lower() in ("", "1", "true", "yes", "on"):
+        return True
+    if text.strip().lower() in ("0", "false", "no", "off"):
+        return False
+    raise ValueError(f"{SHARED_MEMORY_VARIABLE} is {text!r}; expected 1 or 0")
 
 
 def decode_receipt(message: train_pb2.Receipt) -> Receipt:

@@ -7,20 +7,38 @@ import os
 import stat
 import sys
 import threading
+from enum import Enum, auto
+from typing import NamedTuple
 
 from gradwire.v1 import train_pb2
+from gradwire.wire.encoding import SLICE_BYTES
 from gradwire.wire.errors import InvalidSlice, ProtocolViolation
 from gradwire.wire.shared import (
     FILE_NAME,
-    MIN_SHARED_BYTES,
+    MIN_SLICE_BYTES,
     NONCE_BYTES,
     Bytes,
-    Place,
     Region,
     Ring,
     check_place,
     slice_bytes,
 )
+
+
+class NoRoom(Enum):
+    """Why a slice has no place in shared memory."""
+
+    NOW = auto()
+    """The server has not taken enough of what is there: `SharedMemory.wait`, and ask again."""
+    EVER = auto()
+    """It must go in its message."""
+
+
+class Found(NamedTuple):
+    """What to say of a slice, and where to write it."""
+
+    shared: train_pb2.SharedData
+    view: Bytes
 
 
 class SharedMemory:
@@ -34,8 +52,11 @@ class SharedMemory:
         self._region = _open(offer)
         self._ring = Ring(offer.gradient_bytes)
         self._changed = threading.Condition()
+        self._news = False  # something has changed since the sender has found no room
         self._reading = False
         self._over = False
+        self._received = 0  # slices of parameters
+        self._owed = False  # the server waits to be told how many of them have been taken
 
     @property
     def proof(self) -> bytes:
@@ -44,48 +65,61 @@ class SharedMemory:
 
     @property
     def slice_bytes(self) -> int:
-        """The largest slice of gradients that finds room; 0: none does."""
-        return slice_bytes(self._offer.gradient_bytes)
+        """Size of slices of gradients that go fastest."""
+        return slice_bytes(self._offer.gradient_bytes) or SLICE_BYTES
 
-    # --- gradients, in the sending thread ------------------------------------------------------------------------
+    # --- in the sending thread -----------------------------------------------------------------------------------
 
-    def place(self, size_bytes: int, *, last: bool) -> tuple[Place, Bytes] | None:
-        """Room for the next slice, and a view to write it in; None: it must go in its message.
-
-        ``last``: the last of its block. While somebody reads what the server says, it waits until the server has taken
-        enough of what is there.
-        """
-        if not MIN_SHARED_BYTES <= size_bytes <= self.slice_bytes:
-            return None
+    def place(self, size_bytes: int, *, last: bool) -> Found | NoRoom:
+        """A place for the next slice. ``last``: the last of its block."""
+        if not MIN_SLICE_BYTES <= size_bytes <= slice_bytes(self._offer.gradient_bytes):
+            return NoRoom.EVER
         with self._changed:
-            while not self._over:
-                place = self._ring.place(size_bytes, last=last)
-                if place is not None:
-                    return place, self._region.part(self._offer.gradient_offset + place.position, size_bytes)
-                if not self._reading:
-                    break
-                self._changed.wait()
-        return None
+            self._news = False
+            if self._over:
+                return NoRoom.EVER
+            place = self._ring.place(size_bytes, last=last)
+            if place is None:
+                # While nobody reads what the server says, nobody can learn that there is room.
+                return NoRoom.NOW if self._reading else NoRoom.EVER
+            self._owed = False
+            shared = train_pb2.SharedData(
+                position=place.position, size_bytes=size_bytes, acknowledge=place.acknowledge, taken=self._received
+            )
+            return Found(shared, self._region.part(self._offer.gradient_offset + place.position, size_bytes))
 
-    # --- answers, in the caller's thread -------------------------------------------------------------------------
+    def wait(self) -> None:
+        """Returns when it is worth while to ask again, or there is something to say to the server."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._news or self._owed)
+
+    def owed(self) -> train_pb2.Taken | None:
+        """What the server waits for, once."""
+        with self._changed:
+            if not self._owed:
+                return None
+            self._owed = False
+            return train_pb2.Taken(slices=self._received)
+
+    # --- in the caller's thread ----------------------------------------------------------------------------------
 
     def read_answers(self, reading: bool) -> None:
         """Whether somebody reads what the server says, from now on."""
         with self._changed:
             self._reading = reading
-            self._changed.notify_all()
+            self._tell()
 
     def taken(self, slices: int) -> None:
         """The server has taken so many slices. Raises ProtocolViolation."""
         with self._changed:
             self._ring.taken(slices)
-            self._changed.notify_all()
+            self._tell()
 
     def all_taken(self) -> None:
         """A receipt: the server has taken all slices."""
         with self._changed:
             self._ring.clear()
-            self._changed.notify_all()
+            self._tell()
 
     def parameters(self, shared: train_pb2.SharedData) -> Bytes:
         """A view of what the server has written. Raises ProtocolViolation for a place outside the region."""
@@ -95,12 +129,25 @@ class SharedMemory:
             raise ProtocolViolation(error.message, applied=None) from None
         return self._region.part(self._offer.parameter_offset + shared.position, shared.size_bytes)
 
+    def received(self, shared: train_pb2.SharedData) -> bool:
+        """A slice of parameters has been taken. Returns whether the server waits to be told so."""
+        with self._changed:
+            self._received += 1
+            self._owed = self._owed or shared.acknowledge
+            self._ring.taken(shared.taken)
+            self._tell()
+            return self._owed
+
     def close(self) -> None:
         """Lets go of the memory, and of a sender that waits for room."""
         with self._changed:
             self._over = True
-            self._changed.notify_all()
             self._region.close()
+            self._tell()
+
+    def _tell(self) -> None:
+        self._news = True
+        self._changed.notify_all()
 
 
 def _open(offer: train_pb2.SharedRegion) -> Region:

@@ -17,7 +17,7 @@ from gradwire.client import flat as flats
 from gradwire.client import snapshots
 from gradwire.client.ahead import Ahead, Source
 from gradwire.client.block import BlockData, block_messages, gradient_rows, override_messages
-from gradwire.client.encodings import DeltaParameters, encodings_of
+from gradwire.client.encodings import Data, DeltaParameters, encodings_of
 from gradwire.client.errors import RunRolledBack, WorkerConflict, translate
 from gradwire.client.optimizers import Adam
 from gradwire.client.options import Receipt, RunOptions, decode_receipt, encoding_of
@@ -29,6 +29,7 @@ from gradwire.v1 import run_pb2, service_pb2_grpc, train_pb2
 from gradwire.wire.encoding import Array, state_dtype
 from gradwire.wire.errors import Fenced, InternalError, RunNotFound
 from gradwire.wire.layout import Layout, Range
+from gradwire.wire.service import is_local
 
 _RETURNS = {
     "last": train_pb2.RETURNS_LAST,
@@ -77,6 +78,7 @@ class Run:
             gradient_encoding=encoding_of(options.gradient_encoding),
             parameter_encoding=encoding_of(options.parameter_encoding),
             run_uid=message.uid,
+            shared_memory=bool(options.shared_memory) and is_local(target),
         )
         self._encoder, self._decoder = encodings_of(self._attach, self.layout, self.dtype)
         self._flat = np.empty(self.layout.elements, self.dtype) if params is None else params
@@ -97,6 +99,11 @@ class Run:
             self.refresh()
 
     # --- steps ---------------------------------------------------------------------------------------------------
+
+    @property
+    def shares_memory(self) -> bool:
+        """Whether values travel through memory that is shared with the server, at present."""
+        return self._stream is not None and self._stream.memory is not None
 
     @property
     def worker_id(self) -> str:
@@ -157,7 +164,8 @@ class Run:
                 return False
             indexed = {self.layout.index[name]: source for name, source in sources.items()}
             guess = override_messages(self.layout.groups, None, overrides)
-            self._stream.send(self._ahead.messages(self._sequence + 1, indexed, guess))
+            messages = self._ahead.messages(self._sequence + 1, indexed, guess, self._stream.memory)
+            self._stream.send(messages)
             return True
 
     def hold(self) -> None:
@@ -234,7 +242,7 @@ class Run:
         if not answered:
             self._behind |= present
 
-        def accept(reply: train_pb2.Parameters, data: bytes | memoryview) -> None:
+        def accept(reply: train_pb2.Parameters, data: Data) -> None:
             self.stale = True  # until the receipt, the arrays mix old and new
             values = self._decoder.take(reply, data)
             columns = slice(reply.offset, reply.offset + values.shape[1])
@@ -266,8 +274,8 @@ class Run:
                     if not there:
                         self._ahead.forget()
                     missing = self.layout.present_ranges(absent | there) if there else ranges
-                    block = self._encoder.block(rows, missing, header.steps, block)
-                    stream.send(block_messages(sequence, header, block, begun=header.deferred))
+                    block = self._encoder.block(rows, missing, header.steps, block, stream.slice_bytes)
+                    stream.send(block_messages(sequence, header, block, begun=header.deferred, memory=stream.memory))
                 receipt = stream.collect(sequence, accept)
                 break
             except grpc.RpcError as error:
@@ -322,6 +330,8 @@ class Run:
                 continue
             self._stream = stream
             self._attached.add(self)
+            if stream.attached.HasField("region") and stream.memory is None:
+                self._attach.shared_memory = False  # it will not work the next time either
             self._encoder.drop()
             self._decoder.restart()
             if stream.attached.epoch != self._epoch + 1:
@@ -487,7 +497,9 @@ class Run:
         """
         if on_existing not in ("error", "replace"):
             raise ValueError(f"on_existing is {on_existing!r}; expected 'error' or 'replace'")
-        run_options = RunOptions(**{"retry": self._options.retry, **options})
+        run_options = RunOptions(
+            **{"retry": self._options.retry, "shared_memory": self._options.shared_memory, **options}
+        )
         replaces = on_existing == "replace"
         message = snapshots.fork_run(self._values, name, optimizer, lr, overrides, snapshot, durability, replaces)
         return Run(self._values.stub, self._train, self._target, message, run_options, self._attached)

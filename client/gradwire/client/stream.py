@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections.abc import Callable, Iterable, Iterator
@@ -11,10 +12,15 @@ import grpc
 from google.protobuf.message import DecodeError
 
 from gradwire.client.apart import begin, take
+from gradwire.client.region import SharedMemory
 from gradwire.v1 import train_pb2
+from gradwire.wire.encoding import SLICE_BYTES
 from gradwire.wire.envelope import Opened, open_response
 from gradwire.wire.errors import ProtocolViolation
 from gradwire.wire.service import SERVICE_NAME
+from gradwire.wire.shared import Bytes
+
+log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_SECONDS = 2.0
 READ_AHEAD = 4
@@ -24,8 +30,8 @@ TrainMethod = Callable[[Iterator[bytes]], Any]
 """Begins a Train call that sends serialized requests; its result iterates over serialized responses."""
 
 
-Accept = Callable[[train_pb2.Parameters, "bytes | memoryview"], None]
-"""Takes a part of an answer and its data."""
+Accept = Callable[[train_pb2.Parameters, "bytes | memoryview | Bytes"], None]
+"""Takes a part of an answer and copies its data."""
 
 
 def train_method(channel: grpc.Channel) -> TrainMethod:
@@ -68,7 +74,9 @@ class TrainStream:
         attach: train_pb2.Attach,
         timeout_seconds: float | None = None,
     ) -> None:
-        self._jobs: queue.SimpleQueue[Iterable[bytes] | None] = queue.SimpleQueue()
+        self.memory: SharedMemory | None = None
+        """Shared with the server; None: all values go in messages."""
+        self._jobs: queue.SimpleQueue[Iterable[bytes | None] | None] = queue.SimpleQueue()
         self._answers: queue.SimpleQueue[bytes | BaseException] = queue.SimpleQueue()
         self._room: queue.SimpleQueue[None] = queue.SimpleQueue()  # one for each answer that may be read
         for _ in range(READ_AHEAD):
@@ -84,6 +92,7 @@ class TrainStream:
             if timer is not None:
                 timer.start()
             self.attached = self.receive().message.attached
+            self.memory = self._mapped()
         except BaseException as error:
             self.abandon()
             if late.is_set() and isinstance(error, grpc.RpcError):
@@ -93,9 +102,15 @@ class TrainStream:
             if timer is not None:
                 timer.cancel()
 
-    def send(self, messages: Iterable[bytes]) -> None:
-        """Hands serialized messages to the sending thread, which makes them one by one as the connection takes them."""
+    def send(self, messages: Iterable[bytes | None]) -> None:
+        """Hands serialized messages to the sending thread, which makes them one by one as the connection takes them;
+        None where the next one has to wait for `SharedMemory.wait`."""
         self._jobs.put(messages)
+
+    @property
+    def slice_bytes(self) -> int:
+        """Size of slices of gradients that go fastest."""
+        return SLICE_BYTES if self.memory is None else self.memory.slice_bytes
 
     def receive(self) -> Opened[train_pb2.TrainResponse]:
         """The next message."""
@@ -112,16 +127,29 @@ class TrainStream:
 
     def collect(self, sequence: int, accept: Accept) -> train_pb2.Receipt:
         """Passes the answer to block ``sequence`` on, message by message, and returns its receipt."""
+        memory = self.memory
+        if memory is not None:
+            memory.read_answers(True)
         while True:
             message, data = self.receive()
+            if memory is not None and message.HasField("taken"):
+                memory.taken(message.taken.slices)
+                continue
             parameters = message.parameters
             if parameters.sequence != sequence:
                 raise ProtocolViolation(
                     f"the server answered block {parameters.sequence}; expected {sequence}", applied=None
                 )
-            if data:
+            if memory is not None and parameters.HasField("shared"):
+                accept(parameters, memory.parameters(parameters.shared))
+                if memory.received(parameters.shared):
+                    self.send(())  # the sending thread may have nothing else to do
+            elif data:
                 accept(parameters, data)
             if parameters.HasField("receipt"):
+                if memory is not None:
+                    memory.read_answers(False)
+                    memory.all_taken()
                 return parameters.receipt
 
     def close(self) -> None:
@@ -136,10 +164,12 @@ class TrainStream:
             pass  # the end, or it was broken already
         finally:
             timer.cancel()
+            self._let_go()
 
     def abandon(self) -> None:
         """Drops the stream as it is."""
         begin(self._cancel)
+        self._let_go()
         self._jobs.put(None)
 
     def _give_up(self, late: threading.Event) -> None:
@@ -169,4 +199,32 @@ class TrainStream:
 
     def _requests(self) -> Iterator[bytes]:
         while (job := self._jobs.get()) is not None:
-            yield from job
+            for message in job:
+                if message is not None:
+                    yield message
+                elif self.memory is not None:
+                    self.memory.wait()
+                yield from self._owed()
+            yield from self._owed()
+
+    def _owed(self) -> Iterator[bytes]:
+        taken = None if self.memory is None else self.memory.owed()
+        if taken is not None:
+            yield train_pb2.TrainRequest(taken=taken).SerializeToString()
+
+    def _mapped(self) -> SharedMemory | None:
+        """Maps the memory that the server has offered, and says so."""
+        if not self.attached.HasField("region"):
+            return None
+        memory = None
+        try:
+            memory = SharedMemory(self.attached.region)
+        except (OSError, ValueError) as error:
+            log.warning("no memory is shared with the server, values go through gRPC: %s", error)
+        mapped = train_pb2.Mapped(proof=b"" if memory is None else memory.proof)
+        self.send([train_pb2.TrainRequest(mapped=mapped).SerializeToString()])
+        return memory
+
+    def _let_go(self) -> None:
+        if self.memory is not None:
+            self.memory.close()

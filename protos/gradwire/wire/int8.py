@@ -248,11 +248,16 @@ def decode_piece(rows: Rows, piece: Piece, out: Floats) -> None:
     values *= scales[:, :, None]
 
 
-def array_of(data: bytes | memoryview, steps: int) -> Bytes:
+def array_of(data: bytes | memoryview | Bytes, steps: int) -> Bytes:
     """``data`` as ``[steps, row_bytes]``, sharing its memory. Raises InvalidSlice where rows are not of equal size."""
-    if len(data) % steps:
-        raise InvalidSlice(
-            f"data has {len(data)} bytes, which is no multiple of {steps} steps", expected_multiple=steps
-        )
     flat: npt.NDArray[Any] = np.frombuffer(data, np.uint8)
-    return flat.reshape(steps, len(data) // steps)
+    return flat.reshape(steps, row_bytes_of(len(data), steps))
+
+
+def row_bytes_of(size_bytes: int, steps: int) -> int:
+    """The length of the rows that `array_of` finds in so many bytes. Raises InvalidSlice as that does."""
+    if size_bytes % steps:
+        raise InvalidSlice(
+            f"data has {size_bytes} bytes, which is no multiple of {steps} steps", expected_multiple=steps
+        )
+    return size_bytes // steps

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 
+from gradwire.server.region import SharedSlice
 from gradwire.server.spec import Durability
+from gradwire.wire.shared import Place
 
 
 class Returns(IntEnum):
@@ -40,7 +42,7 @@ class GradientSlice:
 
     sequence: int
     offset: int
-    data: bytes | memoryview
+    data: bytes | memoryview | SharedSlice
     last: bool
     header: BlockHeader | None
 
@@ -58,11 +60,20 @@ class Receipt:
     durability: Durability = Durability.MEMORY
 
 
+class Placed(NamedTuple):
+    """Where data has been written in shared memory, encoded."""
+
+    place: Place
+    size_bytes: int
+
+
 @dataclass(frozen=True)
 class Reply:
-    """One Parameters message, not yet encoded. ``values`` is ``[rows, length]``, or None where there is no data."""
+    """A part of an answer, not yet encoded. ``values`` is ``[rows, length]``; None: there is no data, or it has been
+    ``placed``, one row."""
 
     sequence: int
     offset: int = 0
     values: npt.NDArray[np.floating[Any]] | None = None
     receipt: Receipt | None = None
+    placed: Placed | None = None

@@ -57,7 +57,7 @@ def _option(
         key,
         type=kind,
         default=_DEFAULTS[key],
-        envvar=f"GRADWIRE_{name.strip('-').replace('-', '_').upper()}",
+        envvar=f"GRADWIRE_{name.partition('/')[0].strip('-').replace('-', '_').upper()}",
         show_envvar=True,
         show_default=default_text or True,
         help=help_text,
@@ -90,6 +90,7 @@ cli.add_command(runs_group)
 @_option("--stall-timeout", "Seconds a reply may wait for its peer.", float, key="stall_timeout_seconds")
 @_option("--keepalive", "Seconds between probes of an idle connection.", float, key="keepalive_seconds")
 @_option("--drain-timeout", "Seconds that running steps get after SIGTERM.", float, key="drain_timeout_seconds")
+@_option("--shared-memory/--no-shared-memory", "Share memory with clients on this host.", key="shared_memory")
 @_option("--reflection", "Serve gRPC reflection.", is_flag=True)
 @_option("--log-format", "text or json.", click.Choice(["text", "json"]))
 @click.option("--embedded", is_flag=True, hidden=True, help="Announce the address on stdout; stop when stdin ends.")

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Iterable, Iterator
 from math import inf
 from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from gradwire.server.block import BlockHeader, GradientSlice, Receipt, Reply, Returns
+from gradwire.server.block import BlockHeader, GradientSlice, Placed, Receipt, Reply, Returns
 from gradwire.server.encodings import BlockDecoder, Decoder, DeltaEncoder, DenseDecoder, DenseEncoder, Encoder
 from gradwire.server.optimizers.adam import AdamHyperparameters, EpsilonPlacement, MaximumOf, WeightDecayMode
 from gradwire.server.optimizers.base import Hyperparameters
+from gradwire.server.region import SharedMemory, SharedSlice
 from gradwire.server.run import Run
 from gradwire.server.schedules import Schedule
 from gradwire.server.spec import Durability, NonFinitePolicy, RunSpec
 from gradwire.v1 import run_pb2, train_pb2
-from gradwire.wire.encoding import dtype_of, state_dtype, wire_dtype
-from gradwire.wire.envelope import Opened, open_request, parameters_response
+from gradwire.wire.encoding import Array, dtype_of, state_dtype, wire_dtype
+from gradwire.wire.envelope import Opened, open_request
 from gradwire.wire.errors import GradwireError, InvalidHyperparameter, InvalidSpec, ProtocolViolation
 from gradwire.wire.int8 import Blocks
 from gradwire.wire.layout import Layout, check_tensor_count, parse_run_name
@@ -90,8 +92,8 @@ def decode_request(serialized: Any) -> Opened[train_pb2.TrainRequest]:
         raise ProtocolViolation(f"a message that is no TrainRequest: {error}") from None
 
 
-def decode_gradients(message: train_pb2.Gradients, data: bytes | memoryview) -> GradientSlice:
-    """Raises ProtocolViolation."""
+def decode_gradients(message: train_pb2.Gradients, data: bytes | memoryview | SharedSlice) -> GradientSlice:
+    """A slice with ``data`` in place of the message's own. Raises ProtocolViolation."""
     header = _decode_header(message.header, message.last) if message.HasField("header") else None
     return GradientSlice(message.sequence, message.offset, data, message.last, header)
 
@@ -133,8 +135,9 @@ def _guessed_numbers(overrides: Iterable[run_pb2.Override]) -> dict[int, dict[st
         return {}
 
 
-def encode_reply(reply: Reply, encoder: Encoder) -> Iterator[bytes]:
-    """Serialized TrainResponses: replies are most of what a server sends, and protobuf would copy each one twice."""
+def encode_reply(reply: Reply, encoder: Encoder) -> Iterator[tuple[train_pb2.Parameters, Array | None]]:
+    """Messages, each with the data that it does not hold yet: that is most of what a server sends, and protobuf would
+    copy it twice. None: there is none, or it has its place in shared memory."""
     parts = encoder.encode(reply)
     end = len(parts) - 1
     for index, part in enumerate(parts):
@@ -143,12 +146,39 @@ def encode_reply(reply: Reply, encoder: Encoder) -> Iterator[bytes]:
             parameters.encoding = run_pb2.ENCODING_INT8 if part.delta else run_pb2.ENCODING_FLOAT32
         if index == end and reply.receipt is not None:
             _encode_receipt(reply.receipt, encoder.take_sent_bytes(), parameters.receipt)
-        yield parameters_response(parameters, part.data)
+        yield parameters, part.data
     if not parts:
         parameters = train_pb2.Parameters(sequence=reply.sequence, offset=reply.offset)
+        if reply.placed is not None:
+            parameters.steps = 1
+            encoder.note_sent(reply.placed.size_bytes)
         if reply.receipt is not None:
             _encode_receipt(reply.receipt, encoder.take_sent_bytes(), parameters.receipt)
-        yield train_pb2.TrainResponse(parameters=parameters).SerializeToString()
+        yield parameters, None
+
+
+def encode_shared(placed: Placed, taken: int) -> train_pb2.SharedData:
+    """``taken``: slices of the client's."""
+    (position, acknowledge), size_bytes = placed
+    return train_pb2.SharedData(position=position, size_bytes=size_bytes, acknowledge=acknowledge, taken=taken)
+
+
+def encode_taken(slices: int) -> bytes:
+    """A serialized TrainResponse."""
+    return train_pb2.TrainResponse(taken=train_pb2.Taken(slices=slices)).SerializeToString()
+
+
+def encode_region(memory: SharedMemory) -> train_pb2.SharedRegion:
+    """Where the client finds the memory."""
+    return train_pb2.SharedRegion(
+        pid=os.getpid(),
+        file_descriptor=memory.file_descriptor,
+        nonce=memory.nonce,
+        gradient_offset=memory.gradient_offset,
+        gradient_bytes=memory.gradient_bytes,
+        parameter_offset=memory.parameter_offset,
+        parameter_bytes=memory.parameter_bytes,
+    )
 
 
 def _encode_receipt(receipt: Receipt, sent_bytes: int, message: train_pb2.Receipt) -> None:

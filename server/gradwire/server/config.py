@@ -49,6 +49,8 @@ class ServerConfig:
     """Snapshots of a run that are kept, besides those that somebody has asked for."""
     drain_timeout_seconds: float = 30.0
     """After SIGTERM, steps under way get this long to finish."""
+    shared_memory: bool = True
+    """Share memory with clients of the same user on this host, so that their values need not pass through gRPC."""
     reflection: bool = False
     """Serve gRPC reflection."""
     log_format: str = "text"

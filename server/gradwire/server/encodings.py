@@ -15,10 +15,12 @@ from gradwire.server.block import BlockHeader, Reply, Returns
 from gradwire.server.deltas import DeltaBaseline
 from gradwire.server.memory import MemoryBudget
 from gradwire.server.quantizing import warm_up
-from gradwire.wire.encoding import SLICE_BYTES, Array, decode, narrowed
+from gradwire.wire.encoding import SLICE_BYTES, Array, columns_of, decode, narrowed
 from gradwire.wire.errors import ProtocolViolation
-from gradwire.wire.int8 import SLICE_ELEMENTS, Blocks, array_of, decode_rows, rows_of
+from gradwire.wire.int8 import SCALE_BYTES, SLICE_ELEMENTS, Blocks, Bytes, array_of, decode_rows, row_bytes_of, rows_of
 from gradwire.wire.layout import Range
+
+Data = bytes | memoryview | Bytes
 
 
 class Decoder(ABC):
@@ -30,11 +32,15 @@ class Decoder(ABC):
         """Size of one row of the longest slice that cannot be cut."""
 
     @abstractmethod
-    def place(self, offset: int, data: bytes | memoryview, steps: int) -> Range:
-        """The elements that a slice holds, from its size alone. Raises InvalidSlice."""
+    def vector_bytes(self, elements: int) -> int:
+        """Size of one row of a whole vector."""
 
     @abstractmethod
-    def values(self, place: Range, data: bytes | memoryview, steps: int) -> Array:
+    def place(self, offset: int, size_bytes: int, steps: int) -> Range:
+        """The elements that a slice of this size holds. Raises InvalidSlice."""
+
+    @abstractmethod
+    def values(self, place: Range, data: Data, steps: int) -> Array:
         """``[steps, length]``, for a slice that `place` has found good; may share its memory. Bulk work."""
 
 
@@ -48,10 +54,13 @@ class DenseDecoder(Decoder):
     def least_row_bytes(self) -> int:
         return self._wire.itemsize
 
-    def place(self, offset: int, data: bytes | memoryview, steps: int) -> Range:
-        return Range(offset, offset + decode(data, self._wire, steps).shape[1])
+    def vector_bytes(self, elements: int) -> int:
+        return elements * self._wire.itemsize
 
-    def values(self, place: Range, data: bytes | memoryview, steps: int) -> Array:
+    def place(self, offset: int, size_bytes: int, steps: int) -> Range:
+        return Range(offset, offset + columns_of(size_bytes, self._wire, steps))
+
+    def values(self, place: Range, data: Data, steps: int) -> Array:
         return decode(data, self._wire, steps)
 
 
@@ -65,10 +74,13 @@ class BlockDecoder(Decoder):
     def least_row_bytes(self) -> int:
         return self._blocks.widest_row_bytes
 
-    def place(self, offset: int, data: bytes | memoryview, steps: int) -> Range:
-        return self._blocks.part_of(offset, array_of(data, steps).shape[1])
+    def vector_bytes(self, elements: int) -> int:
+        return elements + SCALE_BYTES * self._blocks.count
 
-    def values(self, place: Range, data: bytes | memoryview, steps: int) -> Array:
+    def place(self, offset: int, size_bytes: int, steps: int) -> Range:
+        return self._blocks.part_of(offset, row_bytes_of(size_bytes, steps))
+
+    def values(self, place: Range, data: Data, steps: int) -> Array:
         span = self._blocks.span(place)
         return decode_rows(self._blocks, span, rows_of(array_of(data, steps), span))
 
@@ -87,11 +99,22 @@ class Encoder(ABC):
 
     def __init__(self) -> None:
         self._sent_bytes = 0
+        self.slice_bytes = SLICE_BYTES
+        """What `tiles` aims at."""
 
     @property
     @abstractmethod
     def least_row_bytes(self) -> int:
         """Size of one row of the longest part of a reply that cannot be cut."""
+
+    @property
+    def dense(self) -> np.dtype[Any] | None:
+        """What elements are written as, where each is for itself."""
+        return None
+
+    @abstractmethod
+    def vector_bytes(self, elements: int) -> int:
+        """Size of one row of a whole vector, about."""
 
     @abstractmethod
     def check(self, header: BlockHeader) -> None:
@@ -100,7 +123,7 @@ class Encoder(ABC):
 
     @abstractmethod
     def tiles(self, part: Range, rows: int) -> Iterator[Range]:
-        """Cuts ``part`` so that ``rows`` rows of each piece make a message of about SLICE_BYTES."""
+        """Cuts ``part`` so that ``rows`` rows of each piece make a message of a good size."""
 
     @abstractmethod
     def _encode(self, offset: int, values: Array) -> Iterator[EncodedPart]: ...
@@ -110,6 +133,10 @@ class Encoder(ABC):
         parts = [] if reply.values is None else list(self._encode(reply.offset, reply.values))
         self._sent_bytes += sum(part.data.nbytes for part in parts)
         return parts
+
+    def note_sent(self, size_bytes: int) -> None:
+        """A part has been encoded by somebody else."""
+        self._sent_bytes += size_bytes
 
     def take_sent_bytes(self) -> int:
         """Size of all parts since the last call."""
@@ -136,11 +163,18 @@ class DenseEncoder(Encoder):
     def least_row_bytes(self) -> int:
         return self._wire.itemsize
 
+    @property
+    def dense(self) -> np.dtype[Any]:
+        return self._wire
+
+    def vector_bytes(self, elements: int) -> int:
+        return elements * self._wire.itemsize
+
     def check(self, header: BlockHeader) -> None:
         pass
 
     def tiles(self, part: Range, rows: int) -> Iterator[Range]:
-        length = max(1, SLICE_BYTES // (rows * self._wire.itemsize))
+        length = max(1, self.slice_bytes // (rows * self._wire.itemsize))
         for start in range(part.start, part.stop, length):
             yield Range(start, min(start + length, part.stop))
 
@@ -178,6 +212,9 @@ class DeltaEncoder(Encoder):
     @property
     def least_row_bytes(self) -> int:
         return 4  # answers have one row
+
+    def vector_bytes(self, elements: int) -> int:
+        return elements + SCALE_BYTES * self._blocks.count
 
     def check(self, header: BlockHeader) -> None:
         if header.returns is Returns.TRAJECTORY:

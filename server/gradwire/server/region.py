@@ -11,8 +11,21 @@ import sys
 import numpy as np
 
 from gradwire.server.memory import MemoryBudget, Reservation
+from gradwire.wire.encoding import SLICE_BYTES
 from gradwire.wire.errors import MemoryLimitExceeded, ProtocolViolation
-from gradwire.wire.shared import FILE_NAME, HEADER_BYTES, NONCE_BYTES, Bytes, Place, Region, Ring, check_place
+from gradwire.wire.shared import (
+    FILE_NAME,
+    HEADER_BYTES,
+    MIN_SLICE_BYTES,
+    NONCE_BYTES,
+    SLICES_PER_PART,
+    Bytes,
+    Place,
+    Region,
+    Ring,
+    check_place,
+    slice_bytes,
+)
 
 log = logging.getLogger(__name__)
 
@@ -36,9 +49,13 @@ class SharedMemory:
         self.gradient_bytes = gradient_bytes
         self.parameter_bytes = parameter_bytes
         size_bytes = HEADER_BYTES + gradient_bytes + parameter_bytes
+        self._scratch: Bytes = np.empty(0, np.uint8)
         self._ring = Ring(parameter_bytes)
-        self._mapped = False
-        self._reservation: Reservation | None = budget.reserve(size_bytes, "memory that is shared with a client")
+        self.mapped = False
+        """Whether the client has said, and proved, that it has mapped the memory."""
+        self._reservation: Reservation | None = budget.reserve(
+            memory_bytes(gradient_bytes, parameter_bytes), "memory that is shared with a client"
+        )
         self.file_descriptor = -1
         try:
             self.file_descriptor = _sealed_file(size_bytes)
@@ -73,20 +90,39 @@ class SharedMemory:
         if not proof:
             self.close()
         elif hmac.compare_digest(proof, self._region.proof):
-            self._mapped = True
+            self.mapped = True
         else:
             raise ProtocolViolation("the proof is not what the region holds; expected its bytes 32..64, or none")
 
-    def gradients(self, position: int, size_bytes: int) -> Bytes:
-        """A view of what the client writes, and may change at any time. Raises InvalidSlice, ProtocolViolation."""
-        if not self._mapped:
+    @property
+    def reply_bytes(self) -> int:
+        """Size of the slices of parameters that go fastest."""
+        return (slice_bytes(self.parameter_bytes) if self.mapped else 0) or SLICE_BYTES
+
+    def gradients(self, position: int, size_bytes: int) -> SharedSlice:
+        """What the client has written there. Raises InvalidSlice, ProtocolViolation."""
+        if not self.mapped:
             raise ProtocolViolation("a slice lies in a region that this stream does not have, or not yet")
         check_place(position, size_bytes, self.gradient_bytes)
+        return SharedSlice(self, position, size_bytes)
+
+    def view(self, position: int, size_bytes: int) -> Bytes:
+        """Bytes of the gradient part."""
         return self._region.part(self.gradient_offset + position, size_bytes)
 
+    def room(self, size_bytes: int) -> Bytes:
+        """The same memory each time, of the server alone, to copy a slice to."""
+        if self._scratch.size < size_bytes:
+            self._scratch = np.empty(size_bytes, np.uint8)
+        return self._scratch[:size_bytes]
+
+    def carries(self, size_bytes: int) -> bool:
+        """Whether slices of parameters of this size go through the memory, when there is room for them."""
+        return self.mapped and MIN_SLICE_BYTES <= size_bytes <= slice_bytes(self.parameter_bytes)
+
     def place(self, size_bytes: int, *, last: bool) -> Place | None:
-        """Room for ``size_bytes`` of parameters, see `Ring.place`; None: they must go in a message."""
-        return self._ring.place(size_bytes, last=last) if self._mapped else None
+        """Room for ``size_bytes`` of parameters, see `Ring.place`; None: there is none now."""
+        return self._ring.place(size_bytes, last=last)
 
     def parameters(self, position: int, size_bytes: int) -> Bytes:
         """The view in which to write what `place` has found room for."""
@@ -102,9 +138,10 @@ class SharedMemory:
 
     def close(self) -> None:
         """Frees the memory. Nothing may read or write it any more. May be called more than once."""
-        self._mapped = False
+        self.mapped = False
         self._close_file()
         self._region.close()
+        self._scratch = np.empty(0, np.uint8)
         if self._reservation is not None:
             self._reservation.release()
             self._reservation = None
@@ -115,12 +152,42 @@ class SharedMemory:
             os.close(file_descriptor)
 
 
+class SharedSlice:
+    """A slice of gradients where the client has written it, and may write again at any time.
+
+    It is no view, so that who keeps it does not keep the memory: a view in a traceback would outlive its stream.
+    """
+
+    def __init__(self, memory: SharedMemory, position: int, size_bytes: int) -> None:
+        self._memory = memory
+        self._position = position
+        self._size_bytes = size_bytes
+
+    def __len__(self) -> int:
+        return self._size_bytes
+
+    def view(self) -> Bytes:
+        """For who reads each byte once, into memory of the server's, and looks at that."""
+        return self._memory.view(self._position, self._size_bytes)
+
+    def copy(self) -> Bytes:
+        """In memory of the server's, until the next slice is copied."""
+        copy = self._memory.room(self._size_bytes)
+        copy[:] = self.view()
+        return copy
+
+
+def memory_bytes(gradient_bytes: int, parameter_bytes: int) -> int:
+    """What `SharedMemory` takes: a client can fill the parts, and a slice of it is copied."""
+    return HEADER_BYTES + gradient_bytes + parameter_bytes + gradient_bytes // SLICES_PER_PART
+
+
 def share(budget: MemoryBudget, gradient_bytes: int, parameter_bytes: int) -> SharedMemory | None:
     """Shared memory for a stream; None, and a line in the log, where there is none to be had."""
     if not gradient_bytes and not parameter_bytes:
         return None
     try:
-        size_bytes, free = HEADER_BYTES + gradient_bytes + parameter_bytes, budget.free_bytes
+        size_bytes, free = memory_bytes(gradient_bytes, parameter_bytes), budget.free_bytes
         if size_bytes > free // LARGEST_SHARE:
             raise OSError(f"{size_bytes} bytes are more than 1/{LARGEST_SHARE} of the {free} that are free")
         return SharedMemory(budget, gradient_bytes, parameter_bytes)

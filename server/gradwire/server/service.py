@@ -9,14 +9,14 @@ import grpc
 
 from gradwire.server.calls import first_of, open_stream, refusing, require
 from gradwire.server.codec import (
-    decode_gradients,
     decode_request,
     decode_spec,
     durability_of,
-    encode_reply,
+    encode_region,
     encodings_of,
     placements,
 )
+from gradwire.server.exchange import Exchange
 from gradwire.server.exclusive import in_thread
 from gradwire.server.keeper import DamagedRun
 from gradwire.server.run import Run
@@ -36,7 +36,7 @@ from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc, train_pb2
 from gradwire.wire.encoding import dtype_of, encode, wire_dtype
 from gradwire.wire.envelope import Opened
 from gradwire.wire.errors import GradwireError
-from gradwire.wire.service import SERVICE_NAME
+from gradwire.wire.service import SERVICE_NAME, is_local
 
 
 class OptimizerServicer(SnapshotCalls):
@@ -107,12 +107,13 @@ class OptimizerServicer(SnapshotCalls):
                 executor=self.registry.executor,
             )
             try:
+                if attach.shared_memory and self.registry.config.shared_memory and is_local(context.peer()):
+                    session.share_memory()
+                exchange = Exchange(guard, context, session.memory, encoder)
                 await guard.write(context.write, self._attached(session))
-                while (request := await guard.read(context.read)) is not grpc.aio.EOF:
-                    message, data = _train_request(request, "gradients")
-                    async for reply in session.receive(decode_gradients(message.gradients, data)):
-                        for response in encode_reply(reply, encoder):
-                            await guard.write(context.write, response)
+                while (part := await exchange.receive()) is not None:
+                    async for reply in session.receive(part):
+                        await exchange.send(reply)
             except GradwireError as error:
                 if error.applied is None:
                     error.applied = session.answering
@@ -129,6 +130,7 @@ class OptimizerServicer(SnapshotCalls):
                 server_instance=self.registry.server_instance,
                 placements=placements(session.run),
                 run_uid=session.run.uid,
+                region=None if session.memory is None else encode_region(session.memory),
             )
         )
         return response.SerializeToString()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import functools
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any
@@ -11,21 +12,24 @@ from typing import Any
 import numpy as np
 
 from gradwire.server import durable
+from gradwire.server.answer import SharedAnswer
 from gradwire.server.block import BlockHeader, GradientSlice, Receipt, Reply
 from gradwire.server.coverage import Coverage
 from gradwire.server.early import EarlyUpdate, SpareState
 from gradwire.server.encodings import Decoder, Encoder
 from gradwire.server.exclusive import unless_short, updates
 from gradwire.server.failpoints import failpoint
-from gradwire.server.gradients import Gradients, StagedGradients
+from gradwire.server.gradients import Gradients, StagedGradients, StagedSums
 from gradwire.server.guess import GuessedUpdate
 from gradwire.server.intake import GradientArray, Intake
 from gradwire.server.plan import check_header, check_steps, plan_block
+from gradwire.server.region import SharedMemory, SharedSlice, share
 from gradwire.server.run import Run
 from gradwire.server.staging import StagedBlock
 from gradwire.server.workers import Holder, check_id
 from gradwire.wire.errors import GradwireError, ProtocolViolation, SequenceMismatch
 from gradwire.wire.layout import Range
+from gradwire.wire.shared import part_bytes
 
 
 class Session:
@@ -52,9 +56,13 @@ class Session:
         self._encoder = encoder
         self._max_result_bytes = max_result_bytes
         self._executor = executor
-        self.answering = False
-        """Whether a block has been committed whose answer is still on its way."""
+        self.memory: SharedMemory | None = None
+        """Shared with the client, or offered to it."""
+        self.answering: bool | None = False
+        """Whether a block has been committed whose answer is still on its way. None: it is being committed."""
+        self._commit: asyncio.Task[Receipt] | None = None
         self._gradients = GradientArray(run)
+        self._staged_sums: StagedSums | None = None
         self._spare = SpareState(run)
         self._intake: Intake | None = None
         self._block: StagedBlock | None = None
@@ -77,6 +85,12 @@ class Session:
         holder = await durable.attach(run, worker_id, takeover, on_end)
         return cls(run, holder, **options)
 
+    def share_memory(self) -> None:
+        """Makes ``memory``, for the encodings of this stream, where there is some to be had and it is worth it."""
+        elements = self.run.spec.layout.elements
+        sizes = [coding.vector_bytes(elements) for coding in (self._decoder, self._encoder)]
+        self.memory = share(self.run.budget, *map(part_bytes, sizes))
+
     async def receive(self, part: GradientSlice) -> AsyncIterator[Reply]:
         """Takes one message and yields what can be answered now; the reply with the receipt comes last.
 
@@ -94,15 +108,18 @@ class Session:
             return
         first = self._intake is None
         intake = await self._intake_of(part)
-        place = self._decoder.place(part.offset, part.data, intake.steps)
+        data = part.data
+        place = self._decoder.place(part.offset, len(data), intake.steps)
         intake.coverage.add(place)
-        intake.received_bytes += len(part.data)
+        intake.received_bytes += len(data)
         work = updates(place.stop - place.start, intake.steps)
         failpoint("stage.before")
         block, early, device = self._block, self._early, self.run.device
 
         def values() -> np.ndarray[Any, Any]:
-            return self._decoder.values(place, part.data, intake.steps)
+            """As nobody can change them any more: what is checked must be what is applied."""
+            settled = data.copy() if isinstance(data, SharedSlice) else data
+            return self._decoder.values(place, settled, intake.steps)
 
         # One message that is a whole block waits for nothing, so it need not be kept.
         whole = first and part.last and block is not None and block.ranges == (place,) and not self.run.spec.clips
@@ -112,14 +129,24 @@ class Session:
                 for tile in self._encoder.tiles(place, early.rows):
                     yield Reply(part.sequence, tile.start, early.answer(tile))
         elif not whole:
-            staged = self._gradients.of(intake.steps)
-            await unless_short(self._executor, lambda: device.write(staged, place.start, values()), work)
+            staged, sums = self._gradients.of(intake.steps), self._staged_sums
+
+            def stage() -> None:  # the copy that settles shared data
+                view = data.view() if isinstance(data, SharedSlice) else data
+                arrived = self._decoder.values(place, view, intake.steps)
+                if sums is None:
+                    device.write(staged, place.start, arrived)
+                else:
+                    sums.stage(device, staged, place, arrived)
+
+            await unless_short(self._executor, stage, work)
         failpoint("stage.after")
         if part.last:
             assert block is not None
             # Elements of absent tensors may have arrived in a deferred block; they are in no range of it.
             intake.coverage.require_complete(f"block {part.sequence}", block.ranges)
             block.received_bytes = intake.received_bytes
+            answer = None if early is not None else SharedAnswer.of(self.memory, self._encoder, block)
 
             def gradients() -> Gradients:
                 return early or StagedGradients(
@@ -128,21 +155,38 @@ class Session:
                     block,
                     device.stage(values(), self.run.spec.dtype) if whole else staged,
                     place.start if whole else 0,
+                    answer,
+                    None if whole else self._staged_sums,
                 )
 
             work = 0 if early is not None else updates(self.run.spec.layout.elements, intake.steps)
-            receipt = await durable.commit(self.run, self.holder, block, gradients, work)
+            committing = durable.commit(self.run, self.holder, block, gradients, work)
+            if answer is None or not answer.early:
+                receipt = await committing
+            else:
+                self._commit = asyncio.ensure_future(committing)
+                self.answering = None
+                async for reply in answer.replies(self._commit):
+                    yield reply
+                receipt = await self._commit
             failpoint("reply.before")
             self.answering = True
-            self._intake = self._block = self._early = None
+            self._intake = self._block = self._early = self._commit = None
             block.drop()
-            async for reply in self._results(receipt, place if early is not None and early.answers else None):
-                yield reply
+            if answer is not None and not answer.rest:
+                yield answer.last(receipt)
+            else:
+                unanswered = None if early is None or not early.answers else [place]
+                async for reply in self._results(receipt, unanswered if answer is None else answer.rest):
+                    yield reply
             self.answering = False
             failpoint("reply.after")
 
     async def close(self) -> None:
         """Gives the run back and frees what was staged, once a commit that is under way has ended."""
+        if self._commit is not None:
+            self._commit.cancel()
+            await asyncio.gather(self._commit, return_exceptions=True)
         await self.run.exclusive.run(lambda: self.run.detach(self.holder))
         if self._block is not None:
             self._block.drop()
@@ -152,6 +196,8 @@ class Session:
         self._gradients.release()
         self._spare.release()
         self._encoder.release()
+        if self.memory is not None:
+            self.memory.close()
 
     async def _intake_of(self, part: GradientSlice) -> Intake:
         """What ``part`` belongs to, begun or planned as its header says. Afterwards a last part has a planned block."""
@@ -191,15 +237,21 @@ class Session:
             coverage = Coverage(layout, layout.present_ranges(absent), replace=header.deferred)
             self._intake = Intake(part.sequence, header.steps, header.deferred, coverage)
         assert self._intake is not None
+        self._staged_sums = None
         if not plans:
             self._early = self._guess(part.sequence, header)
             return self._intake
         self._block = block = plan_block(run, part.sequence, header, groups)
         if begins:
-            early = run.spec.early and not header.deferred and not part.last and block.covers(layout)
+            # A step through shared memory comes faster than any update, and one into a second state takes twice as long
+            # as one in place. With many rows that matters less than the room that the gradients would take.
+            early = run.spec.early and (header.steps > 1 or self.memory is None or not self.memory.mapped)
+            early = early and not header.deferred and not part.last and block.covers(layout)
             self._early = EarlyUpdate.into(self._spare, run, block, self._gradients) if early else None
         elif isinstance(self._early, GuessedUpdate) and not self._early.holds(block):
             self._early, self._guesses = None, False  # it was in vain, and may be each time
+        if self._early is None and not header.deferred and block.covers(layout):
+            self._staged_sums = StagedSums(layout.elements, block)
         return self._intake
 
     def _guess(self, sequence: int, header: BlockHeader) -> EarlyUpdate | None:
@@ -207,11 +259,11 @@ class Session:
             return None
         return GuessedUpdate.of(self._spare, self.run, sequence, header, self._gradients)
 
-    async def _results(self, receipt: Receipt, only: Range | None = None) -> AsyncIterator[Reply]:
+    async def _results(self, receipt: Receipt, only: Sequence[Range] | None = None) -> AsyncIterator[Reply]:
         """The committed result of the last block: all present elements, or those in ``only``; then the receipt."""
         record = self.holder.record
         sequence = record.last_sequence
-        ranges = record.ranges if only is None else (only,)
+        ranges = record.ranges if only is None else only
         rows = record.rows
         tiles = [tile for part in ranges for tile in self._encoder.tiles(part, rows)] if rows else []
         for index, tile in enumerate(tiles):
