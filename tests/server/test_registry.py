@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pytest
@@ -135,3 +137,26 @@ def test_the_name_of_a_run_that_has_ended_by_itself_is_free(registry: Registry) 
         assert registry.get("runs/x") is again is not run
 
     asyncio.run(scenario())
+
+
+def test_a_failure_that_nobody_waits_for_is_no_noise(registry: Registry) -> None:
+    async def fail(may_fail: asyncio.Event) -> None:
+        await may_fail.wait()
+        raise RunNotFound("there is no such run")
+
+    async def test() -> None:
+        complaints: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
+        may_fail = asyncio.Event()
+        caller = asyncio.ensure_future(registry._to_the_end(fail(may_fail)))
+        await asyncio.sleep(0)
+        caller.cancel()
+        await asyncio.wait({caller})
+        may_fail.set()
+        await asyncio.wait(set(registry._tasks))
+        await asyncio.sleep(0)
+        del caller
+        gc.collect()
+        assert complaints == []
+
+    asyncio.run(test())

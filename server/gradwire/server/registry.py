@@ -250,8 +250,13 @@ class Registry:
         """Result of ``work``, which runs to its end also when the caller is cancelled."""
         task = asyncio.ensure_future(work)
         self._tasks.add(task)  # the event loop itself keeps only weak references
-        task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._note_done)
         return await asyncio.shield(task)
+
+    def _note_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # where the caller has gone there is nobody to be told
 
     # --- start and end -----------------------------------------------------------------------------------------------
 
