@@ -19,7 +19,7 @@ from tests.robustness.proxy import RoughProxy
 from tests.robustness.rivals import Rival, rivals
 from tests.robustness.servers import ForkedServer, Zygote
 from tests.robustness.tally import Tally
-from tests.robustness.trainer import Trainer, World
+from tests.robustness.trainer import SETTLE_SECONDS, Trainer, World
 from tests.robustness.worker import Worker
 
 LIFE_SECONDS = 60.0
@@ -306,6 +306,10 @@ class Episode:
             worker.end()
         if self._server is not None and not self._server.dead:
             self._server.kill()
+        for trainer in self.trainers:
+            trainer.die()
+        for worker in self._workers:
+            worker.join(SETTLE_SECONDS)
         for trainer in self.trainers:
             for one in trainer.trainers if isinstance(trainer, Churn) else [trainer]:
                 one._drop()

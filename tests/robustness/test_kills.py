@@ -13,7 +13,7 @@ import pytest
 from tests.robustness.damage import KINDS
 from tests.robustness.disk import Loss
 from tests.robustness.episode import Episode
-from tests.robustness.model import Reference
+from tests.robustness.model import Reference, TooLittleTraffic
 from tests.robustness.plan import FLUSHES, Life, at_points, at_random, failpoints, with_damage
 from tests.robustness.servers import Zygote
 from tests.robustness.tally import Tally
@@ -85,3 +85,22 @@ def test_damaged_files_are_never_served_in_silence(
     with Episode(tmp_path, seed, zygote, reference, churns=False) as episode:
         episode.play(with_damage(seed, len(KINDS)))
     assert episode.tally.damages
+
+
+def test_a_round_in_which_too_little_happens_is_no_pass(
+    tmp_path: Path, zygote: Zygote, reference: Reference, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.robustness.episode.LIFE_SECONDS", 2.0)
+    (tmp_path / "point").mkdir()
+    with (
+        pytest.raises(TooLittleTraffic, match=r"nothing has come to commit\.after-apply 1000000 times"),
+        Episode(tmp_path / "point", 1, zygote, reference) as episode,
+    ):
+        episode.play([Life("commit.after-apply", 1_000_000, 0.0, Loss.NOTHING)])
+    (tmp_path / "idle").mkdir()
+    nobody_answers = Life("kill", 1, 0.0, Loss.NOTHING, failpoints="commit.before-journal=sleep:60")
+    with (
+        pytest.raises(TooLittleTraffic, match="answers in 2 s"),
+        Episode(tmp_path / "idle", 1, zygote, reference, churns=False) as episode,
+    ):
+        episode.play([nobody_answers])

@@ -56,6 +56,6 @@ class Worker(threading.Thread):
                 raise Violation("a client hangs although nothing is done to its server any more")
 
     def end(self) -> None:
+        """After the present turn; does not wait."""
         self._ended.set()
         self._may_go.set()
-        self.join(SETTLE_SECONDS)
