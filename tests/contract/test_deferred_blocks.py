@@ -26,7 +26,7 @@ def twin(bare: BareClient, name: str) -> Iterator[str]:
 
 
 def test_nothing_is_answered_before_the_last_message_and_then_all_of_it(bare: BareClient, name: str) -> None:
-    """With previews the answer would have come in as many parts as the gradient."""
+    """Computed early, the answer would have come in as many parts as the gradient."""
     with bare.attach(name) as stream:
         values, receipt, parts = answered(
             stream,
