@@ -279,7 +279,6 @@ class Episode:
         for trainer in self.trainers:
             tally.acknowledged += trainer.counts.acknowledged
             tally.unknown += trainer.counts.unknown
-            tally.applied_unknown += trainer.counts.applied_unknown
             tally.rolled_back += trainer.counts.rolled_back
             tally.client_restarts += trainer.counts.restarts
 

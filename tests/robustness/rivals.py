@@ -111,7 +111,6 @@ class Rival:
         done = run.last_sequence - len(self.applied)
         if done == 1 and self._pending is not None:
             self.applied.append(Applied(self._pending, None))
-            self.counts.applied_unknown += 1
         elif done != 0:
             raise Violation(
                 f"{self.shape.name}: the server knows {run.last_sequence} blocks of {self.name}; expected "

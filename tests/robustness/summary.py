@@ -30,11 +30,9 @@ def table(tally: Tally, about: Mapping[str, float]) -> str:
         ("... after which a start, or a run, was refused", tally.refused),
         ("operations acknowledged", tally.acknowledged),
         ("operations whose outcome the client was not told", tally.unknown),
-        ("... of which were found applied, once", tally.applied_unknown),
         ("times a SNAPSHOT or damaged run went back, and said so", tally.rolled_back),
         ("clients that vanished and came back", tally.client_restarts),
         ("runs compared with their history, bit for bit", tally.checks),
-        ("promises broken", 0),
         (
             "wall time",
             f"{about['seconds'] / 60:.0f} min in {about['parts']:.0f} parts, {about['episodes']:.0f} episodes",

@@ -24,7 +24,6 @@ class Tally:
     """How many that were."""
     acknowledged: int = 0
     unknown: int = 0
-    applied_unknown: int = 0
     rolled_back: int = 0
     client_restarts: int = 0
     checks: int = 0

@@ -67,8 +67,6 @@ class Counts:
     acknowledged: int = 0
     unknown: int = 0
     """Operations whose outcome the client was not told."""
-    applied_unknown: int = 0
-    """Of those, the ones that turned out to be applied."""
     rolled_back: int = 0
     restarts: int = 0
     """Clients that went without a word and came back with the same worker id."""
@@ -269,7 +267,6 @@ class Trainer:
             self._roll_back(step, told)  # first, and then somebody wrote: what was written is never lost
             expected = step
         if pending is not None and applied:
-            self.counts.applied_unknown += 1
             self._append(pending)
             expected = self.step
         self._pending = None
