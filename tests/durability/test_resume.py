@@ -77,7 +77,7 @@ def test_an_interrupted_experiment_ends_with_the_same_bits(
         assert server.list_runs() == [], "what is done with is deleted"
 
 
-def test_a_cut_line_does_not_count(lasting: LastingServer, tmp_path: Path) -> None:
+def test_a_cut_line_does_not_count(lasting: LastingServer, server: Server, tmp_path: Path) -> None:
     flags = ("--steps", "50000", "--block", "500")
     expected = finish(lasting, tmp_path / "whole", *flags)
     process = start(lasting, tmp_path / "cut", *flags)
@@ -86,8 +86,15 @@ def test_a_cut_line_does_not_count(lasting: LastingServer, tmp_path: Path) -> No
     process.kill()
     process.communicate()
     data = notes.read_bytes()
+    *whole, _ = data.split(b"\n")
+    noted = json.loads(whole[-1])["sequence"]
+    name = json.loads(whole[0])["run"]
+    deadline = time.monotonic() + 30
+    while (run := next(run for run in server.list_runs() if run.name == name)).attached_worker_id:
+        assert time.monotonic() < deadline, "the server has not noticed that the client was killed"
+    # As if it had been killed while it noted the last block; nobody is killed with two blocks to note.
     end = data.rfind(b"\n") + 1
-    notes.write_bytes(data[: end - 20])  # as if it had been killed before the last block was noted
+    notes.write_bytes(data[: end - 20] if run.step == 500 * noted else data[:end] + whole[-1][:-20])
     assert finish(lasting, tmp_path / "cut", *flags, "--resume") == expected
 
 
