@@ -3,7 +3,9 @@
 Client and server each have a processor of their own, where there are two. The model's backward pass takes longer than
 the upload of its gradients, which is checked.
 
-python benchmarks/overlap.py [--quick] [--out FILE]
+The gradients go through gRPC, as to a server elsewhere, unless told otherwise.
+
+python benchmarks/overlap.py [--shared-memory] [--quick] [--out FILE]
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ def main() -> int:
     options = _options()
     about = machine()
     print(describe(about), end="\n\n")
-    with connect("embedded") as server:
+    with connect("embedded", shared_memory=options.shared_memory) as server:
         pinned = _pin(server)
         sizes = (options.width, options.layers, options.batch)
         trainings = {PLAIN: Training(server, False, *sizes), OVERLAP: Training(server, True, *sizes)}
@@ -93,7 +95,8 @@ def main() -> int:
         [name, timings[name].milliseconds(), part["backward"].milliseconds(), part["iteration"].milliseconds()]
         for name, part in parts.items()
     ]
-    print(f"{parameters:,} float32 parameters, {options.rounds} interleaved rounds; {pinned}\n")
+    way = "shared memory" if options.shared_memory else "gRPC"
+    print(f"{parameters:,} float32 parameters, {options.rounds} interleaved rounds; {pinned}; {way}\n")
     print(table(("median [middle half]", "step() waits", "backward", "whole iteration"), rows), end="\n\n")
     print(f"- {UPLOAD}: {timings[UPLOAD].milliseconds()}: {'less' if hidden else 'MORE'} than a backward pass")
     print(f"- step() waits {ratio:.2f} of what it waits without overlap (target: at most {TARGET})")
@@ -131,6 +134,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--layers", type=int, help="(default: 8)")
     parser.add_argument("--batch", type=int, help="(default: 1024)")
     parser.add_argument("--rounds", type=int, help="(default: 15)")
+    parser.add_argument("--shared-memory", action="store_true", help="values through shared memory, not through gRPC")
     parser.add_argument("--quick", action="store_true", help="small sizes: shows that it works, measures nothing")
     parser.add_argument("--out", type=Path, help="write all figures to this file, as JSON")
     options = parser.parse_args()
