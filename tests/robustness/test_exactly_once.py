@@ -69,7 +69,8 @@ class Scene:
         return server
 
     def connected(self) -> Server:
-        self.connections.append(connect(self.proxy.target))
+        # The moments count the slices of messages, and the proxy cuts in them.
+        self.connections.append(connect(self.proxy.target, shared_memory=False))
         return self.connections[-1]
 
     def come_back(self) -> Run:
