@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,15 +21,38 @@ SIZE = 300_000
 GRADIENTS = {"x": np.ones(SIZE, np.float32)}
 
 
-def regions_of(pid: int) -> tuple[int, int]:
-    """Regions that a process has open, and has mapped."""
-    files = 0
+_known: set[int] = set()
+"""Inodes of the regions that this process had before the test: other tests keep their runs."""
+
+
+@pytest.fixture(autouse=True)
+def known() -> None:
+    gc.collect()
+    _known.clear()
+    _known.update(files_of(os.getpid()), maps_of(os.getpid()))
+
+
+def files_of(pid: int) -> list[int]:
+    """Inodes of the regions that a process has open."""
+    found = []
     for name in os.listdir(f"/proc/{pid}/fd"):
         try:
-            files += "memfd:gradwire" in os.readlink(f"/proc/{pid}/fd/{name}")
+            if "memfd:gradwire" in os.readlink(f"/proc/{pid}/fd/{name}"):
+                found.append(os.stat(f"/proc/{pid}/fd/{name}").st_ino)
         except FileNotFoundError:
             continue
-    return files, len(re.findall("memfd:gradwire", Path(f"/proc/{pid}/maps").read_text()))
+    return found
+
+
+def maps_of(pid: int) -> dict[int, tuple[int, int]]:
+    """Inode -> addresses of the regions that a process has mapped."""
+    lines = [line.split() for line in Path(f"/proc/{pid}/maps").read_text().splitlines() if "memfd:gradwire" in line]
+    return {int(line[4]): (int(line[0].split("-")[0], 16), int(line[0].split("-")[1], 16)) for line in lines}
+
+
+def regions_of(pid: int) -> tuple[int, int]:
+    """Regions that a process has open, and has mapped, since the test began."""
+    return len(set(files_of(pid)) - _known), len(maps_of(pid).keys() - _known)
 
 
 @pytest.mark.timeout(240)
@@ -139,8 +161,7 @@ def test_memory_is_counted_while_it_is_shared(hosted: HostedServer, server: Serv
     before = hosted.used_bytes
     run.hold()
     shared = hosted.used_bytes - before
-    with open("/proc/self/maps") as maps:
-        start, _, stop = next(line for line in maps if "memfd:gradwire" in line).split()[0].partition("-")
-    assert shared >= int(stop, 16) - int(start, 16) >= 2 * 4 * SIZE
+    ((start, stop),) = [place for inode, place in maps_of(os.getpid()).items() if inode not in _known]
+    assert shared >= stop - start >= 2 * 4 * SIZE
     run.close()
     eventually(lambda: hosted.used_bytes == before, "all is free")
