@@ -220,7 +220,8 @@ class Trainer:
         shape = self.shape
         worker: dict[str, Any] = {"worker_id": f"worker of {shape.name}", "takeover": True, "retry": RETRY}
         try:
-            self._connection = connect(self.world.target)
+            # Through gRPC: that large steps survive in shared memory is shown in `tests/shared_memory`.
+            self._connection = connect(self.world.target, shared_memory=False)
             if self._created:
                 run = self._connection.attach(shape.name, **worker)
             else:
