@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradwire.server.block import Returns
-from gradwire.server.devices.base import NORM_CHUNK, Bools, DeviceArray, State, Write, in_order
+from gradwire.server.devices.base import NORM_CHUNK, Bools, DeviceArray, State, Write, in_order, range_of, whole_chunks
 from gradwire.server.intake import GradientArray
 from gradwire.server.memory import Reservation
 from gradwire.server.run import Run
@@ -116,7 +116,7 @@ class EarlyUpdate:
         """As `Device.square_sums` from the block's first summed row on, once all gradients have arrived."""
         elements = self._run.spec.layout.elements
         for chunk in self._waiting:
-            part = Range(chunk * NORM_CHUNK, min((chunk + 1) * NORM_CHUNK, elements))
+            part = range_of(chunk, chunk + 1, elements)
             self._sums[chunk] = self._run.device.chunk_sums(self._kept, self._first_row, [part])[0]
         self._waiting.clear()
         return in_order(self._sums)
@@ -133,11 +133,10 @@ class EarlyUpdate:
 
     def _add_sums(self, gradients: DeviceArray, place: Range) -> None:
         device, elements = self._run.device, self._run.spec.layout.elements
-        first = -(-place.start // NORM_CHUNK)
-        stop = first if place.stop == place.start else place.stop // NORM_CHUNK + (place.stop == elements)
-        whole = Range(first * NORM_CHUNK, min(stop * NORM_CHUNK, elements))
+        first, stop = whole_chunks(place, elements)
         edges = [place]
-        if whole.start < whole.stop:
+        if first < stop:
+            whole = range_of(first, stop, elements)
             sums = device.chunk_sums(gradients, self._first_row, [whole], place.start)
             self._sums[first:stop] = sums
             self._waiting.difference_update(range(first, stop))

@@ -17,6 +17,7 @@ from gradwire.server.devices.base import (
     State,
     Write,
     in_order,
+    range_of,
     whole_chunks,
 )
 from gradwire.server.optimizers.base import Floats
@@ -76,7 +77,7 @@ class StagedSums:
     def stage(self, device: Device, array: DeviceArray, place: Range, values: npt.NDArray[Any]) -> None:
         """Writes ``values`` to columns ``place`` of ``array``."""
         first, stop = whole_chunks(place, self._elements)
-        whole = [Range(first * NORM_CHUNK, min(stop * NORM_CHUNK, self._elements))] if first < stop else []
+        whole = [range_of(first, stop, self._elements)] if first < stop else []
         sums = device.write_summing(array, place.start, values, self._first_row, whole)
         if first < stop:
             self._sums[first:stop] = sums
@@ -85,7 +86,7 @@ class StagedSums:
     def total(self, device: Device, array: DeviceArray) -> Sums:
         """As `Device.square_sums`, once all has arrived."""
         for chunk in np.flatnonzero(~self._known).tolist():
-            part = Range(chunk * NORM_CHUNK, min((chunk + 1) * NORM_CHUNK, self._elements))
+            part = range_of(chunk, chunk + 1, self._elements)
             self._sums[chunk] = device.chunk_sums(array, self._first_row, [part])[0]
         return in_order(self._sums)
 

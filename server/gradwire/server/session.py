@@ -250,7 +250,7 @@ class Session:
             self._early = EarlyUpdate.into(self._spare, run, block, self._gradients) if early else None
         elif isinstance(self._early, GuessedUpdate) and not self._early.holds(block):
             self._early, self._guesses = None, False  # it was in vain, and may be each time
-        if self._early is None and not header.deferred and block.covers(layout):
+        if self._early is None and not part.last and block.covers(layout):  # one message is summed as it is
             self._staged_sums = StagedSums(layout.elements, block)
         return self._intake
 

@@ -78,6 +78,11 @@ def whole_chunks(part: Range, elements: int) -> tuple[int, int]:
     return first, stop if part.start < part.stop else first
 
 
+def range_of(first: int, stop: int, elements: int) -> Range:
+    """The elements of the chunks from ``first`` to ``stop``, of a vector of ``elements``."""
+    return Range(first * NORM_CHUNK, min(stop * NORM_CHUNK, elements))
+
+
 class Device(ABC):
     """Owns arrays and runs kernels. Methods block; they may be called from any thread, for different arrays at once."""
 
