@@ -61,7 +61,8 @@ CASES = {
             ),
         )
         * 2,
-        "the server holds|applied twice|was answered with step",
+        # Two commits at once: in the state, in the journal's order, or in what a journal row says of its own block.
+        "the server holds|applied twice|was answered with step|computes other bits",
         # So large that its commits leave the event loop.
         shapes=(Shape("run", "JOURNAL", SEED, size=80_000, blocks=(8,)),),
     ),
