@@ -22,10 +22,17 @@ class ServerProcess:
         flags: further command line flags.
         listen: the address; default: any free port of 127.0.0.1.
         environment: further environment variables.
+        module: what is started.
     """
 
-    def __init__(self, *flags: str, listen: str = "127.0.0.1:0", environment: Mapping[str, str] | None = None) -> None:
-        command = [sys.executable, "-m", "gradwire.server", "serve", "--embedded", "--listen", listen, *flags]
+    def __init__(
+        self,
+        *flags: str,
+        listen: str = "127.0.0.1:0",
+        environment: Mapping[str, str] | None = None,
+        module: str = "gradwire.server",
+    ) -> None:
+        command = [sys.executable, "-m", module, "serve", "--embedded", "--listen", listen, *flags]
         clean = {key: value for key, value in os.environ.items() if not key.startswith("GRADWIRE_")}
         if "GRADWIRE_CACHE_DIR" in os.environ:
             clean["GRADWIRE_CACHE_DIR"] = os.environ["GRADWIRE_CACHE_DIR"]

@@ -26,8 +26,11 @@ def messages_only(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="package")
 def process() -> Iterator[ServerProcess]:
-    """A server process with default settings that no test harms; give runs names of your own."""
-    with ServerProcess() as server:
+    """A server process with default settings that no test harms; give runs names of your own.
+
+    It computes blocks while they arrive: of those that are computed when they are whole fewer things can go wrong.
+    """
+    with ServerProcess(module="tests.faults.far_server") as server:
         yield server
 
 

@@ -14,6 +14,7 @@ from gradwire.server import exclusive
 from gradwire.server.app import Server
 from gradwire.server.config import ServerConfig
 from gradwire.server.devices.base import Device
+from gradwire.server.pace import Pace
 from gradwire.server.registry import Registry
 from gradwire.server.run import Run
 
@@ -31,10 +32,15 @@ class HostedServer:
 
     Args:
         device: in place of the CPU device.
+        near: whether blocks of one step that come over loopback are computed when they are whole, as outside of tests.
+            Else as if they came from another host, while they arrive: so more is under way when something fails.
         settings: fields of ServerConfig.
     """
 
-    def __init__(self, device: Device | None = None, **settings: Any) -> None:
+    def __init__(self, device: Device | None = None, *, near: bool = False, **settings: Any) -> None:
+        self._near_property = Pace.near
+        if not near:
+            Pace.near = property(lambda pace: False)  # type: ignore[method-assign,assignment]
         # Work that a test holds up must not be on the event loop, and runs of a test are small.
         self._bulk_elements, exclusive.BULK_ELEMENTS = exclusive.BULK_ELEMENTS, BULK_ELEMENTS
         config = ServerConfig(**{"listen": ("127.0.0.1:0",), "device": "cpu", "drain_timeout_seconds": 5.0, **settings})
@@ -130,6 +136,7 @@ class HostedServer:
                 self.loop.call_soon_threadsafe(self.loop.stop)
                 self._thread.join(WAIT_SECONDS)
                 exclusive.BULK_ELEMENTS = self._bulk_elements
+                Pace.near = self._near_property  # type: ignore[method-assign]
 
     def __enter__(self) -> HostedServer:
         return self

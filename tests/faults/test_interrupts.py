@@ -35,7 +35,9 @@ def server(hosted: HostedServer) -> Iterator[Server]:
     ("operation", "policy", "applied"),
     [("write", "skip", False), ("commit", "skip", True), ("committed", "skip", True), ("early", "reject", False)],
 )
-def test_ctrl_c_during_a_step(server: Server, device: GatedDevice, operation: str, policy: str, applied: bool) -> None:
+def test_ctrl_c_during_a_step(
+    server: Server, hosted: HostedServer, device: GatedDevice, operation: str, policy: str, applied: bool
+) -> None:
     run = server.create_run(fresh_name("ctrl-c"), {"w": gradient(SIZE, 0)}, AMSGrad(lr=0.01), non_finite=policy)
     with device.hold(operation) as gate:
 
@@ -45,6 +47,7 @@ def test_ctrl_c_during_a_step(server: Server, device: GatedDevice, operation: st
 
         with InBackground(interrupt), pytest.raises(KeyboardInterrupt):
             run.step({"w": gradient(SIZE, 1)})
+        hosted.wait_cancelled()  # else the block might be whole before the server hears of it
     assert run.stale
     receipt = run.step({"w": gradient(SIZE, 2)})
     assert receipt.step == 1 + applied

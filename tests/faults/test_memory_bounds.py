@@ -40,7 +40,7 @@ RUN_BYTES = 4 * VECTOR_BYTES + TENSOR_BYTES
 @pytest.fixture
 def tight(device: GatedDevice) -> Iterator[HostedServer]:
     """A server with room for one run and two more vectors, and for results of three."""
-    limits = {"max_memory": RUN_BYTES + 2 * VECTOR_BYTES, "max_result": 3 * VECTOR_BYTES}
+    limits: dict[str, Any] = {"max_memory": RUN_BYTES + 2 * VECTOR_BYTES, "max_result": 3 * VECTOR_BYTES}
     with HostedServer(device, stall_timeout_seconds=1.0, **limits) as server:
         yield server
         check_nothing_is_left(server)

@@ -96,6 +96,7 @@ class OptimizerServicer(SnapshotCalls):
             attach = _train_request(first, "attach").message.attach
             run = self.registry.get(attach.run, attach.run_uid)
             decoder, encoder = await in_thread(self.registry.executor, lambda: encodings_of(attach, run))
+            local = is_local(context.peer())
             session = await Session.attach(
                 run,
                 attach.worker_id,
@@ -105,9 +106,10 @@ class OptimizerServicer(SnapshotCalls):
                 encoder=encoder,
                 max_result_bytes=self.registry.config.max_result,
                 executor=self.registry.executor,
+                local=local,
             )
             try:
-                if attach.shared_memory and self.registry.config.shared_memory and is_local(context.peer()):
+                if attach.shared_memory and self.registry.config.shared_memory and local:
                     session.share_memory()
                 exchange = Exchange(guard, context, session.memory, encoder)
                 await guard.write(context.write, self._attached(session))

@@ -22,6 +22,7 @@ from gradwire.server.failpoints import failpoint
 from gradwire.server.gradients import Gradients, StagedGradients, StagedSums
 from gradwire.server.guess import GuessedUpdate
 from gradwire.server.intake import GradientArray, Intake
+from gradwire.server.pace import Pace
 from gradwire.server.plan import check_header, check_steps, plan_block
 from gradwire.server.region import SharedMemory, SharedSlice, share
 from gradwire.server.run import Run
@@ -38,6 +39,7 @@ class Session:
     Args:
         decoder: reads the slices of gradients.
         encoder: cuts the replies, which whoever sends them passes through it, one after another.
+        local: whether the peer's address is one of this host.
         max_result_bytes: largest trajectory that is remembered, and therefore computed.
     """
 
@@ -49,6 +51,7 @@ class Session:
         encoder: Encoder,
         max_result_bytes: int,
         executor: Executor,
+        local: bool = False,
     ) -> None:
         self.run = run
         self.holder = holder
@@ -64,6 +67,7 @@ class Session:
         self._gradients = GradientArray(run)
         self._staged_sums: StagedSums | None = None
         self._spare = SpareState(run)
+        self._pace = Pace(local)
         self._intake: Intake | None = None
         self._block: StagedBlock | None = None
         """What is arriving will be applied so; None: nothing is, or the header that holds is still to come."""
@@ -112,6 +116,8 @@ class Session:
         place = self._decoder.place(part.offset, len(data), intake.steps)
         intake.coverage.add(place)
         intake.received_bytes += len(data)
+        if not intake.deferred:  # those of a deferred block leave when they are known
+            self._pace.note(len(data), first=first, last=part.last)
         work = updates(place.stop - place.start, intake.steps)
         failpoint("stage.before")
         block, early, device = self._block, self._early, self.run.device
@@ -243,9 +249,9 @@ class Session:
             return self._intake
         self._block = block = plan_block(run, part.sequence, header, groups)
         if begins:
-            # A step through shared memory comes faster than any update, and one into a second state takes twice as long
-            # as one in place. With many rows that matters less than the room that the gradients would take.
-            early = run.spec.early and (header.steps > 1 or self.memory is None or not self.memory.mapped)
+            near = self._pace.near or (self.memory is not None and self.memory.mapped)
+            # With many rows the second state matters less than the room that the gradients would take.
+            early = run.spec.early and (header.steps > 1 or not near)
             early = early and not header.deferred and not part.last and block.covers(layout)
             self._early = EarlyUpdate.into(self._spare, run, block, self._gradients) if early else None
         elif isinstance(self._early, GuessedUpdate) and not self._early.holds(block):

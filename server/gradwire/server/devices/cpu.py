@@ -23,6 +23,11 @@ from gradwire.wire.layout import Range
 PARALLEL_WORK = 2**20
 """Element updates below which handing work to another thread costs more than it saves."""
 
+_PAGE_BYTES = 4096
+_STAGGER_BYTES = 9 * 64
+"""Between the vectors of a state, modulo a page. An update walks through up to nine of them at once, and all that lie
+at the same place of their pages compete for the same eight ways of the first-level cache: measured, a tenth slower."""
+
 _NO_MASK: Bools = np.empty(0, np.bool_)
 
 
@@ -34,10 +39,17 @@ class CpuDevice(Device):
     def __init__(self, threads: int | None = None) -> None:
         affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
         self.threads = threads or (len(affinity(0)) if affinity else os.cpu_count() or 1)
+        self._stagger = 0
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="gradwire-cpu") if self.threads > 1 else None
 
     def allocate(self, rows: int, length: int, dtype: np.dtype[Any]) -> DeviceArray:
-        return np.zeros((rows, length), dtype)
+        size_bytes = rows * length * dtype.itemsize
+        if size_bytes < _PAGE_BYTES:
+            return np.zeros((rows, length), dtype)
+        self._stagger = (self._stagger + _STAGGER_BYTES) % _PAGE_BYTES  # a lost race costs no more than speed
+        room = np.zeros(size_bytes + _PAGE_BYTES, np.uint8)
+        start = (self._stagger - room.ctypes.data) % _PAGE_BYTES
+        return room[start : start + size_bytes].view(dtype).reshape(rows, length)
 
     def write(self, target: DeviceArray, offset: int, values: npt.NDArray[Any]) -> None:
         place = target[: values.shape[0], offset : offset + values.shape[1]]
