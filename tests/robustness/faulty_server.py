@@ -6,12 +6,11 @@ import asyncio
 import os
 import stat
 import threading
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 from gradwire.server import durable
-from gradwire.server.exclusive import Exclusive
 from gradwire.server.run import Run
 from gradwire.server.store import disk, journal, snapshots
 from gradwire.server.store.base import Snapshot, Written
@@ -81,11 +80,11 @@ def drop_journal_before_snapshot() -> None:
 def free_lock_on_cancel() -> None:
     """A run's lock is given up with the call that holds it, while the work goes on."""
 
-    async def run_through(self: Exclusive, make: Callable[[], Coroutine[Any, Any, Any]]) -> Any:
-        async with self._lock:
-            return await asyncio.shield(asyncio.ensure_future(make()))
+    async def journaled(run: Run, *arguments: Any) -> Any:
+        async with run.exclusive.held():
+            return await asyncio.shield(asyncio.ensure_future(durable._journal_and_apply(run, *arguments)))
 
-    Exclusive.run_through = run_through  # type: ignore[method-assign]
+    vars(durable)["_journaled"] = journaled
 
 
 BUGS: dict[str, Callable[[], None]] = {

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Executor
+from concurrent.futures import Future as ConcurrentFuture
 from contextlib import asynccontextmanager, suppress
 from typing import Any, TypeVar
 
@@ -62,6 +63,23 @@ async def to_the_end(work: asyncio.Future[T]) -> T:
         if not work.cancelled():
             work.exception()  # there is nobody left to be told
         raise
+
+
+async def outlast(future: ConcurrentFuture[Any]) -> asyncio.CancelledError | None:
+    """Waits until ``future``, which cannot be cancelled, is done. Returns the cancellation that came meanwhile, for the
+    caller to raise when it has finished what must not be left half done.
+
+    As `to_the_end`, without a task and its turns of the event loop: those are a good part of a short commit.
+    """
+    interrupted = None
+    while not future.done():
+        try:
+            await asyncio.wrap_future(future)
+        except asyncio.CancelledError as error:
+            interrupted = error
+        except BaseException:  # the future's own, which its result() raises
+            break
+    return interrupted
 
 
 async def unless_short(executor: Executor, function: Callable[[], T], work: int) -> T:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, Protocol
 
 import numpy as np
@@ -60,6 +61,15 @@ class Answer(Protocol):
         """``place(part)`` holds the new parameters."""
 
 
+class Spare(Protocol):
+    """Room for a second state; see `early.SpareState`."""
+
+    state: State | None
+
+    def get(self) -> State | None:
+        """A state that holds anything; None: there is no room for one."""
+
+
 class StagedSums:
     """Sums of squares of those chunks of a block that have arrived in one piece, made when they did.
 
@@ -99,6 +109,7 @@ class StagedGradients:
         start: the element to which its first column belongs.
         answer: is given the parameters after the block while it is applied.
         staged_sums: what is known of the sums.
+        spare: where `compute` puts the state after the block.
     """
 
     def __init__(
@@ -110,6 +121,7 @@ class StagedGradients:
         start: int = 0,
         answer: Answer | None = None,
         staged_sums: StagedSums | None = None,
+        spare: Spare | None = None,
     ) -> None:
         self._spec = spec
         self._device = device
@@ -118,6 +130,8 @@ class StagedGradients:
         self._start = start
         self._answer = answer
         self._staged_sums = staged_sums
+        self._spare = spare
+        self._target: State | None = None
 
     def sums(self) -> Sums:
         if self._staged_sums is not None:
@@ -143,26 +157,52 @@ class StagedGradients:
         whole = parts[0] if len(parts) == 1 else np.concatenate([np.empty((rows.stop, 0), self._spec.dtype), *parts], 1)
         return np.ascontiguousarray(whole).reshape(-1).view(np.uint8).data
 
+    @property
+    def computed(self) -> bool:
+        """Whether `compute` has left nothing for `apply` to do."""
+        return self._target is not None
+
+    def compute(self, state: State, applied: Bools | None) -> None:
+        """Computes the state after the block, if there is room for a second one, and changes nothing yet. Raises
+        nothing: where it fails, `apply` tries again, and says so."""
+        if self._spare is None or self._spec.clips or not self._block.covers(self._spec.layout):
+            return
+        with suppress(Exception):
+            target = self._spare.get()
+            if target is not None:
+                self._update(state, applied, target)
+                self._target = target
+
     def apply(self, state: State, applied: Bools | None, sums: Sums) -> State:
-        block = self._block
+        if self._target is not None:
+            assert self._spare is not None
+            self._spare.state = state
+            if self._answer is not None:
+                for part in self._answer.parts:
+                    self._answer.done(part)
+            return self._target
         if self._spec.clips:
-            clip(self._spec, self._device, self._array, block.ranges, sums)
-        if self._answer is not None:
-            self._apply_answering(self._answer, state, applied)
-            return state
-        self._device.update(
-            state,
-            self._array,
-            block.segments,
-            start=self._start,
-            applied=applied,
-            out=block.trajectory,
-            write=Write.NOTHING if block.trajectory is None else Write.TRAJECTORY,
-        )
+            clip(self._spec, self._device, self._array, self._block.ranges, sums)
+        self._update(state, applied, None, self._answer.done if self._answer is not None else None)
         return state
 
-    def _apply_answering(self, answer: Answer, state: State, applied: Bools | None) -> None:
-        device, block = self._device, self._block
+    def _update(
+        self, state: State, applied: Bools | None, target: State | None, done: Callable[[Range], None] | None = None
+    ) -> None:
+        """Updates ``state``, or ``target`` from it, and writes the answer where it goes. ``done``: of its parts."""
+        device, block, answer = self._device, self._block, self._answer
+        if answer is None:
+            device.update(
+                state,
+                self._array,
+                block.segments,
+                target=target,
+                start=self._start,
+                applied=applied,
+                out=block.trajectory,
+                write=Write.NOTHING if block.trajectory is None else Write.TRAJECTORY,
+            )
+            return
         for part in answer.parts:
             place = answer.place(part)
             out = device.as_output(place) if place.dtype == self._spec.dtype else None
@@ -170,6 +210,7 @@ class StagedGradients:
                 state,
                 self._array,
                 clip_segments(block.segments, part),
+                target=target,
                 start=self._start,
                 applied=applied,
                 out=out,
@@ -177,8 +218,9 @@ class StagedGradients:
                 write=Write.NOTHING if out is None else Write.LAST,
             )
             if out is None:
-                narrow_into(place, device.peek(state.params, Range(0, 1), part))
-            answer.done(part)
+                narrow_into(place, device.peek((state if target is None else target).params, Range(0, 1), part))
+            if done is not None:
+                done(part)
         if answer.rest:
             segments = [segment for part in answer.rest for segment in clip_segments(block.segments, part)]
-            device.update(state, self._array, segments, start=self._start, applied=applied)
+            device.update(state, self._array, segments, target=target, start=self._start, applied=applied)

@@ -163,6 +163,7 @@ class Session:
                     place.start if whole else 0,
                     answer,
                     None if whole else self._staged_sums,
+                    self._spare,
                 )
 
             work = 0 if early is not None else updates(self.run.spec.layout.elements, intake.steps)
