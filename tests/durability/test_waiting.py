@@ -146,7 +146,7 @@ def test_readers_see_nothing_of_a_block_that_is_not_on_disk(hosted: HostedServer
 def test_a_run_whose_device_failed_comes_back_with_the_next_server(tmp_path: Path) -> None:
     """Its block is in the journal: it was accepted, and what it would have done is done then."""
     device = FailingDevice(threads=1)
-    data = {"data_dir": str(tmp_path)}
+    data: dict[str, Any] = {"data_dir": str(tmp_path)}
     with HostedServer(device, **data) as hosted, connect(hosted.target) as server:
         run = server.create_run("x", {"w": gradient(0, SIZE)}, AMSGrad(lr=0.1), retry=RetryPolicy(deadline_seconds=1))
         run.step({"w": gradient(1, SIZE)})

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from tests.faults.proxy import Direction
+from tests.robustness.branches import Branches
 from tests.robustness.churn import Churn
 from tests.robustness.damage import KINDS
 from tests.robustness.disk import Disk, FileKind, Loss
@@ -72,11 +73,11 @@ class Episode:
         self._proxy = RoughProxy(socket)
         self._stack.callback(self._proxy.close)
         self.world = World(self._proxy.target, self._log)
-        self.trainers: list[Trainer | Churn | Rival] = [
+        self.trainers: list[Trainer | Churn | Branches | Rival] = [
             Trainer(self.world, shape) for shape in (usual_shapes(seed) if shapes is None else shapes)
         ]
         if churns:
-            self.trainers.append(Churn(self.world, seed))
+            self.trainers += [Churn(self.world, seed), Branches(self.world, seed + 5)]
         if rivalry:
             self.trainers += rivals(self.world, Shape("rivals", "JOURNAL", seed + 4))
         self._workers = [Worker(trainer) for trainer in self.trainers]
@@ -119,6 +120,7 @@ class Episode:
         for trainer in self.trainers:
             trainer.check(self._reference)
             self.tally.checks += len(trainer.trainers) if isinstance(trainer, Churn) else 1
+            self.tally.checks += len(trainer.branches) if isinstance(trainer, Branches) else 0
         self._require_undamaged()
 
     def _require_undamaged(self) -> None:
@@ -294,7 +296,7 @@ class Episode:
     def _report(self) -> None:
         """What can be said about a failure; pytest shows it with the test."""
         for trainer in self.trainers:
-            for one in trainer.trainers if isinstance(trainer, Churn) else [trainer]:
+            for one in trainer.trainers if isinstance(trainer, (Churn, Branches)) else [trainer]:
                 print(one.story)
         print("--- server", self._log.read_text(errors="replace")[-40000:], sep="\n")
 
@@ -310,6 +312,6 @@ class Episode:
         for worker in self._workers:
             worker.join(SETTLE_SECONDS)
         for trainer in self.trainers:
-            for one in trainer.trainers if isinstance(trainer, Churn) else [trainer]:
+            for one in trainer.trainers if isinstance(trainer, (Churn, Branches)) else [trainer]:
                 one._drop()
         self._stack.close()

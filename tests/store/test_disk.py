@@ -14,6 +14,7 @@ import pytest
 from gradwire.server import failpoints
 from gradwire.server.store.base import StoreError
 from gradwire.server.store.disk import DiskStore
+from gradwire.server.store.journal import SCHEMA
 from gradwire.wire.errors import StorageFailed, StorageFull
 from tests.store.stored import WAIT_SECONDS, append, create, entry, killed, save, snapshot, steps_after
 
@@ -80,9 +81,9 @@ def test_a_database_of_a_later_version_is_left_alone(store: DiskStore) -> None:
 
     store.close()
     database = sqlite3.connect(store.directory / "journal.sqlite3")
-    database.execute("PRAGMA user_version = 2")
+    database.execute(f"PRAGMA user_version = {SCHEMA + 1}")
     database.close()
-    with pytest.raises(StoreError, match=r"has version 2; this server knows 1"):
+    with pytest.raises(StoreError, match=rf"has version {SCHEMA + 1}; this server knows {SCHEMA}"):
         DiskStore(store.directory)
 
 

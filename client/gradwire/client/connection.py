@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import time
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -11,45 +10,27 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import grpc
 import numpy as np
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gradwire.client import flat as flats
 from gradwire.client.embedded import EmbeddedServer
-from gradwire.client.errors import ConnectionLost, LayoutMismatch, connection_lost
+from gradwire.client.errors import LayoutMismatch
 from gradwire.client.optimizers import Adam, ParamGroup, number
 from gradwire.client.options import RunOptions, shares_memory
+from gradwire.client.reach import CONNECT_TIMEOUT_SECONDS, answers, channel_to, wait_serving
 from gradwire.client.retry import RetryPolicy, retrying
 from gradwire.client.run import Run
 from gradwire.client.snapshots import durability_of, import_requests, resource
+from gradwire.client.specs import checked_groups, run_dtype, slots_of
 from gradwire.client.stream import train_method
 from gradwire.client.values import pack_state
 from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc
 from gradwire.wire.encoding import dtype_of
 from gradwire.wire.errors import RunAlreadyExists, RunNotFound
 from gradwire.wire.layout import Layout
-from gradwire.wire.service import MESSAGE_OPTIONS, SERVICE_NAME, local_options
 
 DEFAULT_TARGET = "localhost:50051"
-CONNECT_TIMEOUT_SECONDS = 15.0
-REACH_TIMEOUT_SECONDS = 5.0
-"""How long nobody may answer at all; a server that answers, but is not SERVING yet, gets CONNECT_TIMEOUT_SECONDS."""
-PROBE_TIMEOUT_SECONDS = 1.0
 
-_CHANNEL_OPTIONS = [
-    *MESSAGE_OPTIONS,
-    ("grpc.keepalive_time_ms", 10_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.http2.ping_timeout_ms", 20_000),  # what really ends a dead connection; a minute by default
-    ("grpc.http2.max_pings_without_data", 0),
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
-    (
-        "grpc.use_local_subchannel_pool",
-        1,
-    ),  # a connection of our own: two clients in a process do not share one's backoff
-]
 _NON_FINITE = {
     "reject": run_pb2.NON_FINITE_POLICY_REJECT,
     "skip": run_pb2.NON_FINITE_POLICY_SKIP,
@@ -93,7 +74,7 @@ def connect(
         target = os.environ.get("GRADWIRE_TARGET")
         if target and target != "embedded":
             return Server(target, f"{target}, from GRADWIRE_TARGET", **options)
-        if not target and _answers(DEFAULT_TARGET):
+        if not target and answers(DEFAULT_TARGET):
             return Server(DEFAULT_TARGET, f"{DEFAULT_TARGET}, which answers", **options)
         target = "embedded"
     if target == "embedded":
@@ -127,12 +108,12 @@ class Server:
         self._shares_memory = shares_memory(shared_memory)
         self.origin = origin
         self.embedded = embedded
-        self._channel = grpc.insecure_channel(target, [*_CHANNEL_OPTIONS, *local_options(target)])
+        self._channel = channel_to(target)
         self._stub = service_pb2_grpc.OptimizerServiceStub(self._channel)
         self._train = train_method(self._channel)
         self._runs: set[Run] = set()  # those that hold a stream
         try:
-            _wait_serving(self._channel, target, timeout_seconds)
+            wait_serving(self._channel, target, timeout_seconds)
         except BaseException:
             self._channel.close()
             raise
@@ -185,10 +166,10 @@ class Server:
         run_options = self._run_options(retry, options)
         if not isinstance(optimizer, Adam):
             raise TypeError(f"optimizer is {optimizer!r}; expected a preset such as AMSGrad(lr=1e-2)")
-        groups = _checked_groups(params)
+        groups = checked_groups(params)
         arrays = [{key: flats.as_array(key, value) for key, value in group.params.items()} for group in groups]
         layout = Layout([[(key, array.shape) for key, array in group.items()] for group in arrays])
-        numbers = _run_dtype(dtype, groups)
+        numbers = run_dtype(dtype, groups)
         spec = run_pb2.RunSpec(name=resource(name), dtype=dtype_of(numbers), non_finite_policy=_NON_FINITE[non_finite])
         spec.durability = durability_of(durability)
         if clip_norm is not None:
@@ -206,7 +187,7 @@ class Server:
                 pass
         merged = {key: array for group in arrays for key, array in group.items()}
         flat = flats.flatten(layout, merged, numbers, "the parameters")
-        upload = None if state is None else pack_state(layout, numbers, _slots(spec), state)
+        upload = None if state is None else pack_state(layout, numbers, slots_of(spec), state)
         request_id = uuid.uuid4().hex
 
         def requests() -> Iterator[service_pb2.CreateRunRequest]:
@@ -330,67 +311,3 @@ class Server:
                 f"run {name!r} exists with other tensors, groups or dtype; it cannot be resumed with these"
             )
         return Run(self._stub, self._train, self.target, message, options, self._runs)
-
-
-def _checked_groups(params: Mapping[str, Any] | Sequence[ParamGroup]) -> list[ParamGroup]:
-    groups = [ParamGroup(params)] if isinstance(params, Mapping) else list(params)
-    for group in groups:
-        if not isinstance(group, ParamGroup):
-            raise TypeError(f"params hold a {type(group).__name__}; expected a dict, or a list of ParamGroup")
-        for key in group.params:
-            if not isinstance(key, str):
-                raise TypeError(f"a tensor is named {key!r}; expected a string")
-    return groups
-
-
-def _slots(spec: run_pb2.RunSpec) -> tuple[str, ...]:
-    """The state vectors that a run of this spec will have."""
-    maximum = any(group.adam.amsgrad for group in spec.groups)
-    return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if maximum else ("exp_avg", "exp_avg_sq")
-
-
-def _run_dtype(dtype: str | None, groups: Sequence[ParamGroup]) -> np.dtype[Any]:
-    if dtype is None:
-        values = [(name, value) for group in groups for name, value in group.params.items()]
-        found = {flats.as_array(name, value).dtype for name, value in values if not flats.is_plain(value)}
-        return np.dtype(np.float64 if found == {np.dtype(np.float64)} else np.float32)
-    if dtype not in ("float32", "float64"):
-        raise ValueError(f"dtype is {dtype!r}; expected 'float32' or 'float64'")
-    return np.dtype(dtype)
-
-
-def _check(channel: grpc.Channel, timeout_seconds: float) -> int:
-    request = health_pb2.HealthCheckRequest(service=SERVICE_NAME)
-    status: int = health_pb2_grpc.HealthStub(channel).Check(request, timeout=timeout_seconds).status
-    return status
-
-
-def _answers(target: str) -> bool:
-    """Whether a gradwire server, SERVING or starting, is at ``target``."""
-    with grpc.insecure_channel(target, local_options(target)) as channel:
-        try:
-            _check(channel, PROBE_TIMEOUT_SECONDS)
-        except grpc.RpcError:
-            return False
-    return True
-
-
-def _wait_serving(channel: grpc.Channel, target: str, timeout_seconds: float) -> None:
-    reached = time.monotonic()
-    deadline = reached + timeout_seconds
-    while True:
-        failure: ConnectionLost | None = None
-        try:
-            status = _check(channel, max(0.1, deadline - time.monotonic()))
-            if status == health_pb2.HealthCheckResponse.SERVING:
-                return
-            reached = time.monotonic()
-            failure = ConnectionLost(f"{target} is not serving: it is starting or about to stop", applied=False)
-        except grpc.RpcError as error:
-            failure = connection_lost(error, target, applied=False)
-            code: Any = error
-            if code.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED):
-                raise ConnectionLost(f"{target} is no gradwire server", applied=False) from None
-        if time.monotonic() > min(deadline, reached + REACH_TIMEOUT_SECONDS):
-            raise failure
-        time.sleep(0.05)
