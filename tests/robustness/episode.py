@@ -105,7 +105,7 @@ class Episode:
     def _refused(self) -> bool:
         """Whether the server, or every run that was damaged, is refused now, with a word: a good end after damage."""
         server = self._start()
-        refused = server.exit_status == 1 and self.world.said("Error: ")
+        refused = server.exit_status == 1 and self.world.said("ClickException: ")
         refused |= any(isinstance(trainer, Trainer) and trainer.refused for trainer in self.trainers)
         self.tally.refused += refused
         return refused
