@@ -81,6 +81,10 @@ class Branches:
     def trainers(self) -> list[Trainer]:
         return [self.trunk]
 
+    @property
+    def story(self) -> str:
+        return self.trunk.story
+
     def turn(self) -> None:
         """Some steps, then something else. Raises Violation."""
         trunk = self.trunk

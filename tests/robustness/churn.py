@@ -25,6 +25,10 @@ class Churn:
     counts: Counts = field(default_factory=Counts)
     _made: int = 0
 
+    @property
+    def story(self) -> str:
+        return "\n".join(trainer.story for trainer in self.trainers)
+
     def turn(self) -> None:
         """Raises Violation."""
         if not self.trainers or len(self.trainers[-1].applied) >= 4:

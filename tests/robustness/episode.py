@@ -296,8 +296,7 @@ class Episode:
     def _report(self) -> None:
         """What can be said about a failure; pytest shows it with the test."""
         for trainer in self.trainers:
-            for one in trainer.trainers if isinstance(trainer, (Churn, Branches)) else [trainer]:
-                print(one.story)
+            print(trainer.story)
         print("--- server", self._log.read_text(errors="replace")[-40000:], sep="\n")
 
     def __exit__(self, kind: type[BaseException] | None, *failure: object) -> None:

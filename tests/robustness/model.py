@@ -60,6 +60,8 @@ class Shape:
     bias: int = 3
     blocks: tuple[int, ...] = (1, 1, 1, 2, 3, 8)
     """K is one of these."""
+    whole: float = 0.8
+    """Share of the blocks in which both tensors have gradients. Others are not computed before they are journaled."""
 
     def initial(self) -> dict[str, npt.NDArray[np.float32]]:
         return values_of(self, self.seed)
@@ -100,7 +102,7 @@ def operations(shape: Shape) -> Iterator[Operation]:
         yield Block(
             seed,
             steps=chance.choice(shape.blocks),
-            with_bias=chance.random() < 0.8,
+            with_bias=chance.random() < shape.whole,
             lr=chance.choice((0.05, 0.02, 0.1)) if chance.random() < 0.1 else None,
             returns=chance.choice(("last", "last", "last", "trajectory", "none")),
         )
