@@ -30,7 +30,7 @@ def process() -> Iterator[ServerProcess]:
 
     It computes blocks while they arrive: of those that are computed when they are whole fewer things can go wrong.
     """
-    with ServerProcess(module="tests.faults.far_server") as server:
+    with ServerProcess(module="tests.far_server") as server:
         yield server
 
 

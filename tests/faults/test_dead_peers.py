@@ -18,7 +18,7 @@ from tests.serving import ServerProcess
 @pytest.fixture(scope="module")
 def alert_process() -> Iterator[ServerProcess]:
     """A server that probes its peers every second."""
-    with ServerProcess("--keepalive", "1", module="tests.faults.far_server") as server:
+    with ServerProcess("--keepalive", "1", module="tests.far_server") as server:
         yield server
 
 

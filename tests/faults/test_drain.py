@@ -113,7 +113,7 @@ def test_a_drain_is_not_held_up_by_peers_that_do_not_read(
 
 
 def test_sigterm_ends_the_process_although_streams_are_attached(connect_bare: Callable[[str], Stub]) -> None:
-    with ServerProcess(module="tests.faults.far_server") as server:
+    with ServerProcess(module="tests.far_server") as server:
         stub = connect_bare(server.target)
         stream, half = BareStream(stub, make_run(stub)), BareStream(stub, make_run(stub))
         stream.step(1, gradient(BULK, 1))
@@ -130,7 +130,7 @@ def test_sigterm_ends_the_process_although_streams_are_attached(connect_bare: Ca
 
 
 def test_an_idle_server_ends_at_once() -> None:
-    with ServerProcess(module="tests.faults.far_server") as server:
+    with ServerProcess(module="tests.far_server") as server:
         started = time.monotonic()
         server.terminate()
         assert server.process.wait(15) == 0

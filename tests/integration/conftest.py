@@ -17,6 +17,13 @@ def server_process() -> Iterator[ServerProcess]:
         yield process
 
 
+@pytest.fixture(scope="session")
+def far_process() -> Iterator[ServerProcess]:
+    """Another one, which computes and answers blocks while they arrive, as it does for clients of other hosts."""
+    with ServerProcess(module="tests.far_server") as process:
+        yield process
+
+
 @pytest.fixture
 def server(server_process: ServerProcess) -> Iterator[Server]:
     """A connection of this test's own to the shared server."""

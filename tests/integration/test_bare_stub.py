@@ -71,10 +71,13 @@ def client(server_process: ServerProcess) -> Iterator[BareClient]:
 @pytest.fixture
 def name(request: pytest.FixtureRequest, client: BareClient) -> str:
     """A run of this test's own, created in slices that come last first."""
-    chosen = f"bare-{request.node.originalname}"
-    response = client.create(chosen, GROUPS, slices(START.tolist(), 1, 13, 14), request_id=chosen)
+    return created(client, f"bare-{request.node.originalname}")
+
+
+def created(client: BareClient, name: str) -> str:
+    response = client.create(name, GROUPS, slices(START.tolist(), 1, 13, 14), request_id=name)
     assert response.created
-    return chosen
+    return name
 
 
 def test_this_client_uses_nothing_of_ours_but_the_generated_code() -> None:
@@ -121,12 +124,13 @@ def test_steps_of_one_message(client: BareClient, name: str) -> None:
         assert client.get(name).attached_worker_id == "worker"
 
 
-def test_a_step_in_slices_out_of_order_is_answered_while_it_is_written(client: BareClient, name: str) -> None:
-    """Each slice's answer is there before the next slice is sent: nothing needs to be held back."""
+def test_a_step_in_slices_out_of_order_is_answered_while_it_is_written(far_process: ServerProcess) -> None:
+    """Each slice's answer is there before the next slice is sent: nothing needs to be held back, where the client is of
+    another host."""
     expected = HandWritten()
     g = gradient(1)
     found = np.full(N, np.nan)
-    with client.attach(name) as stream:
+    with BareClient(far_process.target) as client, client.attach(created(client, "bare-early")) as stream:
         parts = [(14, 17), (0, 5), (10, 14), (5, 10)]
         for index, (start, stop) in enumerate(parts):
             last = index == len(parts) - 1
@@ -140,8 +144,8 @@ def test_a_step_in_slices_out_of_order_is_answered_while_it_is_written(client: B
             assert (part.sequence, part.offset, part.steps, part.HasField("receipt")) == (1, start, 1, last)
             found[start:stop] = unpack(part.data)
         assert part.receipt.step == 1
-    assert_close(found, expected.step(g))
-    assert_close(client.read(name)[1], expected.p)
+        assert_close(found, expected.step(g))
+        assert_close(client.read("bare-early")[1], expected.p)
 
 
 def test_many_slices_written_by_one_thread_and_read_by_another(client: BareClient) -> None:

@@ -386,14 +386,19 @@ def test_malformed_gradients_are_refused_before_anything_is_sent(
 
 
 @pytest.mark.parametrize("double_buffer", [False, True])
-def test_a_step_refused_half_way_makes_a_mixture_or_keeps_the_old_copy(server: Server, double_buffer: bool) -> None:
+def test_a_step_refused_half_way_makes_a_mixture_or_keeps_the_old_copy(
+    far_process: ServerProcess, double_buffer: bool
+) -> None:
     """The NaN is in the last slice; 16 MB fit no buffer on the way, so the first answers have been read by then. The
     next step sends x alone: the right values of y can only come from a new read. (What comes through shared memory is
     checked whole before it is answered.)"""
     start = {"y": zeros(10), "x": zeros(4_000_000)}
     grads = {name: ones(*value.shape) for name, value in start.items()}
     name = f"mixture-{double_buffer}"
-    with server.create_run(name, start, SIGN, double_buffer=double_buffer, shared_memory=False) as run:
+    with (
+        connect(far_process.target) as far,
+        far.create_run(name, start, SIGN, double_buffer=double_buffer, shared_memory=False) as run,
+    ):
         run.step(grads)
         grads["x"][-1] = np.nan
         with pytest.raises(NonFiniteGradient, match=r"'x'.*nan at its element 3999999") as refused:
@@ -406,7 +411,6 @@ def test_a_step_refused_half_way_makes_a_mixture_or_keeps_the_old_copy(server: S
         assert (run.stale, run.step({"x": grads["x"]}).step, run.stale) == (True, 2, False)
         assert (run.params["y"] == -1.0).all()
         assert (run.params["x"] == -2.0).all()
-    server.delete_run(name)
 
 
 # --- finding a server --------------------------------------------------------------------------------------------
