@@ -98,7 +98,9 @@ async def _journal_and_apply(
         if work >= AHEAD_ELEMENTS:
             interrupted = await _compute_meanwhile(run, gradients, prepared, work)
         interrupted = await outlast(journaled) or interrupted
-        journaled.result()
+        refusal = journaled.exception()
+        if refusal is not None:
+            raise interrupted or refusal
         kept.journal_bytes += len(entry.gradients)
         del entry
     try:
