@@ -8,10 +8,12 @@ from collections.abc import Callable, Iterator
 import grpc
 import pytest
 
+from gradwire.client import Server, connect
 from gradwire.v1 import service_pb2_grpc
 from tests.faults.bare import Stub, channel_to
 from tests.faults.gated import GatedDevice
 from tests.faults.hosted import HostedServer, eventually
+from tests.faults.proxy import Proxy
 from tests.serving import ServerProcess
 
 
@@ -77,6 +79,26 @@ def hosted(device: GatedDevice, caplog: pytest.LogCaptureFixture) -> Iterator[Ho
 def hosted_stub(hosted: HostedServer, connect_bare: Callable[[str], Stub]) -> Stub:
     """The bare stub of `hosted`."""
     return connect_bare(hosted.target)
+
+
+@pytest.fixture
+def proxy(hosted: HostedServer) -> Iterator[Proxy]:
+    with Proxy(hosted.target) as between:
+        yield between
+
+
+@pytest.fixture
+def server(proxy: Proxy) -> Iterator[Server]:
+    """A client that reaches `hosted` through the proxy."""
+    with connect(proxy.target) as connection:
+        yield connection
+
+
+@pytest.fixture
+def direct(hosted: HostedServer) -> Iterator[Server]:
+    """A client that nothing gets in the way of."""
+    with connect(hosted.target) as connection:
+        yield connection
 
 
 def check_nothing_is_left(server: HostedServer) -> None:

@@ -8,7 +8,7 @@ from contextlib import AbstractContextManager, contextmanager
 import numpy as np
 import pytest
 
-from gradwire.client import AMSGrad, RunBusy, Server, connect
+from gradwire.client import AMSGrad, RunBusy, Server
 from tests.faults.bare import BareStream, Stub, fresh_name
 from tests.faults.gated import GatedDevice, gradient
 from tests.faults.hosted import HostedServer, InBackground, eventually
@@ -18,26 +18,6 @@ SIZE = 300_000
 """Two slices at K=1, and enough elements for commits to leave the event loop."""
 
 Fault = Callable[[HostedServer, GatedDevice, Proxy, int], AbstractContextManager[None]]
-
-
-@pytest.fixture
-def proxy(hosted: HostedServer) -> Iterator[Proxy]:
-    with Proxy(hosted.target) as between:
-        yield between
-
-
-@pytest.fixture
-def server(proxy: Proxy) -> Iterator[Server]:
-    """A client that reaches `hosted` through the proxy."""
-    with connect(proxy.target) as connection:
-        yield connection
-
-
-@pytest.fixture
-def direct(hosted: HostedServer) -> Iterator[Server]:
-    """A client that nothing gets in the way of."""
-    with connect(hosted.target) as connection:
-        yield connection
 
 
 @contextmanager

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from gradwire.client import AMSGrad, Run, Server, connect
+from gradwire.client import AMSGrad, Run, Server
 from gradwire.client.encodings import DeltaParameters
 from gradwire.v1 import run_pb2, train_pb2
 from gradwire.wire.errors import GradwireError, InvalidSlice, NonFiniteGradient, ProtocolViolation
@@ -30,26 +30,6 @@ SIZE = 1_200_000
 INT8: dict[str, Any] = {"gradient_encoding": "int8", "parameter_encoding": "int8"}
 
 Fault = Callable[[HostedServer, GatedDevice, Proxy, int], AbstractContextManager[None]]
-
-
-@pytest.fixture
-def proxy(hosted: HostedServer) -> Iterator[Proxy]:
-    with Proxy(hosted.target) as between:
-        yield between
-
-
-@pytest.fixture
-def server(proxy: Proxy) -> Iterator[Server]:
-    """A client that reaches `hosted` through the proxy."""
-    with connect(proxy.target) as connection:
-        yield connection
-
-
-@pytest.fixture
-def direct(hosted: HostedServer) -> Iterator[Server]:
-    """A client that nothing gets in the way of."""
-    with connect(hosted.target) as connection:
-        yield connection
 
 
 # --- exactly once ----------------------------------------------------------------------------------------------------

@@ -14,9 +14,8 @@ from pathlib import Path
 import pytest
 
 from gradwire.server.store.disk import DiskStore
-from gradwire.server.store.recovery import recover
-from tests.store.stored import FINGERPRINT, append, create, entry, killed, save, uid_of
-from tests.store.test_damage import begin, check, last_transaction, replay
+from tests.store.stored import append, create, entry, killed
+from tests.store.test_damage import check, closed, last_transaction, left  # noqa: F401
 
 STEPS = 7
 MASKS = (0x01, 0x80, 0xFF)
@@ -36,28 +35,6 @@ def cut(data: bytes, at: int) -> bytes:
 
 
 DAMAGES: dict[str, Damage] = {"cut": cut, **{f"flip {mask:#04x}": flips(mask) for mask in MASKS}}
-
-
-@pytest.fixture
-def left(tmp_path: Path) -> Path:
-    """What a killed server leaves: two snapshots, the newest at step 4, and blocks to step 7."""
-    store = DiskStore(tmp_path / "live")
-    uid = create(store)
-    append(store, uid, 1, 2, 3, 4)
-    save(store, uid, 4)
-    append(store, uid, 5, 6, STEPS)
-    copy = killed(tmp_path / "live", tmp_path / "left")
-    store.close()
-    return copy
-
-
-@pytest.fixture
-def closed(left: Path) -> Path:
-    """The same after an orderly end: everything is in the database itself."""
-    store = DiskStore(left)
-    recover(store, uid_of("x"), FINGERPRINT, begin, replay)
-    store.close()
-    return left
 
 
 def last_row(data: bytes, start: int = 0) -> range:
@@ -84,7 +61,7 @@ def outcomes(directory: Path, scratch: Path, file: str, places: Iterator[int] | 
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("how", sorted(DAMAGES))
-def test_the_last_record_of_the_log(left: Path, tmp_path: Path, how: str) -> None:
+def test_the_last_record_of_the_log(left: Path, tmp_path: Path, how: str) -> None:  # noqa: F811
     """Its row, and the head of the page that it was written with."""
     log = "journal.sqlite3-wal"
     data = (left / log).read_bytes()
@@ -97,7 +74,7 @@ def test_the_last_record_of_the_log(left: Path, tmp_path: Path, how: str) -> Non
 
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("how", sorted(DAMAGES))
-def test_the_last_record_of_the_database(closed: Path, tmp_path: Path, how: str) -> None:
+def test_the_last_record_of_the_database(closed: Path, tmp_path: Path, how: str) -> None:  # noqa: F811
     file = "journal.sqlite3"
     row = last_row((closed / file).read_bytes())
     found = outcomes(closed, tmp_path / "copy", file, row, DAMAGES[how])
@@ -111,7 +88,7 @@ def test_the_last_record_of_the_database(closed: Path, tmp_path: Path, how: str)
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize("how", sorted(DAMAGES))
 @pytest.mark.parametrize("which", ["newest", "only"])
-def test_a_snapshot(left: Path, tmp_path: Path, which: str, how: str) -> None:
+def test_a_snapshot(left: Path, tmp_path: Path, which: str, how: str) -> None:  # noqa: F811
     """Of two the other one and the journal bring everything back; where it is the only one, the run is refused."""
     if which == "only":
         shutil.rmtree(left)
