@@ -8,6 +8,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -86,12 +87,18 @@ def repeated(contender: Contender, times: int) -> Contender:
 
 
 def interleave(contenders: Mapping[str, Contender], rounds: int, *, warm_up: int = 1) -> dict[str, Timing]:
-    """Runs all contenders once a round, forwards and backwards in turn; the first ``warm_up`` rounds do not count."""
+    """Runs all contenders once a round; the first ``warm_up`` rounds do not count.
+
+    The order is drawn for each round, by the same seed in each run: what a contender leaves behind (warm caches, a disk
+    that has just been flushed, threads that have gone to sleep) must not always fall to the same one, nor to itself.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in contenders}
     names = list(contenders)
+    order = random.Random(1)
     gc.collect()
     for index in range(warm_up + rounds):
-        for name in names if index % 2 else reversed(names):
+        order.shuffle(names)
+        for name in names:
             taken = contenders[name]()
             if index >= warm_up:
                 seconds[name].append(taken)

@@ -13,11 +13,10 @@ from gradwire.client import AMSGrad, Server, StorageFailed, connect
 from gradwire.client.retry import RetryPolicy
 from gradwire.server import failpoints
 from gradwire.server.devices.cpu import CpuDevice
-from gradwire.server.durable import AHEAD_ELEMENTS
 from tests.faults.bare import fresh_name
 from tests.faults.hosted import HostedServer
 
-SIZES = {"weight": AHEAD_ELEMENTS, "bias": 1000}
+SIZES = {"weight": 20_000, "bias": 1000}
 
 
 class AwayDevice(CpuDevice):

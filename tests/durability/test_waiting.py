@@ -19,6 +19,7 @@ from gradwire.client import (
     RunAlreadyExists,
     RunDamaged,
     Server,
+    StorageFailed,
     connect,
 )
 from gradwire.server import failpoints
@@ -111,6 +112,23 @@ def test_a_block_whose_caller_has_left_is_applied_all_the_same(
     assert again.answer()[1].repeated
     assert again.step(2, gradient(2, size)).step == 2
     again.finish()
+
+
+@pytest.mark.parametrize("size", [SIZE, BULK], ids=["one message", "several messages"])
+@pytest.mark.parametrize("shared", [False, True], ids=["messages", "shared memory"])
+def test_nobody_knows_of_a_block_whose_flush_has_failed(tmp_path: Path, size: int, shared: bool) -> None:
+    """Its row may be on disk: a client that is told "not applied" would send other gradients under its number."""
+    with HostedServer(near=True, data_dir=str(tmp_path)) as hosted, connect(hosted.target) as server:
+        values = {"w": gradient(0, size)}
+        run = server.create_run("f", values, AMSGrad(), durability="JOURNAL", shared_memory=shared)
+        run.step({"w": gradient(1, size)})
+        failpoints.arm("journal.commit", "raise", at_hit=1)
+        with pytest.raises(StorageFailed, match="not known") as caught:
+            run.step({"w": gradient(2, size)})
+        failpoints.disarm()
+        assert caught.value.applied is None
+        assert hosted.run_of("f").step == 1
+        assert not hosted.run_of("f").exclusive._lock.locked()
 
 
 def test_an_attachment_whose_caller_has_left_while_it_waited_holds_nothing(hosted: HostedServer, stub: Stub) -> None:

@@ -11,6 +11,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from gradwire.server import durable
+from gradwire.server.block import Receipt
+from gradwire.server.journaled import JournaledBlock
 from gradwire.server.run import Run
 from gradwire.server.store import disk, journal, snapshots
 from gradwire.server.store.base import Snapshot, Written
@@ -80,11 +82,19 @@ def drop_journal_before_snapshot() -> None:
 def free_lock_on_cancel() -> None:
     """A run's lock is given up with the call that holds it, while the work goes on."""
 
-    async def journaled(run: Run, *arguments: Any) -> Any:
-        async with run.exclusive.held():
-            return await asyncio.shield(asyncio.ensure_future(durable._journal_and_apply(run, *arguments)))
+    finish = JournaledBlock.finish
 
-    vars(durable)["_journaled"] = journaled
+    async def hasty(self: JournaledBlock) -> Receipt:
+        work = asyncio.ensure_future(finish(self))
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            if not work.done():
+                self._unlock()
+                vars(self)["_unlock"] = lambda: None
+            raise
+
+    JournaledBlock.finish = hasty  # type: ignore[method-assign]
 
 
 BUGS: dict[str, Callable[[], None]] = {

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -78,7 +78,7 @@ class SharedAnswer:
                 return
             yield Reply(self._sequence, part.start, placed=self._placed[part])
 
-    def last(self, receipt: Receipt) -> Reply:
+    def last(self, receipt: Receipt, committed: Callable[[], Awaitable[object]] | None = None) -> Reply:
         """The reply with the receipt, where there is no ``rest``."""
         part = self.parts[-1]
-        return Reply(self._sequence, part.start, receipt=receipt, placed=self._placed[part])
+        return Reply(self._sequence, part.start, receipt=receipt, placed=self._placed[part], committed=committed)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -77,3 +77,5 @@ class Reply:
     values: npt.NDArray[np.floating[Any]] | None = None
     receipt: Receipt | None = None
     placed: Placed | None = None
+    committed: Callable[[], Awaitable[object]] | None = None
+    """Must have returned before the reply is sent, which may be encoded already; raises what the commit does."""

@@ -13,23 +13,19 @@ from concurrent.futures import Future
 from typing import TypeVar
 
 from gradwire.server.block import Receipt
-from gradwire.server.exclusive import in_thread, outlast
+from gradwire.server.exclusive import in_thread
 from gradwire.server.failpoints import failpoint
-from gradwire.server.gradients import Gradients, StagedGradients
+from gradwire.server.gradients import Gradients
+from gradwire.server.journaled import JournaledBlock
 from gradwire.server.kept import Kept
 from gradwire.server.persist import snapshot_of
-from gradwire.server.records import block_to_text
-from gradwire.server.run import Prepared, Run, Values
+from gradwire.server.run import Run, Values
 from gradwire.server.staging import StagedBlock
-from gradwire.server.store.base import Entry, SnapshotInfo, Store, Written
+from gradwire.server.store.base import SnapshotInfo, Store, Written
 from gradwire.server.workers import Holder
 from gradwire.wire.errors import GradwireError
 
 T = TypeVar("T")
-
-AHEAD_ELEMENTS = 16_384
-"""Element updates from which a block is computed while the disk is waited for. A shorter update is nearly all Python,
-and would keep the thread that writes from the interpreter."""
 
 
 async def attach(run: Run, worker_id: str, takeover: bool, on_end: Callable[[GradwireError], None]) -> Holder:
@@ -56,7 +52,13 @@ async def commit(
         return await run.exclusive.run(lambda: run.commit(holder, block, gradients()), work=work)
     if not kept.journals:
         return await run.exclusive.run(lambda: _noted(run, kept, run.commit(holder, block, gradients())), work=work)
-    return await _journaled(run, kept, holder, block, gradients, work)
+    journaled = await JournaledBlock.begin(run, kept, holder, block, gradients, work)
+    try:
+        await journaled.compute()
+    except asyncio.CancelledError:
+        await journaled.finish()
+        raise
+    return await journaled.finish()
 
 
 def _noted(run: Run, kept: Kept, receipt: Receipt) -> Receipt:
@@ -64,71 +66,6 @@ def _noted(run: Run, kept: Kept, receipt: Receipt) -> Receipt:
     if kept.due(run.step):
         kept.wake()
     return receipt
-
-
-async def _journaled(
-    run: Run, kept: Kept, holder: Holder, block: StagedBlock, make: Callable[[], Gradients], work: int
-) -> Receipt:
-    async with run.exclusive.held():
-        return await _journal_and_apply(run, kept, holder, block, make, work)
-
-
-async def _journal_and_apply(
-    run: Run, kept: Kept, holder: Holder, block: StagedBlock, make: Callable[[], Gradients], work: int
-) -> Receipt:
-    """Everything is checked, then journaled, and only then done: what could fail in between is the machine alone.
-
-    Once the journal has been asked, a caller that is cancelled stays: what is on disk must be in memory too.
-    """
-
-    def prepare() -> tuple[Entry, StagedGradients, Prepared]:
-        gradients = make()
-        assert isinstance(gradients, StagedGradients), "gradients that have been used up cannot be journaled"
-        prepared = run.prepare(holder, block, gradients)
-        text = block_to_text(block.header, prepared.receipt)
-        step = prepared.receipt.step
-        entry = Entry(holder.worker_id, block.sequence, step, text, gradients.dense(), kept.fingerprint)
-        return entry, gradients, prepared
-
-    failpoint("commit.before-journal")
-    with run.budget.reserve(run.spec.vector_bytes * block.header.steps, f"the journal of {run.spec.name}"):
-        entry, gradients, prepared = await run.exclusive.inside(prepare, work=work)
-        journaled = kept.store.append(run.uid, entry)
-        interrupted = None
-        if work >= AHEAD_ELEMENTS:
-            interrupted = await _compute_meanwhile(run, gradients, prepared, work)
-        interrupted = await outlast(journaled) or interrupted
-        refusal = journaled.exception()
-        if refusal is not None:
-            raise interrupted or refusal
-        kept.journal_bytes += len(entry.gradients)
-        del entry
-    try:
-        apply = functools.partial(_apply, run, holder, block, gradients, prepared)
-        receipt = await run.exclusive.inside(apply, work=0 if gradients.computed else work)
-    finally:
-        failpoint("commit.after-apply")
-        if kept.due(run.step):
-            kept.wake()
-    if interrupted is not None:
-        raise interrupted
-    return receipt
-
-
-async def _compute_meanwhile(
-    run: Run, gradients: StagedGradients, prepared: Prepared, work: int
-) -> asyncio.CancelledError | None:
-    """Uses the time that the disk takes. Returns the cancellation that came meanwhile."""
-    try:
-        await run.exclusive.inside(functools.partial(gradients.compute, run.state, prepared.applied), work=work)
-    except asyncio.CancelledError as error:
-        return error
-    return None
-
-
-def _apply(run: Run, holder: Holder, block: StagedBlock, gradients: Gradients, prepared: Prepared) -> Receipt:
-    failpoint("commit.before-apply")
-    return run.apply(holder, block, gradients, prepared)
 
 
 async def put(run: Run, what: str, make: Callable[[], Values], work: int = 0) -> tuple[int, int]:

@@ -68,6 +68,8 @@ class Exchange:
             else:
                 message = parameters_response(parameters, data)
             if parameters.HasField("receipt"):
+                if reply.committed is not None:
+                    await reply.committed()
                 self._answered = True
             await self._guard.write(self._context.write, message)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 from collections.abc import AsyncIterator, Callable, Coroutine
 from concurrent.futures import Executor
 from concurrent.futures import Future as ConcurrentFuture
@@ -39,6 +40,14 @@ class Exclusive:
         """As `run`, for who holds the lock already."""
         return await unless_short(self.executor, function, work)
 
+    async def acquire(self) -> None:
+        """Takes the lock, for who will `release` it."""
+        await self._lock.acquire()
+
+    def release(self) -> None:
+        """Gives the lock back."""
+        self._lock.release()
+
     @asynccontextmanager
     async def held(self) -> AsyncIterator[None]:
         """Holds the lock over what waits in between and may be given up at each wait."""
@@ -72,14 +81,25 @@ async def outlast(future: ConcurrentFuture[Any]) -> asyncio.CancelledError | Non
     As `to_the_end`, without a task and its turns of the event loop: those are a good part of a short commit.
     """
     interrupted = None
+    loop = asyncio.get_running_loop()
     while not future.done():
+        waiter = loop.create_future()
+        future.add_done_callback(functools.partial(_wake, loop, waiter))
         try:
-            await asyncio.wrap_future(future)
+            await waiter
         except asyncio.CancelledError as error:
             interrupted = error
-        except BaseException:  # the future's own, which its result() raises
-            break
     return interrupted
+
+
+def _wake(loop: asyncio.AbstractEventLoop, waiter: asyncio.Future[None], _: ConcurrentFuture[Any]) -> None:
+    with suppress(RuntimeError):  # the loop has ended, and everybody in it
+        loop.call_soon_threadsafe(_settle, waiter)
+
+
+def _settle(waiter: asyncio.Future[None]) -> None:
+    if not waiter.done():
+        waiter.set_result(None)
 
 
 async def unless_short(executor: Executor, function: Callable[[], T], work: int) -> T:

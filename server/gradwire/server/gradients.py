@@ -158,9 +158,9 @@ class StagedGradients:
         return np.ascontiguousarray(whole).reshape(-1).view(np.uint8).data
 
     @property
-    def computed(self) -> bool:
-        """Whether `compute` has left nothing for `apply` to do."""
-        return self._target is not None
+    def computed(self) -> State | None:
+        """What `compute` has made; None: everything is left for `apply` to do."""
+        return self._target
 
     def compute(self, state: State, applied: Bools | None) -> None:
         """Computes the state after the block, if there is room for a second one, and changes nothing yet. Raises

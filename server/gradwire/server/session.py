@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -22,9 +22,11 @@ from gradwire.server.failpoints import failpoint
 from gradwire.server.gradients import Gradients, StagedGradients, StagedSums
 from gradwire.server.guess import GuessedUpdate
 from gradwire.server.intake import GradientArray, Intake
+from gradwire.server.journaled import JournaledBlock
 from gradwire.server.pace import Pace
 from gradwire.server.plan import check_header, check_steps, plan_block
 from gradwire.server.region import SharedMemory, SharedSlice, share
+from gradwire.server.results import Results
 from gradwire.server.run import Run
 from gradwire.server.staging import StagedBlock
 from gradwire.server.workers import Holder, check_id
@@ -63,7 +65,9 @@ class Session:
         """Shared with the client, or offered to it."""
         self.answering: bool | None = False
         """Whether a block has been committed whose answer is still on its way. None: it is being committed."""
+        self._results = Results(run, holder, encoder)
         self._commit: asyncio.Task[Receipt] | None = None
+        self._journaled: JournaledBlock | None = None
         self._gradients = GradientArray(run)
         self._staged_sums: StagedSums | None = None
         self._spare = SpareState(run)
@@ -106,7 +110,7 @@ class Session:
             if part.last:
                 self.answering = True
                 self._encoder.restart()
-                async for reply in self._results(replace(record.receipt, repeated=True)):
+                async for reply in self._results.committed(replace(record.receipt, repeated=True)):
                     yield reply
                 self.answering = False
             return
@@ -167,30 +171,67 @@ class Session:
                 )
 
             work = 0 if early is not None else updates(self.run.spec.layout.elements, intake.steps)
+            # What has arrived before this message has been answered already, where that is computed early.
+            rest = None if early is None or not early.answers else [place]
+            async for reply in self._commit_block(block, gradients, work, answer, rest):
+                yield reply
+            self.answering = False
+            failpoint("reply.after")
+
+    async def _commit_block(
+        self,
+        block: StagedBlock,
+        gradients: Callable[[], Gradients],
+        work: int,
+        answer: SharedAnswer | None,
+        rest: Sequence[Range] | None,
+    ) -> AsyncIterator[Reply]:
+        """Commits what has arrived whole, and answers it, or what of it is in ``rest``."""
+        self.answering = None
+        kept = self.run.kept
+        if kept is not None and kept.journals and self._results.fits_one_reply(block, answer, self.memory):
+            # Its answer is got ready while the disk is waited for.
+            self._journaled = await JournaledBlock.begin(self.run, kept, self.holder, block, gradients, work)
+            state = await self._journaled.compute()
+            if state is not None:
+                yield self._results.ahead(block, state, self._journaled.receipt, answer, self._finish)
+                return
+            receipt = await self._finish()
+        else:
             committing = durable.commit(self.run, self.holder, block, gradients, work)
             if answer is None or not answer.early:
                 receipt = await committing
             else:
                 self._commit = asyncio.ensure_future(committing)
-                self.answering = None
                 async for reply in answer.replies(self._commit):
                     yield reply
                 receipt = await self._commit
-            failpoint("reply.before")
-            self.answering = True
-            self._intake = self._block = self._early = self._commit = None
-            block.drop()
-            if answer is not None and not answer.rest:
-                yield answer.last(receipt)
-            else:
-                unanswered = None if early is None or not early.answers else [place]
-                async for reply in self._results(receipt, unanswered if answer is None else answer.rest):
-                    yield reply
-            self.answering = False
-            failpoint("reply.after")
+            self._note_commit()
+        if answer is not None and not answer.rest:
+            yield answer.last(receipt)
+            return
+        async for reply in self._results.committed(receipt, rest if answer is None else answer.rest):
+            yield reply
+
+    async def _finish(self) -> Receipt:
+        assert self._journaled is not None
+        receipt = await self._journaled.finish()
+        self._note_commit()
+        return receipt
+
+    def _note_commit(self) -> None:
+        """The block has been committed; what is left of it is to be answered."""
+        failpoint("reply.before")
+        self.answering = True
+        assert self._block is not None
+        self._block.drop()
+        self._intake = self._block = self._early = self._commit = self._journaled = None
 
     async def close(self) -> None:
         """Gives the run back and frees what was staged, once a commit that is under way has ended."""
+        if self._journaled is not None:
+            with suppress(Exception):  # nobody is left to be told
+                await self._journaled.finish()
         if self._commit is not None:
             self._commit.cancel()
             await asyncio.gather(self._commit, return_exceptions=True)
@@ -265,27 +306,3 @@ class Session:
         if not self._guesses:
             return None
         return GuessedUpdate.of(self._spare, self.run, sequence, header, self._gradients)
-
-    async def _results(self, receipt: Receipt, only: Sequence[Range] | None = None) -> AsyncIterator[Reply]:
-        """The committed result of the last block: all present elements, or those in ``only``; then the receipt."""
-        record = self.holder.record
-        sequence = record.last_sequence
-        ranges = record.ranges if only is None else only
-        rows = record.rows
-        tiles = [tile for part in ranges for tile in self._encoder.tiles(part, rows)] if rows else []
-        for index, tile in enumerate(tiles):
-            try:
-                values = await self.run.exclusive.run(functools.partial(self._read_result, rows, tile))
-            except GradwireError as error:
-                error.applied = True  # the block was committed; only its answer is lost
-                raise
-            last = index == len(tiles) - 1
-            yield Reply(sequence, tile.start, values, receipt if last else None)
-        if not tiles:
-            yield Reply(sequence, receipt=receipt)
-
-    def _read_result(self, rows: int, tile: Range) -> np.ndarray[Any, Any]:
-        self.run.require_holder(self.holder)
-        trajectory = self.holder.record.trajectory
-        source = self.run.state.params if trajectory is None else trajectory
-        return self.run.device.peek(source, Range(0, rows), tile)

@@ -28,11 +28,13 @@ def first_link(uid: str, spec: str) -> bytes:
 
 def next_link(previous: bytes, entry: Entry) -> bytes:
     """The hash of a journal row that follows ``previous``."""
-    fields = (entry.worker_id, entry.sequence, entry.step, entry.block, entry.fingerprint, len(entry.gradients))
-    # SHA-256 of these would take a quarter of a commit. What is looked for is damage, not forgery: who can write to the
-    # file can write a whole new chain, whatever the hash.
+    # SHA-256 of the gradients would take a quarter of a commit. What is looked for is damage, not forgery: who can
+    # write to the file can write a whole new chain, whatever the hash.
     content = xxhash.xxh3_128_digest(entry.gradients)
-    return hashlib.sha256(previous + digest("entry", *fields) + content).digest()
+    worker_id, block, fingerprint = entry.worker_id, entry.block, entry.fingerprint
+    numbers = (entry.sequence, entry.step, len(entry.gradients), len(worker_id), len(block), len(fingerprint))
+    text = f"{numbers}{worker_id}{block}{fingerprint}"
+    return hashlib.sha256(previous + content + text.encode()).digest()
 
 
 def verify(before: Position, found: Position, entry: Entry) -> None:

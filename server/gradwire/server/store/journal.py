@@ -11,7 +11,7 @@ from typing import Any
 from gradwire.server.store.base import Entry, Position, SnapshotInfo, StoredRun, StoreError
 from gradwire.server.store.chain import digest
 
-SCHEMA = 2
+SCHEMA = 3
 APPLICATION = 0x67726177
 """Tells our databases from others, "graw"."""
 

@@ -7,6 +7,7 @@ a power cut they may be older than the database, never newer. A database behind 
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import logging
 import os
@@ -80,5 +81,6 @@ def _is_good(record: bytes) -> bool:
     return check == zlib.crc32(record[:size])
 
 
+@functools.lru_cache(maxsize=4096)
 def _key(uid: str) -> bytes:
     return hashlib.sha256(uid.encode()).digest()[:16]
