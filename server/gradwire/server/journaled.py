@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, TimeoutError
+from contextlib import suppress
 from dataclasses import dataclass
 
 from gradwire.server.block import Receipt
@@ -38,6 +39,8 @@ class JournaledBlock:
     row_bytes: int
     memory: Reservation
     """For the row."""
+    patience: float
+    """Seconds for which the event loop may wait for the disk."""
     ended: bool = False
 
     @classmethod
@@ -64,6 +67,7 @@ class JournaledBlock:
             memory = run.budget.reserve(run.spec.vector_bytes * block.header.steps, f"the journal of {run.spec.name}")
             try:
                 gradients, prepared, entry = await run.exclusive.inside(prepare, work=work)
+                patience = kept.patience.ask(run)
                 row = kept.store.append(run.uid, entry)
             except BaseException:
                 memory.release()
@@ -71,7 +75,7 @@ class JournaledBlock:
         except BaseException:
             run.exclusive.release()
             raise
-        return cls(run, kept, holder, block, work, gradients, prepared, row, len(entry.gradients), memory)
+        return cls(run, kept, holder, block, work, gradients, prepared, row, len(entry.gradients), memory, patience)
 
     @property
     def receipt(self) -> Receipt:
@@ -94,7 +98,11 @@ class JournaledBlock:
             return self.receipt
         self.ended = True
         try:
+            if self.patience:
+                with suppress(TimeoutError):
+                    self.row.exception(self.patience)
             interrupted = await outlast(self.row)
+            self.kept.patience.note_flushed()
             self.memory.release()
             refusal = self.row.exception()
             if refusal is not None:

@@ -12,6 +12,7 @@ from gradwire.server.config import ServerConfig
 from gradwire.server.durable import on_disk
 from gradwire.server.exclusive import in_thread
 from gradwire.server.kept import Kept
+from gradwire.server.patience import Patience
 from gradwire.server.persist import snapshot_of
 from gradwire.server.records import spec_to_text
 from gradwire.server.restore import Restorer
@@ -51,6 +52,7 @@ class Keeper:
         self.store = store
         self.snapshotter = Snapshotter(runs, config.snapshot_interval_seconds)
         self._fingerprint = fingerprint
+        self._patience = Patience()
         self._snapshot_steps = config.snapshot_steps
 
     async def write_first(self, run: Run) -> Written | None:
@@ -89,6 +91,7 @@ class Keeper:
             due_after_steps=self._snapshot_steps,
             due_after_bytes=max(_JOURNAL_BYTES, 8 * run.spec.vector_bytes),
             wake=self.snapshotter.wake,
+            patience=self._patience,
             loss=loss,
         )
         run.on_delete.append(run.kept.free_room)

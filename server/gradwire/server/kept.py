@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from gradwire.server.devices.base import State
 from gradwire.server.memory import Reservation
+from gradwire.server.patience import Patience
 from gradwire.server.store.base import Store
 
 _PUT_OFF_SECONDS = 10.0
@@ -31,6 +32,8 @@ class Kept:
     """A snapshot is due when so much has been journaled."""
     wake: Callable[[], None]
     """Called when a snapshot is due."""
+    patience: Patience
+    """Of all runs of the server."""
     loss: str = ""
     """See ``gradwire.v1.Run.loss``."""
     saved_at: float = field(default_factory=time.monotonic)

@@ -1,0 +1,57 @@
+"""The event loop waits for the disk itself where one run alone is journaled, and flushes are short."""
+
+from __future__ import annotations
+
+import pytest
+
+from gradwire.server import patience
+from gradwire.server.patience import PATIENCE_SECONDS, QUIET_SECONDS, Patience
+
+
+class Clock:
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    clock = Clock()
+    monkeypatch.setattr(patience, "time", clock)
+    return clock
+
+
+def flush(known: Patience, clock: Clock, run: object, seconds: float) -> float:
+    """One block; returns what the event loop was allowed to wait."""
+    allowed = known.ask(run)
+    clock.now += seconds
+    known.note_flushed()
+    return allowed
+
+
+def test_a_run_that_is_alone_waits_once_a_flush_has_been_seen_to_be_short(clock: Clock) -> None:
+    known, run = Patience(), object()
+    assert flush(known, clock, run, PATIENCE_SECONDS / 2) == 0
+    assert flush(known, clock, run, PATIENCE_SECONDS / 2) == 0, "others may be about to come"
+    clock.now += QUIET_SECONDS
+    assert flush(known, clock, run, PATIENCE_SECONDS / 2) == PATIENCE_SECONDS
+    assert flush(known, clock, run, PATIENCE_SECONDS / 2) == PATIENCE_SECONDS
+
+
+def test_a_slow_disk_is_not_waited_for_until_it_is_fast_again(clock: Clock) -> None:
+    known, run = Patience(), object()
+    flush(known, clock, run, QUIET_SECONDS)
+    assert flush(known, clock, run, PATIENCE_SECONDS * 2) == 0
+    assert flush(known, clock, run, PATIENCE_SECONDS / 2) == 0
+    assert flush(known, clock, run, PATIENCE_SECONDS / 2) == PATIENCE_SECONDS
+
+
+def test_runs_that_share_flushes_leave_the_event_loop_free(clock: Clock) -> None:
+    known, one, other = Patience(), object(), object()
+    for _ in range(100):
+        assert flush(known, clock, one, PATIENCE_SECONDS / 2) == 0
+        assert flush(known, clock, other, PATIENCE_SECONDS / 2) == 0
+    clock.now += QUIET_SECONDS
+    assert flush(known, clock, other, PATIENCE_SECONDS / 2) == PATIENCE_SECONDS
+    assert flush(known, clock, one, PATIENCE_SECONDS / 2) == 0
