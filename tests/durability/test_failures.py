@@ -127,6 +127,21 @@ def test_a_full_disk_refuses_what_it_cannot_keep_and_nothing_is_lost(tmp_path: P
         assert everything(run) == after
 
 
+@pytest.mark.parametrize("size", [10, 10_000], ids=["in one piece", "in several"])
+def test_a_full_disk_refuses_an_import(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, size: int) -> None:
+    file = tmp_path_factory.mktemp("exported") / "x.safetensors"
+    with small_file_system(tmp_path, 2**20), LastingServer(tmp_path) as lasting, connect(lasting.target) as server:
+        run = server.create_run("x", {"w": gradient(0, size)}, AMSGrad(), durability="JOURNAL")
+        run.export(file)
+        filler = tmp_path / "filler"
+        fill_up(filler)
+        with pytest.raises(StorageFull, match="disk is full"):
+            server.import_run("y", file)
+        assert [found.name for found in server.list_runs()] == ["x"]
+        filler.unlink()
+        assert server.import_run("y", file).digest() == run.digest()
+
+
 def test_a_damaged_block_ends_the_run_before_it_and_says_so(lasting: LastingServer, server: Server) -> None:
     run, other = trained(server, "x", "JOURNAL"), trained(server, "y", "JOURNAL")
     twin = trained(server, "twin", "MEMORY", steps=1)

@@ -35,8 +35,8 @@ class Churn:
             if len(self.trainers) >= 2:
                 self._delete(self.trainers[0])
                 return
-            durability = ("JOURNAL", "SNAPSHOT")[self._made % 2]
-            shape = Shape(f"churn-{self._made}", durability, self.seed + self._made, size=8)
+            name = f"churn-{self._made}"
+            shape = Shape(name, self.durability_of(name), self.seed + self._made, size=8)
             self._made += 1
             self.trainers.append(Trainer(self.world, shape, self._script(shape)))
         trainer = self.trainers[-1]
@@ -44,6 +44,12 @@ class Churn:
         self.counts.acknowledged += trainer.counts.acknowledged
         self.counts.unknown += trainer.counts.unknown
         trainer.counts = Counts()
+
+    @staticmethod
+    def durability_of(name: str) -> str:
+        """Of one of these runs, by its name; JOURNAL for any other."""
+        number = name.removeprefix("churn-")
+        return "SNAPSHOT" if number != name and int(number) % 2 else "JOURNAL"
 
     @staticmethod
     def _script(shape: Shape) -> Iterator[Operation]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 import signal
 import time
 from collections.abc import Sequence
@@ -130,6 +131,15 @@ class Episode:
         for line in self._log.read_text(errors="replace").splitlines():
             if any(word in line for word in ("is damaged", "Traceback", "cannot be brought back", "has lost its last")):
                 raise Violation(f"a server has said: {line}")
+            lost = re.search(r"runs/(\S+) goes on from step", line)
+            if lost and not self._may_go_back(lost.group(1)):
+                raise Violation(f"a server has said of a journaled run: {line}")
+
+    def _may_go_back(self, name: str) -> bool:
+        """Whether the run may lose what has been acknowledged."""
+        shapes = {trainer.shape.name: trainer.shape for trainer in self.trainers if isinstance(trainer, Trainer)}
+        durability = shapes[name].durability if name in shapes else Churn.durability_of(name)
+        return durability == "SNAPSHOT"
 
     # --- one life ----------------------------------------------------------------------------------------------------
 
@@ -171,6 +181,7 @@ class Episode:
             worker.resume()
         if self._server is not None and not self._server.dead:
             self._server.stop()  # of the last check; it had no failpoints
+        self.world.life_begins_at = self._log.stat().st_size
         self._note(f"begins: {life}")
         server = self._start(life)
         ready = time.monotonic()

@@ -52,12 +52,14 @@ class World:
     """Of all servers of the episode."""
     power_cuts: int = 0
     """How often something was lost that had not been flushed."""
+    life_begins_at: int = 0
+    """Where the log of the present server begins in the file."""
     damaged: bool = False
     """Files have been damaged: acknowledged steps may be gone, if that is said."""
 
-    def said(self, text: str) -> bool:
-        """Whether some server has logged it."""
-        return text in self.log.read_text(errors="replace")
+    def said(self, text: str, since: int = 0) -> bool:
+        """Whether some server has logged it, ``since`` a place in the file."""
+        return text in self.log.read_bytes()[since:].decode(errors="replace")
 
 
 @dataclass
@@ -88,6 +90,7 @@ class Trainer:
         self._floor = 0
         """So many operations cannot be lost, whatever the run's durability."""
         self._power_cuts = 0
+        self._life_began_at = 0
         self._chance = random.Random(shape.seed)
         self._connection: Server | None = None
         self._run: Run | None = None
@@ -169,6 +172,7 @@ class Trainer:
         self._current = isinstance(operation, Block) and operation.returns != "none"
         self.counts.acknowledged += 1
         self._power_cuts = self.world.power_cuts
+        self._life_began_at = self.world.life_begins_at
 
     def _append(self, operation: Operation) -> None:
         self.applied.append(operation)
@@ -290,7 +294,9 @@ class Trainer:
                 raise Violation(f"{what}: acknowledged steps are lost")
             if kept < self._floor:
                 raise Violation(f"{what}, before a snapshot that had been acknowledged")
-        sure = self.world.power_cuts == self._power_cuts
+        # Without its mark, which a full disk does not take, a server cannot know what it had acknowledged.
+        unmarked = self.world.said("cannot note what has been acknowledged", self._life_began_at)
+        sure = self.world.power_cuts == self._power_cuts and not unmarked
         if sure and not told and not self.world.said(f"{name} goes on from step {step}:"):
             raise Violation(f"{what}, and nobody has said so")
         self.counts.rolled_back += 1

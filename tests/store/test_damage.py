@@ -237,6 +237,18 @@ def test_without_marks_what_is_there_is_served_and_the_doubt_is_said(left: Path)
     assert recovered(left).step == 7
 
 
+def test_marks_from_before_a_run_was_put_back_say_nothing_of_it(left: Path) -> None:
+    """A power cut, or a disk that was full, may leave an old mark: its step is higher, and yet nothing is missing."""
+    marks = (left / "acknowledged").read_bytes()
+    store = DiskStore(left)
+    recover(store, uid_of("x"), FINGERPRINT, begin, replay)
+    save(store, uid_of("x"), 2, barrier=True)
+    store.close()
+    (left / "acknowledged").write_bytes(marks)
+    outcome = recovered(left)
+    assert (outcome.step, outcome.loss) == (2, "")
+
+
 def test_the_journal_of_another_build_is_refused_unless_it_is_empty(left: Path) -> None:
     store = DiskStore(left)
     with pytest.raises(Unrecoverable, match=r"another build .* SIGTERM"):

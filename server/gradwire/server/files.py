@@ -6,7 +6,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,6 +25,7 @@ from gradwire.server.registry import Registry
 from gradwire.server.run import Run
 from gradwire.server.spec import Durability, RunSpec
 from gradwire.server.store.base import Snapshot, SnapshotDamaged, Vector
+from gradwire.server.store.writer import refusal
 from gradwire.server.transfer import check_state
 from gradwire.wire.encoding import SLICE_BYTES
 from gradwire.wire.errors import GradwireError, InvalidSpec, MemoryLimitExceeded, ProtocolViolation
@@ -97,18 +98,21 @@ class Import:
     def __init__(self, registry: Registry, path: Path) -> None:
         self._registry = registry
         self._path = path
-        self._file = path.open("wb")
+        with _on_disk():
+            self._file = path.open("wb")
         self._size_bytes = 0
 
     def add(self, data: bytes) -> None:
-        """Takes the next bytes. Raises MemoryLimitExceeded for a file that no run of this server can come from."""
+        """Takes the next bytes. Raises MemoryLimitExceeded for a file that no run of this server can come from, and
+        StorageFull, StorageFailed."""
         self._size_bytes += len(data)
         limit = self._registry.budget.limit_bytes
         if self._size_bytes > limit:
             raise MemoryLimitExceeded(
                 f"the file has more than {limit} bytes, and a run of it would have more than this server may hold"
             )
-        self._file.write(data)
+        with _on_disk():
+            self._file.write(data)
 
     async def finish(
         self,
@@ -121,7 +125,8 @@ class Import:
         durability: Durability | None,
     ) -> tuple[Run, bool]:
         """Makes the run of it; returns it, and whether it is new. Raises InvalidSpec where it is no run's."""
-        self._file.close()
+        with _on_disk():
+            self._file.close()
         parse_run_name(name)
         registry = self._registry
         existing = registry.existing(name, request_id)
@@ -150,14 +155,25 @@ class Import:
         return run, run is creation.run
 
     def close(self) -> None:
-        self._file.close()
+        """May be called more than once."""
+        with suppress(OSError):  # what is not written yet is of no use any more
+            self._file.close()
+
+
+@contextmanager
+def _on_disk() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise refusal(error) from error
 
 
 @contextmanager
 def importing(registry: Registry) -> Iterator[Import]:
-    """A file of its own for an import, which is gone afterwards."""
+    """A file of its own for an import, which is gone afterwards. Raises StorageFull, StorageFailed."""
     scratch = None if registry.keeper is None else registry.keeper.store.scratch
-    descriptor, path = tempfile.mkstemp(prefix="import-", suffix=".tmp", dir=scratch)
+    with _on_disk():
+        descriptor, path = tempfile.mkstemp(prefix="import-", suffix=".tmp", dir=scratch)
     os.close(descriptor)
     try:
         upload = Import(registry, Path(path))

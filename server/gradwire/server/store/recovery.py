@@ -86,7 +86,8 @@ def _loss(store: Store, uid: str, position: Position, step: int, notes: list[str
     known = store.acknowledged(uid)
     reasons = "; ".join(notes)
     broken = any(note.startswith("after step") for note in notes)
-    if known is not None and (known.number > position.number or known.step > step):
+    # A mark may be older than what is there. Then its step says nothing: the run may have been put back since.
+    if known is not None and (known.number, known.step) > (position.number, step):
         why = reasons or "the store does not have them"
         what = f"steps {step + 1} to {known.step}" if known.step > step else "values that had been written"
         return f"{what} are lost: {why}"
