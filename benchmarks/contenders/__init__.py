@@ -12,6 +12,7 @@ OURS = {
     "gradwire, loopback TCP": "gradwire_server:OverTcp",
     "gradwire, unix socket": "gradwire_server:OverUnix",
     "gradwire, shared memory": "gradwire_server:OverSharedMemory",
+    "gradwire, parameters in shared memory": "gradwire_server:InSharedMemory",
 }
 PEERS = {
     "Ray actor": "ray_actor:RayActor",

@@ -67,3 +67,10 @@ class OverSharedMemory(Gradwire):
         if not HAS_SHARED_MEMORY:
             raise Unavailable("this version of the client has no shared memory")
         super().__init__(problem, **options)
+
+
+class InSharedMemory(OverSharedMemory):
+    """The client's parameters lie where the server writes them. It may write there too."""
+
+    def __init__(self, problem: Problem) -> None:
+        super().__init__(problem, shared_params=True)

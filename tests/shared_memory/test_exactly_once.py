@@ -55,8 +55,9 @@ def bytes_of_a_step(run: Run, proxy: Proxy) -> dict[Direction, int]:
 
 @pytest.mark.parametrize("direction", Direction)
 @pytest.mark.parametrize("cuts", [range(9)])
+@pytest.mark.parametrize("in_place", [False, True], ids=["copied", "in place"])
 def test_a_step_that_is_cut_anywhere_is_made_once(
-    server: Server, proxy: Proxy, expected: list[np.ndarray], direction: Direction, cuts: range
+    server: Server, proxy: Proxy, expected: list[np.ndarray], direction: Direction, cuts: range, in_place: bool
 ) -> None:
     """Cut ever later in the bytes that a step takes; each time it is the second step of a new run."""
     with server.create_run(fresh_name("measured"), PARAMS, AMSGrad(lr=0.01)) as measured:
@@ -64,7 +65,7 @@ def test_a_step_that_is_cut_anywhere_is_made_once(
         assert shared_slices(measured) == taken_slices(measured) == 10
     assert size_bytes < 3_000, "the values must have gone past the proxy"
     for cut in cuts:
-        run = server.create_run(fresh_name("cut"), PARAMS, AMSGrad(lr=0.01))
+        run = server.create_run(fresh_name("cut"), PARAMS, AMSGrad(lr=0.01), shared_params=in_place)
         run.step(GRADIENTS[0])
         # Now and then a step says a little less.
         proxy.cut_after(direction, cut * size_bytes // (len(cuts) + 2) + 1)

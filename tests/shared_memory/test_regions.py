@@ -72,10 +72,10 @@ def test_what_one_end_writes_the_other_reads(ours: SharedMemory) -> None:
     assert isinstance(found, Found)
     found.view[:] = 7
     assert (ours.gradients(found.shared.position, MIN_SLICE_BYTES).view() == 7).all()
-    answer = ours.place(100, last=True)
+    answer = ours.place(100, 0, last=True)
     assert answer is not None
     ours.parameters(answer.position, 100)[:] = 9
-    assert theirs.parameters(train_pb2.SharedData(position=answer.position, size_bytes=100)).tolist() == [9] * 100
+    assert theirs.parameters(train_pb2.SharedData(position=answer.position, size_bytes=100), 0).tolist() == [9] * 100
     assert (ours.gradients(found.shared.position, MIN_SLICE_BYTES).view() == 7).all()
     theirs.close()
 
@@ -127,7 +127,7 @@ def test_places_outside_are_refused(ours: SharedMemory) -> None:
     with pytest.raises(InvalidSlice, match=f"of a part of {PART} bytes"):
         ours.gradients(PART - 8, 16)
     with pytest.raises(ProtocolViolation, match=f"of a part of {PART} bytes") as caught:
-        theirs.parameters(train_pb2.SharedData(position=PART, size_bytes=8))
+        theirs.parameters(train_pb2.SharedData(position=PART, size_bytes=8), 0)
     assert caught.value.applied is None
     theirs.close()
 

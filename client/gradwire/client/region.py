@@ -11,9 +11,10 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from gradwire.v1 import train_pb2
-from gradwire.wire.encoding import SLICE_BYTES
+from gradwire.wire.encoding import SLICE_BYTES, Array
 from gradwire.wire.errors import InvalidSlice, ProtocolViolation
 from gradwire.wire.shared import (
+    ALIGNMENT,
     FILE_NAME,
     MIN_SLICE_BYTES,
     NONCE_BYTES,
@@ -44,11 +45,17 @@ class Found(NamedTuple):
 class SharedMemory:
     """The server's region, mapped. Gradients are written in one thread and parameters read in another.
 
+    Args:
+        vector: all parameters are to come to their places in a vector like this one, if there is room for it.
+
     Raises OSError where the file cannot be opened or is not the server's.
     """
 
-    def __init__(self, offer: train_pb2.SharedRegion) -> None:
+    def __init__(self, offer: train_pb2.SharedRegion, vector: Array | None = None) -> None:
         self._offer = offer
+        self._itemsize = 0
+        if vector is not None and vector.nbytes <= offer.parameter_bytes:
+            self._itemsize = vector.itemsize
         self._region = _open(offer)
         self._ring = Ring(offer.gradient_bytes)
         self._changed = threading.Condition()
@@ -57,6 +64,11 @@ class SharedMemory:
         self._over = False
         self._received = 0  # slices of parameters
         self._owed = False  # the server waits to be told how many of them have been taken
+
+    @property
+    def in_place(self) -> bool:
+        """Whether parameters come to where their elements lie in a vector."""
+        return self._itemsize > 0
 
     @property
     def proof(self) -> bytes:
@@ -121,10 +133,27 @@ class SharedMemory:
             self._ring.clear()
             self._tell()
 
-    def parameters(self, shared: train_pb2.SharedData) -> Bytes:
-        """A view of what the server has written. Raises ProtocolViolation for a place outside the region."""
+    def move(self, vector: Array) -> Array:
+        """A copy of ``vector`` in the memory, at the places where the server will write; see ``in_place``.
+
+        It may outlive the stream: nobody writes there then.
+        """
+        moved = self._region.part(self._offer.parameter_offset, vector.nbytes).view(vector.dtype)
+        moved[:] = vector
+        return moved
+
+    def parameters(self, shared: train_pb2.SharedData, offset: int) -> Bytes:
+        """A view of what the server has written, from element ``offset`` on. Raises ProtocolViolation for a place
+        outside the region, and for any but its own with ``in_place``."""
+        if self.in_place and shared.position != offset * self._itemsize:
+            raise ProtocolViolation(
+                f"the server has written parameters from element {offset} on at position {shared.position}; "
+                f"expected {offset * self._itemsize}",
+                applied=None,
+            )
         try:
-            check_place(shared.position, shared.size_bytes, self._offer.parameter_bytes)
+            alignment = 1 if self.in_place else ALIGNMENT
+            check_place(shared.position, shared.size_bytes, self._offer.parameter_bytes, alignment)
         except InvalidSlice as error:
             raise ProtocolViolation(error.message, applied=None) from None
         return self._region.part(self._offer.parameter_offset + shared.position, shared.size_bytes)

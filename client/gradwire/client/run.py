@@ -94,7 +94,10 @@ class Run:
         self._resumes = options.last_sequence is not None  # an earlier process may have sent the block after it
         self._unresolved = self._resumes  # the block after it may have been sent, and its outcome is not known
         self._behind: set[int] = set()  # tensors of which the server has newer values that nobody asked for
-        self._open_stream(self._attempts(), resuming=self._resumes)
+        memory = self._open_stream(self._attempts(), resuming=self._resumes, vector=self._movable()).memory
+        if memory is not None and memory.in_place:
+            self._flat = self._incoming = memory.move(self._flat)
+            self.params = flats.views(self.layout, self._flat)
         if params is None:
             self.refresh()
 
@@ -244,6 +247,8 @@ class Run:
 
         def accept(reply: train_pb2.Parameters, data: Data) -> None:
             self.stale = True  # until the receipt, the arrays mix old and new
+            if trajectory is None and reply.HasField("shared") and in_place:
+                return  # that is where they are
             values = self._decoder.take(reply, data)
             columns = slice(reply.offset, reply.offset + values.shape[1])
             if trajectory is None:
@@ -261,6 +266,7 @@ class Run:
                 self._refresh(attempts)
             if trajectory is not None and absent:
                 trajectory[:] = self._flat  # tensors without a gradient keep their values
+            in_place = stream.memory is not None and stream.memory.in_place
             assert self._sequence is not None
             sequence = self._sequence + 1
             try:
@@ -290,7 +296,7 @@ class Run:
                     continue
                 if refusal.applied is False:
                     self._unresolved = self._resumes = sent = False
-                if refusal.applied is not False or isinstance(refusal, Fenced):
+                if refusal.applied is not False or isinstance(refusal, Fenced) or in_place:
                     self.stale = True
                 attempts.pause_for(refusal, transient=may_pass(error, refusal))
             except BaseException:  # Ctrl-C, or an answer that makes no sense
@@ -316,11 +322,19 @@ class Run:
 
     # --- attachment ----------------------------------------------------------------------------------------------
 
-    def _open_stream(self, attempts: Attempts, *, resuming: bool) -> TrainStream:
+    def _movable(self) -> npt.NDArray[Any] | None:
+        """The parameters, where they may move to memory that is shared with the server."""
+        options = self._options
+        exact = options.parameter_encoding in (None, self.dtype.name)
+        return self._flat if options.shared_params and exact and not options.double_buffer else None
+
+    def _open_stream(
+        self, attempts: Attempts, *, resuming: bool, vector: npt.NDArray[Any] | None = None
+    ) -> TrainStream:
         """The attached stream; attaches where there is none. ``resuming``: a block of ours may have been applied."""
         while self._stream is None:
             try:
-                stream = TrainStream(self._train, self._attach, attempts.seconds_left)
+                stream = TrainStream(self._train, self._attach, attempts.seconds_left, vector)
             except grpc.RpcError as error:
                 failure = translate(error, self._target)
                 failure.applied = None if resuming else False  # of the step; the server speaks of the attachment

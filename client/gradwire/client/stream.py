@@ -14,7 +14,7 @@ from google.protobuf.message import DecodeError
 from gradwire.client.apart import begin, take
 from gradwire.client.region import SharedMemory
 from gradwire.v1 import train_pb2
-from gradwire.wire.encoding import SLICE_BYTES
+from gradwire.wire.encoding import SLICE_BYTES, Array
 from gradwire.wire.envelope import Opened, open_response
 from gradwire.wire.errors import ProtocolViolation
 from gradwire.wire.service import SERVICE_NAME
@@ -64,6 +64,9 @@ class TrainStream:
 
     Answers come through a queue too, so that the caller's thread never enters gRPC: see `apart`.
 
+    Args:
+        vector: see `region.SharedMemory`.
+
     Raises grpc.RpcError, also from the constructor, which waits for the attachment: up to ``timeout_seconds``, or as
     long as the connection lasts.
     """
@@ -73,6 +76,7 @@ class TrainStream:
         train: TrainMethod,
         attach: train_pb2.Attach,
         timeout_seconds: float | None = None,
+        vector: Array | None = None,
     ) -> None:
         self.memory: SharedMemory | None = None
         """Shared with the server; None: all values go in messages."""
@@ -92,7 +96,7 @@ class TrainStream:
             if timer is not None:
                 timer.start()
             self.attached = self.receive().message.attached
-            self.memory = self._mapped()
+            self.memory = self._mapped(vector)
         except BaseException as error:
             self.abandon()
             if late.is_set() and isinstance(error, grpc.RpcError):
@@ -141,7 +145,7 @@ class TrainStream:
                     f"the server answered block {parameters.sequence}; expected {sequence}", applied=None
                 )
             if memory is not None and parameters.HasField("shared"):
-                accept(parameters, memory.parameters(parameters.shared))
+                accept(parameters, memory.parameters(parameters.shared, parameters.offset))
                 if memory.received(parameters.shared):
                     self.send(())  # the sending thread may have nothing else to do
             elif data:
@@ -212,16 +216,18 @@ class TrainStream:
         if taken is not None:
             yield train_pb2.TrainRequest(taken=taken).SerializeToString()
 
-    def _mapped(self) -> SharedMemory | None:
+    def _mapped(self, vector: Array | None) -> SharedMemory | None:
         """Maps the memory that the server has offered, and says so."""
         if not self.attached.HasField("region"):
             return None
         memory = None
         try:
-            memory = SharedMemory(self.attached.region)
+            memory = SharedMemory(self.attached.region, vector)
         except (OSError, ValueError) as error:
             log.warning("no memory is shared with the server, values go through gRPC: %s", error)
-        mapped = train_pb2.Mapped(proof=b"" if memory is None else memory.proof)
+        mapped = train_pb2.Mapped(
+            proof=b"" if memory is None else memory.proof, in_place=memory is not None and memory.in_place
+        )
         self.send([train_pb2.TrainRequest(mapped=mapped).SerializeToString()])
         return memory
 

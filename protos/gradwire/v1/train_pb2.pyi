@@ -155,14 +155,22 @@ class Mapped(google.protobuf.message.Message):
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     PROOF_FIELD_NUMBER: builtins.int
+    IN_PLACE_FIELD_NUMBER: builtins.int
     proof: builtins.bytes
     """Bytes 32 .. 64 of the region, which prove that the client has mapped it. Empty: it has not, and the server frees it."""
+    in_place: builtins.bool
+    """The parameter part is a vector that the client goes on using: a slice of parameters lies there where its elements do,
+    its first byte being its offset times the size of an element, and nothing is acknowledged. What has no such place goes
+    in its message: trajectories, INT8, what lies beyond the part. The server may write there from the moment on when it
+    has a block whole; what it has written of a block that is refused has no meaning.
+    """
     def __init__(
         self,
         *,
         proof: builtins.bytes = ...,
+        in_place: builtins.bool = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["proof", b"proof"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["in_place", b"in_place", "proof", b"proof"]) -> None: ...
 
 global___Mapped = Mapped
 

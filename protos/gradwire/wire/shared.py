@@ -45,6 +45,8 @@ MIN_SLICE_BYTES = 16 * 2**10
 """Smaller slices go in their messages."""
 
 _ALIGNMENT = 64
+ALIGNMENT = 8
+"""Of the position of what a message names."""
 
 
 class Region:
@@ -112,13 +114,13 @@ def slice_bytes(part: int) -> int:
     return min(max(part // SLICES, MIN_SPLIT_BYTES), part // SLICES_PER_PART, MAX_SLICE_BYTES)
 
 
-def check_place(position: int, size_bytes: int, part: int) -> None:
+def check_place(position: int, size_bytes: int, part: int, alignment: int = ALIGNMENT) -> None:
     """Raises InvalidSlice unless the bytes lie in a part of ``part`` bytes, and begin where elements may."""
     most = part // SLICES_PER_PART
-    if position + size_bytes > part or position % 8 or size_bytes > most:
+    if position + size_bytes > part or position % alignment or size_bytes > most:
         raise InvalidSlice(
             f"the shared data has {size_bytes} bytes at position {position} of a part of {part} bytes; "
-            f"expected at most {most} bytes, at a multiple of 8, inside the part",
+            f"expected at most {most} bytes, at a multiple of {alignment}, inside the part",
             part_bytes=part,
             most_bytes=most,
         )

@@ -34,7 +34,7 @@ class SharedAnswer:
         self._placed: dict[Range, Placed] = {}
         for tile in tiles:
             size_bytes = (tile.stop - tile.start) * wire.itemsize
-            place = memory.place(size_bytes, last=tile is tiles[-1])
+            place = memory.place(size_bytes, tile.start * wire.itemsize, last=tile is tiles[-1])
             if place is None:
                 break
             self._placed[tile] = Placed(place, size_bytes)

@@ -59,7 +59,8 @@ class Exchange:
     async def send(self, reply: Reply) -> None:
         """Writes a reply, when there is room for it."""
         for parameters, data in encode_reply(reply, self._encoder):
-            placed = reply.placed if data is None else await self._placed(data, last=parameters.HasField("receipt"))
+            last = parameters.HasField("receipt")
+            placed = reply.placed if data is None else await self._placed(parameters.offset, data, last=last)
             if placed is not None:
                 self._owed = False
                 parameters.shared.CopyFrom(encode_shared(placed, self._received))
@@ -67,7 +68,7 @@ class Exchange:
                 message = train_pb2.TrainResponse(parameters=parameters).SerializeToString()
             else:
                 message = parameters_response(parameters, data)
-            if parameters.HasField("receipt"):
+            if last:
                 if reply.committed is not None:
                     await reply.committed()
                 self._answered = True
@@ -97,17 +98,21 @@ class Exchange:
         if self._memory is None or kind not in ("mapped", "taken"):
             raise ProtocolViolation(f"expected 'gradients' here, got {kind!r}")
         if kind == "mapped":
-            self._memory.confirm(message.mapped.proof)
+            self._memory.confirm(message.mapped.proof, message.mapped.in_place)
             self._encoder.slice_bytes = self._memory.reply_bytes
         else:
             self._memory.taken(message.taken.slices)
 
-    async def _placed(self, data: Array, *, last: bool) -> Placed | None:
+    async def _placed(self, offset: int, data: Array, *, last: bool) -> Placed | None:
         """Writes data to shared memory; None: it must go in its message."""
         memory = self._memory
         if memory is None or not memory.carries(data.nbytes):
             return None
-        place = await self._room(memory, data.nbytes, last=last)
+        if memory.in_place:
+            alone = self._encoder.dense == data.dtype and data.shape[0] == 1
+            place = memory.place(data.nbytes, offset * data.itemsize, last=last) if alone else None
+        else:
+            place = await self._room(memory, data.nbytes, last=last)
         if place is None:
             return None
         memory.parameters(place.position, data.nbytes).view(data.dtype).reshape(data.shape)[...] = data
@@ -115,7 +120,7 @@ class Exchange:
 
     async def _room(self, memory: SharedMemory, size: int, *, last: bool) -> Place | None:
         """Waits until the client has taken enough of what is there, as long as it sends nothing that is large."""
-        while (place := memory.place(size, last=last)) is None:
+        while (place := memory.place(size, 0, last=last)) is None:
             if self._kept and (self._kept[-1] is None or self._kept[-1].data or len(self._kept) == MAX_KEPT):
                 return None
             request = _opened(await self._guard.hear(self._context.read))

@@ -53,6 +53,8 @@ class SharedMemory:
         self._ring = Ring(parameter_bytes)
         self.mapped = False
         """Whether the client has said, and proved, that it has mapped the memory."""
+        self.in_place = False
+        """Whether parameters go where their elements have their place in a vector."""
         self._reservation: Reservation | None = budget.reserve(
             memory_bytes(gradient_bytes, parameter_bytes), "memory that is shared with a client"
         )
@@ -82,7 +84,7 @@ class SharedMemory:
         """What the offer names."""
         return self._region.nonce
 
-    def confirm(self, proof: bytes) -> None:
+    def confirm(self, proof: bytes, in_place: bool = False) -> None:
         """The client says whether it has mapped the memory. Raises ProtocolViolation when it has not, but says so."""
         if self.file_descriptor < 0:
             raise ProtocolViolation("a message says a second time whether the region is mapped")
@@ -90,7 +92,7 @@ class SharedMemory:
         if not proof:
             self.close()
         elif hmac.compare_digest(proof, self._region.proof):
-            self.mapped = True
+            self.mapped, self.in_place = True, in_place
         else:
             raise ProtocolViolation("the proof is not what the region holds; expected its bytes 32..64, or none")
 
@@ -120,8 +122,17 @@ class SharedMemory:
         """Whether slices of parameters of this size go through the memory, when there is room for them."""
         return self.mapped and MIN_SLICE_BYTES <= size_bytes <= slice_bytes(self.parameter_bytes)
 
-    def place(self, size_bytes: int, *, last: bool) -> Place | None:
-        """Room for ``size_bytes`` of parameters, see `Ring.place`; None: there is none now."""
+    def place(self, size_bytes: int, at: int, *, last: bool) -> Place | None:
+        """Room for ``size_bytes`` of parameters, see `Ring.place`; None: there is none now.
+
+        Args:
+            at: where they lie in the whole vector; with ``in_place`` nowhere else, and None means: never.
+        """
+        if self.in_place:
+            if at + size_bytes > self.parameter_bytes:
+                return None
+            self._ring.placed += 1  # the client counts these too
+            return Place(at, acknowledge=False)
         return self._ring.place(size_bytes, last=last)
 
     def parameters(self, position: int, size_bytes: int) -> Bytes:
