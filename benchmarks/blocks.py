@@ -17,7 +17,6 @@ import numpy as np
 
 from benchmarks import floors
 from benchmarks.child import SERVE, Child, same_threads
-from benchmarks.contenders.gradwire_server import without_shared_memory
 from benchmarks.contenders.local_torch import Fused
 from benchmarks.contenders.problem import Problem
 from benchmarks.measure import Timing, describe, interleave, machine, repeated, save, table, three_digits, timed
@@ -71,7 +70,7 @@ def main() -> int:
     results: dict[int, dict[str, Timing]] = {}
     with connect(server_process.said["addresses"][0]) as server:
         params = {"x": np.zeros(1, np.float32)}
-        with server.create_run("blocks", params, TorchAdam(amsgrad=True), **without_shared_memory()) as run:
+        with server.create_run("blocks", params, TorchAdam(amsgrad=True), shared_memory=False) as run:
             equal = same(run, 300)
             for steps in options.blocks:
                 results[steps] = measure(run, steps, options.rounds)

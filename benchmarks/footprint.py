@@ -20,9 +20,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.child import ROOT, SERVE, Child, same_threads, thread_environment
-from benchmarks.contenders.gradwire_server import HAS_SHARED_MEMORY
 from benchmarks.measure import describe, machine, save, table
 
+WAYS = {"grpc": "gRPC", "shared": "shared memory", "in-place": "parameters in shared memory"}
 CLIENT = Path(__file__).with_name("footprint_client.py")
 IMPORT_TARGET_SECONDS = 0.3
 SPARE_MIB = 32
@@ -132,11 +132,10 @@ def measure_memory(python: Path, elements: int) -> dict[str, dict[str, int]]:
     server = Child([*SERVE, "--listen", "127.0.0.1:0"])
     try:
         target: str = server.said["addresses"][0]
-        for shared_memory in (False, True) if HAS_SHARED_MEMORY else (False,):
-            for encoding in ("float32", "bfloat16"):
-                name = f"client, {encoding}, {'shared memory' if shared_memory else 'gRPC'}"
-                arguments = ("remote", target, str(elements), encoding, str(int(shared_memory)))
-                found[name] = json.loads(alone(python, str(CLIENT), *arguments))
+        for way, said in WAYS.items():
+            for encoding in ("float32", "bfloat16") if way != "in-place" else ("float32",):
+                arguments = ("remote", target, str(elements), encoding, way)
+                found[f"client, {encoding}, {said}"] = json.loads(alone(python, str(CLIENT), *arguments))
     finally:
         server.close()
     if importlib.util.find_spec("torch") is None:

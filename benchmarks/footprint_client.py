@@ -1,8 +1,9 @@
 """What `footprint.py` runs in processes of their own: a client, or the local optimizer that it replaces.
 
-python benchmarks/footprint_client.py remote TARGET ELEMENTS ENCODING SHARED_MEMORY | local ELEMENTS
+python benchmarks/footprint_client.py remote TARGET ELEMENTS ENCODING WAY | local ELEMENTS
 
-Prints JSON, in bytes. Imports nothing of the benchmarks: the interpreter may be that of a base install.
+WAY: grpc, shared or in-place. Prints JSON, in bytes. Imports nothing of the benchmarks: the interpreter may be that of
+a base install.
 """
 
 from __future__ import annotations
@@ -10,7 +11,6 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Any
 
 STEPS = 5
 
@@ -25,25 +25,21 @@ def forget_peak() -> None:
     Path("/proc/self/clear_refs").write_text("5")
 
 
-def remote(target: str, elements: int, encoding: str, shared_memory: bool) -> dict[str, int]:
-    import dataclasses
-
+def remote(target: str, elements: int, encoding: str, way: str) -> dict[str, int]:
     import numpy as np
 
-    from gradwire.client import RunOptions, TorchAdam, connect
+    from gradwire.client import TorchAdam, connect
 
-    options: dict[str, Any] = {}
-    if any(field.name == "shared_memory" for field in dataclasses.fields(RunOptions)):
-        options["shared_memory"] = shared_memory
     bare = memory()["VmRSS"]
     with connect(target) as server:
         run = server.create_run(
-            f"footprint-{encoding}-{shared_memory}",
+            f"footprint-{encoding}-{way}",
             {"x": np.ones(elements, np.float32)},  # let go of when the run has its own
             TorchAdam(amsgrad=True),
             gradient_encoding=encoding,
             parameter_encoding=encoding,
-            **options,
+            shared_memory=way != "grpc",
+            shared_params=way == "in-place",
         )
         created = memory()["VmHWM"]
         gradient = np.full(elements, 0.5, np.float32)
@@ -72,8 +68,8 @@ def local(elements: int) -> dict[str, int]:
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["remote", target, elements, encoding, shared_memory]:
-            print(json.dumps(remote(target, int(elements), encoding, shared_memory == "1")))
+        case ["remote", target, elements, encoding, way]:
+            print(json.dumps(remote(target, int(elements), encoding, way)))
         case ["local", elements]:
             print(json.dumps(local(int(elements))))
         case _:

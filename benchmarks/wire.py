@@ -20,7 +20,7 @@ import numpy as np
 from benchmarks import floors
 from benchmarks.child import same_threads
 from benchmarks.contenders.by_hand import SharedMemory
-from benchmarks.contenders.gradwire_server import HAS_SHARED_MEMORY, Gradwire, OverSharedMemory, OverTcp, OverUnix
+from benchmarks.contenders.gradwire_server import Gradwire, OverSharedMemory, OverTcp, OverUnix
 from benchmarks.contenders.local_torch import Fused
 from benchmarks.contenders.problem import Array, Contender, Problem
 from benchmarks.measure import Timing, cores, describe, interleave, machine, repeated, save, table, timed
@@ -28,9 +28,11 @@ from gradwire.client.options import ENCODINGS
 
 TCP, ECHO, BY_HAND, LOCAL = "raw TCP, full duplex", "raw gRPC echo", "shared memory by hand", "local torch, fused"
 EXACT = "float32"
-TRANSPORTS: dict[str, Callable[..., Gradwire]] = {"loopback TCP": OverTcp, "unix socket": OverUnix}
-if HAS_SHARED_MEMORY:
-    TRANSPORTS["shared memory"] = OverSharedMemory
+TRANSPORTS: dict[str, Callable[..., Gradwire]] = {
+    "loopback TCP": OverTcp,
+    "unix socket": OverUnix,
+    "shared memory": OverSharedMemory,
+}
 TARGETS = {1: 1.3, 1_000_000: 1.5, 25_000_000: 1.5}
 """Elements -> at most so many times the floor, for a step in float32."""
 HEADER = ("one step", "median [middle half]", "x floor", "x raw TCP", "x our float32")
@@ -135,8 +137,6 @@ def main() -> int:
     about = machine()
     print(describe(about), end="\n\n")
     print(f"AMSGrad, {options.rounds} interleaved rounds, {options.threads} thread(s) in every process that computes")
-    if not HAS_SHARED_MEMORY:
-        print("shared memory: not in this version")
     results = []
     for transport in TRANSPORTS:
         for elements in options.elements:

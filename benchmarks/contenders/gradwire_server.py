@@ -2,22 +2,14 @@
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Sequence
 from typing import Any
 
 from benchmarks.child import SERVE, Child
-from benchmarks.contenders.problem import Array, Contender, Problem, Unavailable
+from benchmarks.contenders.problem import Array, Contender, Problem
 from benchmarks.floors import LOOPBACK
-from gradwire.client import RunOptions, TorchAdam, connect
-
-HAS_SHARED_MEMORY = any(field.name == "shared_memory" for field in dataclasses.fields(RunOptions))
-
-
-def without_shared_memory() -> dict[str, Any]:
-    """Options of a run whose bytes are to go through gRPC, although both sides are on one host."""
-    return {"shared_memory": False} if HAS_SHARED_MEMORY else {}
+from gradwire.client import TorchAdam, connect
 
 
 class Gradwire(Contender):
@@ -45,7 +37,7 @@ class OverTcp(Gradwire):
     """Loopback TCP."""
 
     def __init__(self, problem: Problem, **options: Any) -> None:
-        super().__init__(problem, **{**without_shared_memory(), **options})
+        super().__init__(problem, shared_memory=False, **options)
 
 
 class OverUnix(Gradwire):
@@ -53,7 +45,7 @@ class OverUnix(Gradwire):
 
     def __init__(self, problem: Problem, **options: Any) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="benchmark-")
-        super().__init__(problem, f"unix:{self._directory.name}/socket", **{**without_shared_memory(), **options})
+        super().__init__(problem, f"unix:{self._directory.name}/socket", shared_memory=False, **options)
 
     def close(self) -> None:
         super().close()
@@ -62,11 +54,6 @@ class OverUnix(Gradwire):
 
 class OverSharedMemory(Gradwire):
     """Whatever two sides on one host choose by themselves."""
-
-    def __init__(self, problem: Problem, **options: Any) -> None:
-        if not HAS_SHARED_MEMORY:
-            raise Unavailable("this version of the client has no shared memory")
-        super().__init__(problem, **options)
 
 
 class InSharedMemory(OverSharedMemory):

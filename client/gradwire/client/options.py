@@ -71,10 +71,10 @@ class RunOptions:
     """Move values through memory that is shared with a server on this host, where that can be had. None: as `connect`
     was told."""
     shared_params: bool = False
-    """Let `Run.params` lie in that memory, where the server writes them: a copy and a vector less. Up to 128 MiB, and until
-    the first stream of the `Run` breaks, after which it goes on with copies; not with another ``parameter_encoding``,
-    nor with ``double_buffer``. After a refused step they are read anew. In a forked process they change with the
-    parent's."""
+    """Let `Run.params` lie in that memory, where the server writes them: a copy and a vector less. Up to 128 MiB, and
+    until the first stream of the `Run` breaks, after which it goes on with copies; not with another
+    ``parameter_encoding``, nor with ``double_buffer``. After a refused step they are read anew. In a forked process
+    they change with the parent's."""
     retry: RetryPolicy = field(default_factory=RetryPolicy)
 
     def __post_init__(self) -> None:
