@@ -187,7 +187,7 @@ class SharedData(google.protobuf.message.Message):
     ACKNOWLEDGE_FIELD_NUMBER: builtins.int
     TAKEN_FIELD_NUMBER: builtins.int
     position: builtins.int
-    """First byte, counted from the beginning of the sender's part; a multiple of 8."""
+    """First byte, counted from the beginning of the sender's part; a multiple of 8, but for Mapped.in_place."""
     size_bytes: builtins.int
     """Number of bytes; at most a quarter of the part."""
     acknowledge: builtins.bool

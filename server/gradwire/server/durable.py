@@ -55,7 +55,7 @@ async def commit(
     journaled = await JournaledBlock.begin(run, kept, holder, block, gradients, work)
     try:
         await journaled.compute()
-    except asyncio.CancelledError:
+    except BaseException:  # cancelled, as a rule; what is on its way to the disk must not be left alone
         await journaled.finish()
         raise
     return await journaled.finish()
