@@ -104,7 +104,7 @@ def at_points(seed: int, points: Sequence[str], times: int) -> list[Life]:
     for point in points:
         for time in range(times):
             rare = any(word in point for word in RARE)
-            hit = 1 if rare else chance.randrange(1, 6)
+            hit = 1 if rare else chance.randrange(2, 9)
             lives.append(Life(point, hit, 0.0, losses[time % len(losses)], slow_flush_us=chance.choice((0, 500))))
     chance.shuffle(lives)
     return lives

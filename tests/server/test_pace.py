@@ -6,22 +6,14 @@ import pytest
 
 from gradwire.server import pace
 from gradwire.server.pace import Pace
+from tests.server.clock import Clock
 
 MIB = 2**20
 
 
-class Clock:
-    now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
-
-
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(pace, "time", clock)
-    return clock
+    return Clock.of(pace, monkeypatch)
 
 
 def arrive(pace: Pace, clock: Clock, slices: int, seconds: float) -> None:

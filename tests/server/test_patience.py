@@ -6,20 +6,12 @@ import pytest
 
 from gradwire.server import patience
 from gradwire.server.patience import PATIENCE_SECONDS, QUIET_SECONDS, Patience
-
-
-class Clock:
-    now = 100.0
-
-    def monotonic(self) -> float:
-        return self.now
+from tests.server.clock import Clock
 
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(patience, "time", clock)
-    return clock
+    return Clock.of(patience, monkeypatch)
 
 
 def flush(known: Patience, clock: Clock, run: object, seconds: float) -> float:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from gradwire.client import Run, Server, connect
-from tests.faults.conftest import check_nothing_is_left
+from tests.faults.conftest import check_nothing_is_left, proxy  # noqa: F401
 from tests.faults.hosted import HostedServer
 
 

@@ -21,12 +21,6 @@ GRADIENTS = [{"x": np.random.default_rng(seed).standard_normal(SIZE, np.float32)
 
 
 @pytest.fixture
-def proxy(hosted: HostedServer) -> Iterator[Proxy]:
-    with Proxy(hosted.target) as between:
-        yield between
-
-
-@pytest.fixture
 def server(proxy: Proxy) -> Iterator[Server]:
     """Through the proxy go only messages about the values; the values go past it."""
     with connect(proxy.target, shared_memory=True) as connection:

@@ -25,7 +25,7 @@ from gradwire.server.registry import Registry
 from gradwire.server.run import Run
 from gradwire.server.spec import Durability, RunSpec
 from gradwire.server.store.base import Snapshot, SnapshotDamaged, Vector
-from gradwire.server.store.writer import refusal
+from gradwire.server.store.writer import refusing
 from gradwire.server.transfer import check_state
 from gradwire.wire.encoding import SLICE_BYTES
 from gradwire.wire.errors import GradwireError, InvalidSpec, MemoryLimitExceeded, ProtocolViolation
@@ -98,7 +98,7 @@ class Import:
     def __init__(self, registry: Registry, path: Path) -> None:
         self._registry = registry
         self._path = path
-        with _on_disk():
+        with refusing():
             self._file = path.open("wb")
         self._size_bytes = 0
 
@@ -111,7 +111,7 @@ class Import:
             raise MemoryLimitExceeded(
                 f"the file has more than {limit} bytes, and a run of it would have more than this server may hold"
             )
-        with _on_disk():
+        with refusing():
             self._file.write(data)
 
     async def finish(
@@ -125,7 +125,7 @@ class Import:
         durability: Durability | None,
     ) -> tuple[Run, bool]:
         """Makes the run of it; returns it, and whether it is new. Raises InvalidSpec where it is no run's."""
-        with _on_disk():
+        with refusing():
             self._file.close()
         parse_run_name(name)
         registry = self._registry
@@ -161,18 +161,10 @@ class Import:
 
 
 @contextmanager
-def _on_disk() -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise refusal(error) from error
-
-
-@contextmanager
 def importing(registry: Registry) -> Iterator[Import]:
     """A file of its own for an import, which is gone afterwards. Raises StorageFull, StorageFailed."""
     scratch = None if registry.keeper is None else registry.keeper.store.scratch
-    with _on_disk():
+    with refusing():
         descriptor, path = tempfile.mkstemp(prefix="import-", suffix=".tmp", dir=scratch)
     os.close(descriptor)
     try:

@@ -32,7 +32,7 @@ from gradwire.server.store.index import Head, Index, Kept
 from gradwire.server.store.lock import lock_directory
 from gradwire.server.store.marks import Marks
 from gradwire.server.store.snapshots import SUFFIX, read_file, sync_directory, write_file
-from gradwire.server.store.writer import Transaction, Writer, refusal
+from gradwire.server.store.writer import Transaction, Writer, refusing
 from gradwire.wire.errors import RunNotFound
 
 log = logging.getLogger(__name__)
@@ -199,10 +199,8 @@ class DiskStore(Store):
     def write(self, uid: str, snapshot: Snapshot) -> Written:
         name = f"{uid}-{snapshot.step}-{uuid.uuid4().hex[:8]}{SUFFIX}"
         metadata = {"gradwire": snapshot.meta, "step": str(snapshot.step), "fingerprint": snapshot.fingerprint}
-        try:
+        with refusing():
             size_bytes, sha256 = write_file(self._files / name, snapshot.vectors, metadata)
-        except OSError as error:
-            raise refusal(error) from error
         return Written(name, size_bytes, sha256, snapshot)
 
     def discard(self, written: Written) -> None:

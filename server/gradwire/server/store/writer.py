@@ -7,8 +7,9 @@ import logging
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
@@ -188,6 +189,15 @@ def refusal(error: sqlite3.Error | OSError, applied: bool | None = False) -> Gra
         return StorageFull(f"the server's disk is full ({error}); nothing was applied", applied=applied)
     what = "nothing was applied" if applied is False else "whether this was kept is not known"
     return StorageFailed(f"the server could not write to its disk ({error}); {what}", applied=applied)
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """Raises StorageFull or StorageFailed for an OSError in the body."""
+    try:
+        yield
+    except OSError as error:
+        raise refusal(error) from error
 
 
 def _name(error: BaseException) -> str:
