@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -260,17 +261,21 @@ def first_answer(call: Any) -> object:
 
 def test_the_process_stays_small_whatever_deaf_readers_ask_for(connect_bare: Callable[[str], Stub]) -> None:
     """Twenty of them at once, again and again; there is room for the copies of five."""
-    mib, size = 2**20, 2 * 2**20
-    with ServerProcess("--max-memory", "64MiB", "--stall-timeout", "1") as server:
+    mib, size, stall_seconds = 2**20, 2 * 2**20, 1
+    with ServerProcess("--max-memory", "64MiB", "--stall-timeout", str(stall_seconds)) as server:
         stub, name = connect_bare(server.target), fresh_name("asked-for")
         create(stub, spec_of(name, size, amsgrad=False), np.zeros(size, np.float32))
         read_parameters(stub, name)
         before = server.rss_bytes()
         for _ in range(3):
             request = service_pb2.ReadParametersRequest(name=f"runs/{name}")
+            asked = time.monotonic()
             deaf = [connect_bare(server.target).ReadParameters(request) for _ in range(20)]
             answers = [first_answer(call) for call in deaf]
-            assert sum(isinstance(answer, MemoryLimitExceeded) for answer in answers) >= 15
+            # Who is given up makes room: on a slow machine the last of the twenty may ask after that.
+            sittings = 1 + int((time.monotonic() - asked) / stall_seconds)
+            refused = sum(isinstance(answer, MemoryLimitExceeded) for answer in answers)
+            assert refused >= 20 - 5 * sittings
             grown = server.rss_bytes() - before  # a message or two for each wait in gRPC, too
             assert grown < 140 * mib, "copies for all would be 160 MiB in each round"
 
