@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gradwire.client import AMSGrad, ParamGroup, Run, Server, TorchAdam
+from gradwire.wire import shared as wire_shared
 from tests.faults.bare import fresh_name
 from tests.shared_memory.conftest import shared_slices, taken_slices
 
@@ -164,14 +165,16 @@ def test_gradients_that_leave_ahead_of_their_step(server: Server, plain: Server,
     check(shared, remote)
 
 
-def test_a_part_that_is_small_beside_its_vector(server: Server, plain: Server) -> None:
-    """100 MB: every byte of the region is used more than ten times in a step."""
-    size = 25_000_000
+def test_a_part_that_is_small_beside_its_vector(server: Server, plain: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every byte of the region is used more than ten times in a step, each time when its reader has taken it."""
+    monkeypatch.setattr(wire_shared, "MAX_PART_BYTES", part := 2 * 2**20)
+    size = 6_000_000
     params = {"x": np.random.default_rng(0).standard_normal(size, np.float32)}
     grads = {"x": np.random.default_rng(1).standard_normal(size, np.float32)}
     runs = [server.create_run(fresh_name("large"), params, TorchAdam(amsgrad=True)) for server in (server, plain)]
     for run in runs:
         run.step(grads)
+    assert shared_slices(runs[0]) == -(-size * 4 // wire_shared.slice_bytes(part)), "none went in a message"
     check(*runs)
 
 
