@@ -30,9 +30,9 @@ _CHANNEL_OPTIONS = [
 
 _WITHOUT_A_LINK = [
     # gRPC takes a loopback for a long fat link, and keeps up to 40 MiB of an answer that comes faster than it is read.
-    # So much on its way is enough here, and 50 MB/s through a tunnel with a round trip of 20 ms.
+    # So much on its way is nearly enough here, and 100 MB/s through a tunnel with a round trip of 20 ms.
     ("grpc.http2.bdp_probe", 0),
-    ("grpc.http2.lookahead_bytes", 2**20),
+    ("grpc.http2.lookahead_bytes", 2 * 2**20),
 ]
 
 
