@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 
 from gradwire.client import AMSGrad, connect
+from gradwire.server.block import Reply
+from gradwire.server.exchange import Exchange
 from gradwire.server.session import Session
 from gradwire.v1 import service_pb2
 from gradwire.wire.errors import Fenced, RunBusy, RunNotFound
@@ -227,3 +229,32 @@ def test_a_fenced_client_says_so_and_can_come_back(hosted: HostedServer, hosted_
         assert run.stale
         assert run.step({"w": gradient(BULK, 3)}).step == 2
         assert np.array_equal(run.params["w"], read_parameters(hosted_stub, run.name))
+
+
+@pytest.mark.parametrize("has_left", [False, True])
+@pytest.mark.parametrize("shared_memory", [False, True])
+def test_who_is_fenced_while_an_answer_leaves_is_told_of_the_right_block(
+    hosted: HostedServer, monkeypatch: pytest.MonkeyPatch, has_left: bool, shared_memory: bool
+) -> None:
+    """A client that has the receipt already waits for the answer to its next block, which nobody has looked at."""
+    send = Exchange.send
+
+    async def fenced(self: Exchange, reply: Reply) -> None:
+        fences = reply.receipt is not None and reply.sequence == 2
+        if has_left or not fences:
+            await send(self, reply)
+        if fences:
+            raise Fenced("somebody has taken the run", applied=None)
+
+    monkeypatch.setattr(Exchange, "send", fenced)
+    with connect(hosted.target, shared_memory=shared_memory) as server:
+        run = server.create_run(fresh_name("told"), {"x": gradient(BULK, 0)}, AMSGrad())
+        grads = {"x": gradient(BULK, 1)}
+        for step in range(1, 3 if has_left else 2):
+            assert run.step(grads).step == step
+        with pytest.raises(Fenced) as caught:
+            run.step(grads)
+        assert caught.value.applied is not has_left
+        assert run.describe().step == 2
+        assert run.step(grads).step == 3, "neither lost nor doubled"
+        server.delete_run(run.name)

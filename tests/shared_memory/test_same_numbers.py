@@ -178,6 +178,26 @@ def test_a_part_that_is_small_beside_its_vector(server: Server, plain: Server, m
     check(*runs)
 
 
+@pytest.mark.parametrize("steps", [1, 3])
+@pytest.mark.parametrize("shared_params", [False, True])
+def test_gradients_that_are_parameters(server: Server, plain: Server, steps: int, shared_params: bool) -> None:
+    """Those of the product of two tensors are each other. Their slices leave while answers come in."""
+    size = 1_500_000
+    params = dict(zip("ab", np.random.default_rng(0).standard_normal((2, size), np.float32), strict=True))
+    runs = [
+        connection.create_run(fresh_name("product"), params, AMSGrad(lr=0.01), shared_params=shared_params)
+        for connection in (server, plain, plain)
+    ]
+    for _ in range(4):
+        for run in runs:
+            others = {"a": run.params["b"], "b": run.params["a"]}
+            if run is runs[-1]:
+                others = {name: value.copy() for name, value in others.items()}
+            run.step_many({name: np.broadcast_to(value, (steps, size)) for name, value in others.items()})
+        assert_same(runs[0].params, runs[-1].params)
+        assert_same(runs[1].params, runs[-1].params)
+
+
 def test_clipping_and_groups(server: Server, plain: Server) -> None:
     values = tensors(0)
     groups = [

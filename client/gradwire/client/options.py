@@ -73,8 +73,9 @@ class RunOptions:
     shared_params: bool = False
     """Let `Run.params` lie in that memory, where the server writes them: a copy and a vector less. Up to 128 MiB, and
     until the first stream of the `Run` breaks, after which it goes on with copies; not with another
-    ``parameter_encoding``, nor with ``double_buffer``. After a refused step they are read anew. In a forked process
-    they change with the parent's."""
+    ``parameter_encoding``, nor with ``double_buffer``. With the next step after a refused one they are read anew; while
+    `Run.stale` is true, after Ctrl-C for example, the server may still be writing them, even after `Run.close`:
+    `Run.read` returns what holds. In a forked process they change with the parent's."""
     retry: RetryPolicy = field(default_factory=RetryPolicy)
 
     def __post_init__(self) -> None:

@@ -136,7 +136,7 @@ class SharedMemory:
     def move(self, vector: Array) -> Array:
         """A copy of ``vector`` in the memory, at the places where the server will write; see ``in_place``.
 
-        It may outlive the stream: nobody writes there then.
+        It may outlive the stream. Nobody writes there then, once the server has ended a step that was under way.
         """
         moved = self._region.part(self._offer.parameter_offset, vector.nbytes).view(vector.dtype)
         moved[:] = vector

@@ -235,6 +235,8 @@ class Run:
         The order of the assignments matters: Ctrl-C may come between any two of them, and the next step must still do
         the right thing.
         """
+        # Of a gradient that lies where the answer goes, parts would be sent that the answer has overwritten.
+        rows = [row if row is None or not np.may_share_memory(row, self._incoming) else row.copy() for row in rows]
         absent = frozenset(index for index, row in enumerate(rows) if row is None)
         present = set(range(len(rows))) - absent
         header.absent_tensors.extend(sorted(absent))
@@ -287,6 +289,8 @@ class Run:
             except grpc.RpcError as error:
                 self._drop_stream()
                 refusal = translate(error, self._target)
+                if refusal.applied and refusal.metadata.get("sequence", str(sequence)) != str(sequence):
+                    refusal.applied = False  # it speaks of the block before, whose receipt has come
                 if stream.attached.last_sequence == sequence:
                     refusal.applied = True  # before; it is only the question about it that was refused
                 if isinstance(refusal, InternalError):  # it may have been applied; the next attachment tells

@@ -117,8 +117,7 @@ class OptimizerServicer(SnapshotCalls):
                     async for reply in session.receive(part):
                         await exchange.send(reply)
             except GradwireError as error:
-                if error.applied is None:
-                    error.applied = session.answering
+                session.complete(error)
                 raise
             finally:
                 await asyncio.shield(session.close())

@@ -63,8 +63,10 @@ class Session:
         self._executor = executor
         self.memory: SharedMemory | None = None
         """Shared with the client, or offered to it."""
-        self.answering: bool | None = False
+        self._answering: bool | None = False
         """Whether a block has been committed whose answer is still on its way. None: it is being committed."""
+        self._answered = 0
+        """The sequence of that block."""
         self._results = Results(run, holder, encoder)
         self._commit: asyncio.Task[Receipt] | None = None
         self._journaled: JournaledBlock | None = None
@@ -108,11 +110,11 @@ class Session:
         record = self.holder.record
         if self._intake is None and part.sequence == record.last_sequence and record.receipt is not None:
             if part.last:
-                self.answering = True
+                self._answering, self._answered = True, part.sequence
                 self._encoder.restart()
                 async for reply in self._results.committed(replace(record.receipt, repeated=True)):
                     yield reply
-                self.answering = False
+                self._answering = False
             return
         first = self._intake is None
         intake = await self._intake_of(part)
@@ -175,7 +177,7 @@ class Session:
             rest = None if early is None or not early.answers else [place]
             async for reply in self._commit_block(block, gradients, work, answer, rest):
                 yield reply
-            self.answering = False
+            self._answering = False
             failpoint("reply.after")
 
     async def _commit_block(
@@ -187,7 +189,7 @@ class Session:
         rest: Sequence[Range] | None,
     ) -> AsyncIterator[Reply]:
         """Commits what has arrived whole, and answers it, or what of it is in ``rest``."""
-        self.answering = None
+        self._answering = None
         kept = self.run.kept
         if kept is not None and kept.journals and self._results.fits_one_reply(block, answer, self.memory):
             # Its answer is got ready while the disk is waited for.
@@ -222,10 +224,18 @@ class Session:
     def _note_commit(self) -> None:
         """The block has been committed; what is left of it is to be answered."""
         failpoint("reply.before")
-        self.answering = True
         assert self._block is not None
+        self._answering, self._answered = True, self._block.sequence
         self._block.drop()
         self._intake = self._block = self._early = self._commit = self._journaled = None
+
+    def complete(self, error: GradwireError) -> None:
+        """Says with what ends the stream whether a block was applied, and which one: a client that has its receipt
+        already waits for the answer to the next one, which has not been looked at."""
+        if error.applied is None:
+            error.applied = self._answering
+            if self._answering:
+                error.metadata["sequence"] = str(self._answered)
 
     async def close(self) -> None:
         """Gives the run back and frees what was staged, once a commit that is under way has ended."""
