@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
+import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -12,8 +16,9 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from gradwire.client import AMSGrad, connect
-from gradwire.server.app import Server
+from gradwire.server.app import Server, serve
 from gradwire.server.config import ConfigError, ServerConfig
+from gradwire.server.registry import Registry
 from tests.faults.hosted import HostedServer
 from tests.serving import ServerProcess
 
@@ -71,6 +76,40 @@ def test_server_is_not_serving_until_its_kernels_are_ready(monkeypatch: pytest.M
 
     asyncio.run(start())
     assert seen == [NOT_SERVING, SERVING]
+
+
+@pytest.mark.parametrize("phase", ["warm_up", "recover"])
+def test_who_is_stopped_while_it_starts_ends_in_order(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, phase: str
+) -> None:
+    """What it does at that moment it ends; then it neither serves nor says so, and what it had kept is there."""
+    config = ServerConfig(listen=("127.0.0.1:0",), device="cpu", data_dir=str(tmp_path))
+    with (
+        HostedServer(data_dir=str(tmp_path)) as hosted,
+        connect(hosted.target) as connection,
+        connection.create_run("x", {"w": [1.0]}, AMSGrad(), durability="JOURNAL") as run,
+    ):
+        run.step({"w": [1.0]})
+        digest = run.digest()
+    owner, name = (Server, "_warm_up") if phase == "warm_up" else (Registry, "recover")
+    original = getattr(owner, name)
+
+    def stopped_meanwhile(self: Any) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)
+        original(self)
+
+    ready: list[Server] = []
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, stopped_meanwhile)
+        asyncio.run(asyncio.wait_for(serve(config, ready.append), 60))
+    assert not ready
+    with (
+        HostedServer(data_dir=str(tmp_path)) as hosted,
+        connect(hosted.target) as connection,
+        connection.attach("x") as run,
+    ):
+        assert (run.step_count, run.digest()) == (1, digest)
 
 
 def services(target: str) -> set[str]:

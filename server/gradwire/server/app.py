@@ -43,6 +43,8 @@ class Server:
         self._health = health.aio.HealthServicer()
         self._stopped = asyncio.Event()
         self._draining = False
+        self._prepared = asyncio.Event()
+        self._prepared.set()
         self._watch: asyncio.Task[None] | None = None
         keepalive_ms = int(config.keepalive_seconds * 1000)
         self._grpc = grpc.aio.server(
@@ -88,12 +90,23 @@ class Server:
             self.addresses.append(address if address.startswith("unix:") else f"{host}:{port}")
         await self._grpc.start()
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(self.registry.executor, self._warm_up)
-        await loop.run_in_executor(self.registry.executor, self.registry.recover)
+        self._prepared.clear()
+        try:
+            for prepare in (self._warm_up, self.registry.recover):
+                if not self._draining:
+                    await loop.run_in_executor(self.registry.executor, prepare)
+        finally:
+            self._prepared.set()
+        if self._draining:
+            return
         if self.registry.keeper is not None:
             self._watch = loop.create_task(self.registry.keeper.snapshotter.watch())
-        if not self._draining:
-            await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+
+    @property
+    def draining(self) -> bool:
+        """Whether the server has been told to stop."""
+        return self._draining
 
     def _warm_up(self) -> None:
         dtype = np.dtype(np.float32)
@@ -114,6 +127,7 @@ class Server:
             return
         self._draining = True
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._prepared.wait()  # what has begun to come back from the disk comes back whole first
         await self.servicer.drain(self.config.drain_timeout_seconds)
         if self.registry.keeper is not None:
             if self._watch is not None:
@@ -175,7 +189,8 @@ async def serve(
     except BaseException:
         server.registry.close()
         raise
-    ready(server)
+    if not server.draining:
+        ready(server)
     if stop is not None:
         stopper = loop.create_task(stop.wait())
         stopper.add_done_callback(lambda _: drain("parent has ended"))
