@@ -12,7 +12,8 @@ class OptimizerServiceStub(object):
     Every refusal is a gRPC status whose details hold google.rpc.ErrorInfo with domain "gradwire"; its reason is stable,
     and its metadata says `applied` ("true" or "false": whether the step or write that was asked for took effect) and what
     was expected. Of a Train stream that ends while a block is being answered it says `sequence`, too: the block that was
-    applied. Who has its receipt already, and has sent the next one, knows that the next one was not. A status without that detail comes from the transport: then the outcome is unknown.
+    applied. Who has its receipt already, and has sent the next one, knows that the next one was not. A status without that
+    detail comes from the transport: then the outcome is unknown.
     No message may be larger than 16 MiB; about 512 KiB of `data` a message is fastest.
     """
 
@@ -110,7 +111,8 @@ class OptimizerServiceServicer(object):
     Every refusal is a gRPC status whose details hold google.rpc.ErrorInfo with domain "gradwire"; its reason is stable,
     and its metadata says `applied` ("true" or "false": whether the step or write that was asked for took effect) and what
     was expected. Of a Train stream that ends while a block is being answered it says `sequence`, too: the block that was
-    applied. Who has its receipt already, and has sent the next one, knows that the next one was not. A status without that detail comes from the transport: then the outcome is unknown.
+    applied. Who has its receipt already, and has sent the next one, knows that the next one was not. A status without that
+    detail comes from the transport: then the outcome is unknown.
     No message may be larger than 16 MiB; about 512 KiB of `data` a message is fastest.
     """
 
@@ -332,7 +334,8 @@ class OptimizerService(object):
     Every refusal is a gRPC status whose details hold google.rpc.ErrorInfo with domain "gradwire"; its reason is stable,
     and its metadata says `applied` ("true" or "false": whether the step or write that was asked for took effect) and what
     was expected. Of a Train stream that ends while a block is being answered it says `sequence`, too: the block that was
-    applied. Who has its receipt already, and has sent the next one, knows that the next one was not. A status without that detail comes from the transport: then the outcome is unknown.
+    applied. Who has its receipt already, and has sent the next one, knows that the next one was not. A status without that
+    detail comes from the transport: then the outcome is unknown.
     No message may be larger than 16 MiB; about 512 KiB of `data` a message is fastest.
     """
 
