@@ -14,7 +14,7 @@ class OptimizerServiceStub(object):
     was expected. Of a Train stream that ends while a block is being answered it says `sequence`, too: the block that was
     applied. Who has its receipt already, and has sent the next one, knows that the next one was not. A status without that
     detail comes from the transport: then the outcome is unknown.
-    No message may be larger than 16 MiB; about 512 KiB of `data` a message is fastest.
+    No message may be larger than 16 MiB; about 1 MiB of `data` a message is fastest.
     """
 
     def __init__(self, channel):
@@ -113,7 +113,7 @@ class OptimizerServiceServicer(object):
     was expected. Of a Train stream that ends while a block is being answered it says `sequence`, too: the block that was
     applied. Who has its receipt already, and has sent the next one, knows that the next one was not. A status without that
     detail comes from the transport: then the outcome is unknown.
-    No message may be larger than 16 MiB; about 512 KiB of `data` a message is fastest.
+    No message may be larger than 16 MiB; about 1 MiB of `data` a message is fastest.
     """
 
     def CreateRun(self, request_iterator, context):
@@ -336,7 +336,7 @@ class OptimizerService(object):
     was expected. Of a Train stream that ends while a block is being answered it says `sequence`, too: the block that was
     applied. Who has its receipt already, and has sent the next one, knows that the next one was not. A status without that
     detail comes from the transport: then the outcome is unknown.
-    No message may be larger than 16 MiB; about 512 KiB of `data` a message is fastest.
+    No message may be larger than 16 MiB; about 1 MiB of `data` a message is fastest.
     """
 
     @staticmethod

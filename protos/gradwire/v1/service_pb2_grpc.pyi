@@ -26,7 +26,7 @@ class OptimizerServiceStub:
     was expected. Of a Train stream that ends while a block is being answered it says `sequence`, too: the block that was
     applied. Who has its receipt already, and has sent the next one, knows that the next one was not. A status without that
     detail comes from the transport: then the outcome is unknown.
-    No message may be larger than 16 MiB; about 512 KiB of `data` a message is fastest.
+    No message may be larger than 16 MiB; about 1 MiB of `data` a message is fastest.
     """
 
     def __init__(self, channel: typing.Union[grpc.Channel, grpc.aio.Channel]) -> None: ...
@@ -151,7 +151,7 @@ class OptimizerServiceAsyncStub:
     was expected. Of a Train stream that ends while a block is being answered it says `sequence`, too: the block that was
     applied. Who has its receipt already, and has sent the next one, knows that the next one was not. A status without that
     detail comes from the transport: then the outcome is unknown.
-    No message may be larger than 16 MiB; about 512 KiB of `data` a message is fastest.
+    No message may be larger than 16 MiB; about 1 MiB of `data` a message is fastest.
     """
 
     CreateRun: grpc.aio.StreamUnaryMultiCallable[
@@ -275,7 +275,7 @@ class OptimizerServiceServicer(metaclass=abc.ABCMeta):
     was expected. Of a Train stream that ends while a block is being answered it says `sequence`, too: the block that was
     applied. Who has its receipt already, and has sent the next one, knows that the next one was not. A status without that
     detail comes from the transport: then the outcome is unknown.
-    No message may be larger than 16 MiB; about 512 KiB of `data` a message is fastest.
+    No message may be larger than 16 MiB; about 1 MiB of `data` a message is fastest.
     """
 
     @abc.abstractmethod
