@@ -8,7 +8,7 @@ STUB_TOOLS := grpcio-tools==1.62.3 mypy-protobuf==3.6.0 'setuptools<81'
 SOURCES := protos server client tests benchmarks
 
 .DEFAULT_GOAL := help
-.PHONY: help demo digits test integrations lint format types buf stubs image constraints benchmarks peers robustness clean
+.PHONY: help demo digits test integrations lint format types buf stubs image constraints benchmarks gpu peers robustness clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -53,6 +53,10 @@ BENCHMARKS := kernels synthetic wire blocks encodings many_clients footprint dur
 
 benchmarks: $(VENV)/installed  ## kernels, the experiment, the wire, many clients, footprint, a link, with their floors
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(ARGUMENTS) || exit 1; done
+
+# NO_INSTALL=1: with $(PYTHON) as it is, which has torch, numba-cuda and grpcio; what else is missing is left out by name.
+gpu: $(if $(NO_INSTALL),,$(VENV)/installed)  ## what only a GPU can show, in six minutes: tests, kernels, wire; docs/gpu.md
+	$(if $(NO_INSTALL),$(PYTHON),$(BIN)/python) benchmarks/gpu.py $(ARGUMENTS)
 
 peers: .venv-peers/installed  ## against Ray, torch rpc, gloo, zmq, unary gRPC and local torch: docs/peers.md and its picture
 	.venv-peers/bin/python benchmarks/peers.py --table docs/peers.md --picture docs/peers.png

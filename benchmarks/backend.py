@@ -17,6 +17,11 @@ from gradwire.wire.layout import Range
 FLOAT32 = np.dtype(np.float32)
 
 
+def torch_device(name: str) -> torch.device:
+    """Where torch keeps what belongs to the server's device ``name``; for numba's simulator of a GPU, host memory."""
+    return torch.device(name if torch.cuda.is_available() else "cpu")
+
+
 class Backend:
     """Args: device_name: as for ``gradwire serve``; threads: of the CPU, for all peers alike.
 
@@ -28,9 +33,7 @@ class Backend:
         self.threads = threads
         self._pool = ThreadPoolExecutor(threads)
         torch.set_num_threads(threads)
-        probe = self.device.allocate(1, 1, FLOAT32)
-        # The GPU, or host memory; numba's simulator of a GPU works in host memory too.
-        self.torch_device = probe.device if isinstance(probe, torch.Tensor) else torch.device("cpu")
+        self.torch_device = torch_device(self.device.name)
 
     @property
     def label(self) -> str:

@@ -22,33 +22,30 @@ def main() -> int:
     about = machine()
     print(describe(about), end="\n\n")
     counts = [1] if options.device != "cpu" else options.threads or sorted({1, cores()})
+    try:
+        backends = [Backend(options.device, threads) for threads in counts]
+    except RuntimeError as error:
+        print(f"{options.device}: NOT RUN, no figures: {error}")
+        save(options.out, {"benchmark": "kernels", "machine": about, "not_run": str(error)})
+        return 0
     vectors: list[long_vector.Result] = []
-    blocks: list[long_block.Result] = []
-    for threads in counts:
-        try:
-            backend = Backend(options.device, threads)
-        except RuntimeError as error:
-            print(f"{options.device}: NOT RUN, no figures: {error}")
-            save(options.out, {"benchmark": "kernels", "machine": about, "not_run": str(error)})
-            return 0
-        vectors.append(long_vector.run(backend, options.elements, options.rounds))
-        if threads == counts[0]:  # one element cannot be split
-            blocks.append(long_block.run(backend, options.steps, options.rounds))
+    for elements in options.elements:
+        results = [long_vector.run(backend, elements, options.rounds) for backend in backends]
+        print(f"AMSGrad, K=1, {elements:,} float32, {options.rounds} interleaved rounds\n")
+        print(table(long_vector.HEADER, [row for result in results for row in result.rows()]), end="\n\n")
+        print("\n".join(f"- {result.label}: {result.verdict()}" for result in results), end="\n\n", flush=True)
+        vectors += results
+    block = long_block.run(backends[0], options.steps, options.rounds)  # one element cannot be split
+    print(f"AMSGrad, K={options.steps:,}, one float32, {options.rounds} interleaved rounds\n")
+    print(table(long_block.HEADER, block.rows()), end="\n\n")
+    print(f"- {block.label}: {block.verdict()}")
+    for backend in backends:
         backend.close()
-
-    print(f"AMSGrad, K=1, {options.elements:,} float32, {options.rounds} interleaved rounds\n")
-    print(table(long_vector.HEADER, [row for result in vectors for row in result.rows()]), end="\n\n")
-    for result in vectors:
-        print(f"- {result.label}: {result.verdict()}")
-    print(f"\nAMSGrad, K={options.steps:,}, one float32, {options.rounds} interleaved rounds\n")
-    print(table(long_block.HEADER, [row for block in blocks for row in block.rows()]), end="\n\n")
-    for block in blocks:
-        print(f"- {block.label}: {block.verdict()}")
     if options.device == "cpu":  # the targets are the CPU kernels'
         print(f"- target, a step at most {long_vector.TARGET}x torch fused: {_met(r.on_target for r in vectors)}")
-        print(f"- target, a block at least {long_block.TARGET:,.0f} updates/s: {_met(b.on_target for b in blocks)}")
-    same = all([result.same for result in vectors] + [block.same for block in blocks])
-    sections = {"long_vector": [v.to_json() for v in vectors], "long_block": [b.to_json() for b in blocks]}
+        print(f"- target, a block at least {long_block.TARGET:,.0f} updates/s: {_met([block.on_target])}")
+    same = block.same and all(vector.same for vector in vectors)
+    sections = {"long_vector": [v.to_json() for v in vectors], "long_block": [block.to_json()]}
     save(options.out, {"benchmark": "kernels", "machine": about, "rounds": options.rounds, **sections})
     return 0 if same else 1
 
@@ -61,14 +58,14 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--threads", type=int, nargs="+", help="of the CPU (default: 1, and all processors)")
-    parser.add_argument("--elements", type=int, help="of the long vector (default: 25,000,000)")
+    parser.add_argument("--elements", type=int, nargs="+", help="of the long vector (default: 25,000,000)")
     parser.add_argument("--steps", type=int, help="of the long block (default: 1,000,000)")
     parser.add_argument("--rounds", type=int, help="(default: 15)")
     parser.add_argument("--quick", action="store_true", help="small sizes: shows that it works, measures nothing")
     parser.add_argument("--out", type=Path, help="write all figures to this file, as JSON")
     options = parser.parse_args()
     elements, steps, rounds = (1_000_000, 100_000, 5) if options.quick else (25_000_000, 1_000_000, 15)
-    options.elements = options.elements or elements
+    options.elements = options.elements or [elements]
     options.steps = options.steps or steps
     options.rounds = options.rounds or rounds
     return options

@@ -86,7 +86,7 @@ class Result:
 HEADER = ("one step", "device", "median [middle half]", "GB/s", "x copy floor", "x torch")
 
 
-class _Vector:
+class Vector:
     """A run's state under one group's hyperparameters, which counts its steps."""
 
     def __init__(self, backend: Backend, group: AdamHyperparameters, params: np.ndarray[Any, Any]) -> None:
@@ -118,7 +118,7 @@ def run(backend: Backend, elements: int, rounds: int) -> Result:
     params = random.standard_normal((1, elements), np.float32)
     values = random.standard_normal((1, elements), np.float32)
     gradients = backend.upload(values)
-    plain, hat = _Vector(backend, PLAIN, params), _Vector(backend, EPS_HAT, params)
+    plain, hat = Vector(backend, PLAIN, params), Vector(backend, EPS_HAT, params)
     target = backend.device.allocate_state(PLAIN.kernel.used_slots, elements, FLOAT32)
 
     theirs = torch.nn.Parameter(backend.tensor(params[0]))

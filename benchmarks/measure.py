@@ -111,10 +111,10 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def machine() -> dict[str, object]:
+def machine(further_packages: Sequence[str] = ()) -> dict[str, object]:
     """What matters of the machine and its software, without names of hosts or paths."""
     versions = {}
-    for package in _PACKAGES:
+    for package in (*_PACKAGES, *further_packages):
         try:
             versions[package] = importlib.metadata.version(package)
         except importlib.metadata.PackageNotFoundError:

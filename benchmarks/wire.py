@@ -1,6 +1,8 @@
 """One step through the wire: what does it take beyond sending the bytes there and back?
 
-python benchmarks/wire.py [--quick] [--out FILE]
+python benchmarks/wire.py [--device cuda] [--quick] [--out FILE]
+
+With a GPU: what the server asks of it for one step is measured alone as well, to tell whether it hides behind the wire.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 
-from benchmarks import floors
+from benchmarks import device_alone, floors
 from benchmarks.child import same_threads
 from benchmarks.contenders.by_hand import SharedMemory
 from benchmarks.contenders.gradwire_server import Gradwire, OverSharedMemory, OverTcp, OverUnix
@@ -53,6 +55,8 @@ class Result:
     """Largest difference of the parameters to torch's, for each encoding."""
     steps: int
     """After which it was taken."""
+    alone: dict[str, Timing]
+    """The parts of a step on a device that is not the CPU, each without a wire; else empty."""
 
     @property
     def same(self) -> bool:
@@ -71,7 +75,7 @@ class Result:
                 ratio(timing, TCP),
                 ratio(timing, EXACT) if name in ENCODINGS else "",
             ]
-            for name, timing in self.timings.items()
+            for name, timing in (self.timings | self.alone).items()
         ]
 
     def verdicts(self) -> list[str]:
@@ -81,6 +85,8 @@ class Result:
         lines = [f"step / {self.floor}: {step:.2f}{judged}; the floor: {self.way}"]
         if self.floor == ECHO:
             lines[0] += f", {self.timings[ECHO].ratio(self.timings[TCP]):.2f} of raw TCP"
+        if self.alone:
+            lines.append(device_alone.verdict(self.timings[EXACT], self.timings[self.floor], self.alone))
         found = ", ".join(f"{name} {value:.1e}" for name, value in self.differences.items())
         verdict = "same numbers" if self.same else "DIFFERENT NUMBERS"
         lines.append(f"largest difference to torch after {self.steps} steps: {found}: {verdict}")
@@ -94,12 +100,12 @@ class Result:
             "floor_way": self.way,
             "step_to_floor": self.timings[EXACT].ratio(self.timings[self.floor]),
             "largest_differences_to_torch": self.differences,
-            "timings": {name: timing.to_json() for name, timing in self.timings.items()},
+            "timings": {name: timing.to_json() for name, timing in (self.timings | self.alone).items()},
         }
 
 
-def measure(transport: str, problem: Problem, encodings: list[str], rounds: int) -> Result:
-    repeats = max(1, min(200, 4_000_000 // problem.size_bytes))
+def measure(transport: str, problem: Problem, encodings: list[str], rounds: int, repeats: int) -> Result:
+    repeats = max(1, min(repeats, 4_000_000 // problem.size_bytes))
     gradients = problem.gradients()
     make = TRANSPORTS[transport]
     ours = {name: make(problem, gradient_encoding=name, parameter_encoding=name) for name in encodings}
@@ -121,14 +127,18 @@ def measure(transport: str, problem: Problem, encodings: list[str], rounds: int)
             latest[name] = list(steps[name].step(gradients))
 
         contenders |= {name: repeated(timed(functools.partial(step, name)), repeats) for name in steps}
+        device = device_alone.DeviceAlone(problem) if problem.device != "cpu" else None
+        if device:
+            contenders |= {name: repeated(timed(part), repeats) for name, part in device.parts.items()}
         timings = interleave(contenders, rounds, warm_up=2)
+        alone = {name: timings.pop(name) for name in (device.parts if device else ())}
         differences = {
             name: max(float(np.abs(a - b).max()) for a, b in zip(latest[name], latest[LOCAL], strict=True))
             for name in ours
         }
-        for each in (*raw.values(), *steps.values()):
+        for each in (*raw.values(), *steps.values(), *([device] if device else [])):
             each.close()
-    return Result(transport, problem, timings, floor, way, differences, (2 + rounds) * repeats)
+    return Result(transport, problem, timings, floor, way, differences, (2 + rounds) * repeats, alone)
 
 
 def main() -> int:
@@ -138,16 +148,17 @@ def main() -> int:
     print(describe(about), end="\n\n")
     print(f"AMSGrad, {options.rounds} interleaved rounds, {options.threads} thread(s) in every process that computes")
     results = []
-    for transport in TRANSPORTS:
+    for transport in options.transports:
         for elements in options.elements:
-            problem = Problem(elements, threads=options.threads)
-            result = measure(transport, problem, options.encodings, options.rounds)
+            problem = Problem(elements, device=options.device, threads=options.threads)
+            result = measure(transport, problem, options.encodings, options.rounds, options.repeats)
             results.append(result)
             print(f"\n{transport}, {elements:,} float32\n\n{table(HEADER, result.rows())}\n")
             print("\n".join(f"- {line}" for line in result.verdicts()), flush=True)
     report = {
         "benchmark": "wire",
         "machine": about,
+        "device": options.device,
         "threads": options.threads,
         "results": [result.to_json() for result in results],
     }
@@ -160,8 +171,11 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--elements", type=int, nargs="+", help="(default: 1 1,000 1,000,000 25,000,000)")
     parser.add_argument("--encodings", nargs="+", choices=names, default=names, help="float32 is always among them")
+    parser.add_argument("--transports", nargs="+", choices=TRANSPORTS, default=list(TRANSPORTS), help="(default: all)")
+    parser.add_argument("--device", default="cpu", help="of whoever updates: cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--threads", type=int, default=max(1, cores() // 2), help="of each process (default: half)")
     parser.add_argument("--rounds", type=int, help="(default: 15)")
+    parser.add_argument("--repeats", type=int, default=200, help="of a short exchange in a round (default: 200)")
     parser.add_argument("--quick", action="store_true", help="small sizes: shows that it works, measures nothing")
     parser.add_argument("--out", type=Path, help="write all figures to this file, as JSON")
     options = parser.parse_args()

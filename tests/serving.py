@@ -14,6 +14,9 @@ from types import TracebackType
 
 START_TIMEOUT_SECONDS = 90.0
 
+DEVICE = os.environ.get("GRADWIRE_TEST_DEVICE", "")
+"""What the servers of tests compute on, where a test does not say: ``make gpu`` runs tests with ``cuda``."""
+
 
 class ServerProcess:
     """Starts at once; ``target`` is where it serves. A context manager that ends the process.
@@ -33,6 +36,8 @@ class ServerProcess:
         module: str = "gradwire.server",
     ) -> None:
         command = [sys.executable, "-m", module, "serve", "--embedded", "--listen", listen, *flags]
+        if DEVICE and "--device" not in flags:
+            command += ["--device", DEVICE]
         clean = {key: value for key, value in os.environ.items() if not key.startswith("GRADWIRE_")}
         if "GRADWIRE_CACHE_DIR" in os.environ:
             clean["GRADWIRE_CACHE_DIR"] = os.environ["GRADWIRE_CACHE_DIR"]

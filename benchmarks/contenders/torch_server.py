@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
+from benchmarks.backend import torch_device
 from benchmarks.contenders.problem import Array, Problem
 
 
@@ -22,9 +23,10 @@ class TorchServer:
 
     def __init__(self, problem: Problem, *, fused: bool = True, values: Sequence[torch.Tensor] | None = None) -> None:
         torch.set_num_threads(problem.threads)
-        self._cpu = problem.device == "cpu"
+        place = torch_device(problem.device)
+        self._cpu = place.type == "cpu"
         values = values or [torch.from_numpy(array) for array in problem.parameters()]
-        self.params = [torch.nn.Parameter(value if self._cpu else value.to(problem.device)) for value in values]
+        self.params = [torch.nn.Parameter(value if self._cpu else value.to(place)) for value in values]
         self._optimizer = torch.optim.Adam(self.params, amsgrad=True, fused=fused or None)
 
     def step(self, gradients: Sequence[torch.Tensor]) -> list[torch.Tensor]:

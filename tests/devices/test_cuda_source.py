@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -47,6 +49,18 @@ def test_gpu_kernel_uses_the_functions_of_its_type(dtype: type, letter: str) -> 
     (update,) = (node for node in ast.parse(source).body if getattr(node, "name", "") == "update")
     operators = [type(node.op).__name__ for node in ast.walk(update) if isinstance(node, ast.BinOp)]
     assert operators == [], "an operator is left that the compiler may contract"
+
+
+def test_a_numpy_without_row_stack_gets_it_back() -> None:
+    """numba-cuda asks for it when it compiles its first kernel; numpy 2.5 has dropped it."""
+    program = """
+import numpy as np
+vars(np).pop("row_stack", None)
+import gradwire.server.devices.cuda_runtime
+print(np.row_stack is np.vstack)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "True", done.stderr
 
 
 def test_generated_source_is_valid_python_for_every_kernel() -> None:

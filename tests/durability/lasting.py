@@ -15,6 +15,7 @@ import numpy.typing as npt
 import pytest
 
 from gradwire.client import Run
+from tests import serving
 from tests.serving import ServerProcess
 
 
@@ -33,7 +34,7 @@ class LastingServer:
         self.process = self._start()
 
     def _start(self) -> ServerProcess:
-        flags = ("--data-dir", str(self.data), "--device", "cpu", *self._flags)
+        flags = ("--data-dir", str(self.data), "--device", serving.DEVICE or "cpu", *self._flags)
         return ServerProcess(*flags, listen=self.target, environment=self._environment)
 
     def kill(self) -> None:

@@ -66,7 +66,7 @@ def copies(params: Tensors) -> Tensors:
 def set_gradients(params: Tensors, grads: Gradients) -> None:
     """Each parameter gets a copy, in the gradient's own strides."""
     for param, grad in zip(params, grads, strict=True):
-        param.grad = None if grad is None else grad.clone(memory_format=torch.preserve_format)
+        param.grad = None if grad is None else grad.to(param.device).clone(memory_format=torch.preserve_format)
 
 
 def assert_close(found: Tensors, expected: Tensors, steps: int = STEPS) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,19 +11,27 @@ import numpy.typing as npt
 
 from gradwire.server import jit
 from gradwire.server.devices.base import Bools, Device, DeviceArray, Segment, State, Write, chunks_of
-from gradwire.server.devices.cuda_driver import cuda_kernel_source, square_sums_source
-from gradwire.server.devices.cuda_runtime import NUMBA_CUDA_VERSION, SIMULATED, open_runtime, torch
+from gradwire.server.devices.cuda_driver import TOGETHER, cuda_kernel_source, square_sums_source
+from gradwire.server.devices.cuda_runtime import NUMBA_CUDA_VERSION, SIMULATED, CudaArray, open_runtime, torch
 from gradwire.server.optimizers.base import Floats, Kernel
 from gradwire.wire.layout import Range
 
 STAGING_BYTES = 16 * 2**20
-"""Copies between host and device pass through pinned memory in parts of this size; torch keeps and reuses it."""
+"""Copies from the host pass through pinned memory in parts of this size; torch keeps and reuses it."""
+
+SMALL_BYTES = 32 * 2**10
+"""Copies up to this size need no pinned memory: the driver takes them along with the command."""
+
+SCRATCH_ELEMENTS = 4096
+"""What a call needs for its own end on the device is kept up to this size, since making it anew takes a while."""
 
 _TORCH_DTYPES: dict[np.dtype[Any], torch.dtype] = {
     np.dtype(np.float32): torch.float32,
     np.dtype(np.float64): torch.float64,
+    np.dtype(np.int64): torch.int64,
+    np.dtype(np.bool_): torch.bool,
 }
-_NUMPY_DTYPES: dict[Any, np.dtype[Any]] = {ours: theirs for theirs, ours in _TORCH_DTYPES.items()}
+_NUMPY_DTYPES: dict[torch.dtype, np.dtype[Any]] = {ours: theirs for theirs, ours in _TORCH_DTYPES.items()}
 
 
 class CudaDevice(Device):
@@ -38,48 +46,49 @@ class CudaDevice(Device):
 
     def allocate(self, rows: int, length: int, dtype: np.dtype[Any]) -> DeviceArray:
         with self._runtime.section():
-            return torch.zeros((rows, length), dtype=_TORCH_DTYPES[dtype], device=self._runtime.device)
+            return self._array(torch.zeros, rows, length, _TORCH_DTYPES[dtype])
 
     def write(self, target: DeviceArray, offset: int, values: npt.NDArray[Any]) -> None:
-        rows, length = values.shape
         with self._runtime.section():
-            for a, b in _parts(rows, length, target.dtype):
-                host = self._staging(rows, b - a, target.dtype)
-                with np.errstate(over="ignore"):  # float64 values too large for a float32 run become infinities
-                    host.numpy()[...] = values[:, a:b]
-                target[:rows, offset + a : offset + b].copy_(host, non_blocking=True)
+            self._write(target.tensor, offset, values)
+
+    def stage(self, values: npt.NDArray[Any], dtype: np.dtype[Any]) -> DeviceArray:
+        with self._runtime.section():
+            rows, length = values.shape
+            array = self._array(torch.empty, rows, length, _TORCH_DTYPES[dtype])
+            self._write(array.tensor, 0, values)
+        return array
 
     def read(self, source: DeviceArray, rows: Range, columns: Range) -> Floats:
-        height, length = rows.stop - rows.start, columns.stop - columns.start
-        result: Floats = np.empty((height, length), _NUMPY_DTYPES[source.dtype])
-        with self._runtime.section() as stream:
-            for a, b in _parts(height, length, source.dtype):
-                host = self._staging(height, b - a, source.dtype)
-                part = source[rows.start : rows.stop, columns.start + a : columns.start + b]
-                host.copy_(part, non_blocking=True)
-                stream.synchronize()
-                result[:, a:b] = host.numpy()
+        part = source.tensor[rows.start : rows.stop, columns.start : columns.stop]
+        height, length = part.shape
+        with self._runtime.section():
+            if part.nbytes <= STAGING_BYTES:
+                return self._fetch(part)
+            result: Floats = np.empty((height, length), _NUMPY_DTYPES[part.dtype])
+            for a, b in _parts(height, length, part.itemsize):
+                result[:, a:b] = self._fetch(part[:, a:b])
         return result
+
+    def write_summing(
+        self, target: DeviceArray, offset: int, values: npt.NDArray[Any], first_row: int, ranges: Sequence[Range]
+    ) -> npt.NDArray[np.float64]:
+        with self._runtime.section():
+            self._write(target.tensor, offset, values)
+            return self._chunk_sums(target, first_row, ranges, 0)
 
     def copy(self, source: DeviceArray, into: DeviceArray | None = None) -> DeviceArray:
         with self._runtime.section():
-            return source.clone() if into is None else into.copy_(source)
+            if into is None:
+                return self._runtime.array(source.tensor.clone())
+            into.tensor.copy_(source.tensor)
+            return into
 
     def chunk_sums(
         self, gradients: DeviceArray, first_row: int, ranges: Sequence[Range], start: int = 0
     ) -> npt.NDArray[np.float64]:
-        rows = gradients.shape[0] - first_row
-        cuts = chunks_of(ranges)
-        if not cuts or not rows:
-            return np.zeros((len(cuts), rows))
         with self._runtime.section():
-            starts = self._upload(np.array([cut.start - start for cut in cuts]))
-            stops = self._upload(np.array([cut.stop - start for cut in cuts]))
-            sums = torch.empty((len(cuts), rows), dtype=torch.float64, device=self._runtime.device)
-            kernel = _square_sums_kernel(self._runtime.threads)
-            self._runtime.launch(kernel, len(cuts) * rows, gradients, first_row, starts, stops, sums)
-            found: npt.NDArray[np.float64] = sums.cpu().numpy()
-        return found
+            return self._chunk_sums(gradients, first_row, ranges, start)
 
     def clip(
         self,
@@ -90,9 +99,11 @@ class CudaDevice(Device):
         factors: Floats | None = None,
     ) -> None:
         with self._runtime.section():
-            scale = None if factors is None or (factors == 1).all() else self._upload(factors)[:, None]
+            scale = None
+            if factors is not None and (factors != 1).any():
+                scale = torch.from_numpy(factors).to(self._runtime.device)[:, None]
             for start, stop in ranges:
-                part = gradients[:, start:stop]
+                part = gradients.tensor[:, start:stop]
                 if max_value is not None:
                     part.clamp_(-max_value, max_value)
                 if scale is not None:
@@ -117,33 +128,79 @@ class CudaDevice(Device):
         with self._runtime.section():
             firsts, scalars = _pack(segments)
             uploaded = self._upload(scalars)
-            mask = self._upload(np.ones(1, np.bool_) if applied is None else applied)
-            # Not written without `write`, but of the type that is compiled; never the state itself, which the simulator
-            # would then copy back twice.
-            written = torch.empty((1, 1), dtype=gradients.dtype, device=self._runtime.device) if out is None else out
+            masked = applied is not None
+            mask = self._upload(applied) if applied is not None else self._scratch(1, torch.bool)
+            written = uploaded if out is None else out  # not written without `write`, but of the type that is compiled
             for segment, first in zip(segments, firsts, strict=True):
                 used = segment.kernel.used_slots
-                vectors = [state.params[0], *[state.slots[name][0] for name in used]]
+                vectors = [state.params, *[state.slots[name] for name in used]]
                 if target is not None:
-                    vectors += [target.params[0], *[target.slots[name][0] for name in used]]
-                where = (int(write), out_start, start, segment.start, segment.stop)
+                    vectors += [target.params, *[target.slots[name] for name in used]]
+                arrays = [array.view for array in (*vectors, gradients, uploaded, mask, written)]
+                where = (first, masked, int(write), out_start, start, segment.start, segment.stop)
                 kernel = _kernel(segment.kernel, scalars.dtype, target is None)
-                blocks = -(-(segment.stop - segment.start) // self._runtime.threads)
-                masked = applied is not None
-                self._runtime.launch(
-                    kernel, blocks, *vectors, gradients, uploaded, first, mask, masked, written, *where
-                )
+                blocks = -(-(segment.stop - segment.start) // (self._runtime.threads * TOGETHER))
+                self._runtime.launch(kernel, blocks, *arrays, *where)
 
-    def _staging(self, rows: int, length: int, dtype: torch.dtype) -> torch.Tensor:
-        return torch.empty((rows, length), dtype=dtype, pin_memory=self._runtime.pinned)
+    # What follows runs inside a section.
 
-    def _upload(self, values: npt.NDArray[Any]) -> torch.Tensor:
-        return torch.from_numpy(values).to(self._runtime.device)
+    def _array(self, make: Callable[..., torch.Tensor], rows: int, length: int, dtype: torch.dtype) -> CudaArray:
+        return self._runtime.array(make((rows, length), dtype=dtype, device=self._runtime.device))
+
+    def _scratch(self, elements: int, dtype: torch.dtype) -> CudaArray:
+        """``[1, elements]`` or more, of any values, for what ends with the section; of each type one at a time."""
+        if elements > SCRATCH_ELEMENTS:
+            return self._array(torch.empty, 1, elements, dtype)
+        buffers = self._runtime.lane.buffers
+        if dtype not in buffers:
+            buffers[dtype] = self._array(torch.zeros, 1, SCRATCH_ELEMENTS, dtype)
+        return buffers[dtype]
+
+    def _upload(self, values: npt.NDArray[Any]) -> CudaArray:
+        """A scratch array that begins with ``values`` ``[n]``."""
+        array = self._scratch(values.size, _TORCH_DTYPES[values.dtype])
+        array.tensor[0, : values.size].copy_(torch.from_numpy(values))
+        return array
+
+    def _write(self, target: torch.Tensor, offset: int, values: npt.NDArray[Any]) -> None:
+        rows, length = values.shape
+        dtype = _NUMPY_DTYPES[target.dtype]
+        with np.errstate(over="ignore"):  # float64 values too large for a float32 run become infinities
+            if values.size * dtype.itemsize <= SMALL_BYTES:
+                target[:rows, offset : offset + length].copy_(torch.from_numpy(values.astype(dtype)))
+                return
+            for a, b in _parts(rows, length, dtype.itemsize):
+                host = torch.empty((rows, b - a), dtype=target.dtype, pin_memory=self._runtime.pinned)
+                host.numpy()[...] = values[:, a:b]
+                target[:rows, offset + a : offset + b].copy_(host, non_blocking=True)
+
+    def _fetch(self, part: torch.Tensor) -> Floats:
+        """Host memory of its own: pinned, unless the part is small."""
+        pinned = self._runtime.pinned and part.nbytes > SMALL_BYTES
+        host = torch.empty(part.shape, dtype=part.dtype, pin_memory=pinned).copy_(part, non_blocking=pinned)
+        self._runtime.wait()
+        values: Floats = host.numpy()
+        return values
+
+    def _chunk_sums(
+        self, gradients: CudaArray, first_row: int, ranges: Sequence[Range], start: int
+    ) -> npt.NDArray[np.float64]:
+        rows = gradients.shape[0] - first_row
+        cuts = chunks_of(ranges)
+        items = len(cuts) * rows
+        if not items:
+            return np.zeros((len(cuts), rows))
+        edges = self._upload(np.array([edge - start for cut in cuts for edge in cut]))
+        sums = self._scratch(items, torch.float64)
+        kernel = _square_sums_kernel(self._runtime.threads)
+        self._runtime.launch(kernel, items, gradients.view, first_row, rows, items, edges.view, sums.view)
+        found: npt.NDArray[np.float64] = sums.tensor[0, :items].cpu().numpy()
+        return found.reshape(len(cuts), rows)
 
 
-def _parts(rows: int, length: int, dtype: torch.dtype) -> Iterator[tuple[int, int]]:
+def _parts(rows: int, length: int, item_bytes: int) -> Iterator[tuple[int, int]]:
     """Ranges of columns that fit the staging memory."""
-    step = max(1, STAGING_BYTES // max(1, rows * dtype.itemsize))
+    step = max(1, STAGING_BYTES // max(1, rows * item_bytes))
     return ((a, min(a + step, length)) for a in range(0, length, step))
 
 

@@ -1,6 +1,6 @@
-"""Source of the CUDA kernels: the same scalar update function as on the CPU, one thread per element.
+"""Source of the CUDA kernels: the same scalar update function as on the CPU, each thread with a few elements at a time.
 
-A thread keeps its element's state in registers through all K steps and writes it back once, or to where it is wanted.
+A thread keeps its elements' state in registers through all K steps and writes it back once, or to where it is wanted.
 
 On contraction: the compiler behind numba.cuda fuses ``a * b + c`` into one instruction with one rounding, and
 numba-cuda offers no option against it (its jit passes on only ``fastmath`` and ``opt``). Whether two operations fuse is
@@ -12,12 +12,16 @@ its like), which are never fused and keep subnormals. A block of K then equals K
 from __future__ import annotations
 
 import ast
+import textwrap
 from typing import Any
 
 import numpy as np
 
 from gradwire.server.jit import source_of
 from gradwire.server.optimizers.base import Kernel
+
+TOGETHER = 2
+"""Elements that a thread takes at once: so many loads are under way while it waits for memory."""
 
 _FUNCTIONS: dict[type[ast.operator], str] = {ast.Add: "add", ast.Sub: "add", ast.Mult: "mul", ast.Div: "div"}
 
@@ -47,47 +51,58 @@ _TEMPLATE = '''{arithmetic}
 
 
 @cuda.jit(cache=True)
-def kernel(p, {slots}, {targets_in}g, scalars, first, mask, masked, out, write, out_start, g_start, start, stop):
-    """``scalars`` from ``first`` on: the constants, then a row of varying scalars for each applied step."""
+def kernel(p, {slots}, {targets_in}g, scalars, mask, out, first, masked, write, out_start, g_start, start, stop):
+    """Vectors are [1, n]. ``scalars`` from ``first`` on: constants, then a row of varying ones an applied step."""
     {constants}
-    i = start + cuda.grid(1)
+    lanes = cuda.blockDim.x
+    i = start + cuda.blockIdx.x * {count} * lanes + cuda.threadIdx.x
     while i < stop:
-        new_p = p[i]
-        {load}
-        at = first + {constant_count}
-        for k in range(g.shape[0]):
-            if not masked or mask[k]:
-                gradient = g[k, i - g_start]
-                {targets} = update({arguments})
-                at += {varying_count}
-            if write == 2:
-                out[k, i - out_start] = new_p
-        if write == 1:
-            out[0, i - out_start] = new_p
-        {store}
-        i += cuda.gridsize(1)
+        if i + {last} * lanes < stop:
+{together}
+        else:
+            while i < stop:
+{single}
+                i += lanes
+        i += cuda.gridDim.x * {count} * lanes
 '''
+
+# Unsigned indices need no look whether they count from the end.
+_ELEMENTS = """
+{indices}
+{load}
+at = np.uint64(first + {constant_count})
+for k in range(g.shape[0]):
+    if not masked or mask[0, k]:
+        {gradients}
+        {updates}
+        at += np.uint64({varying_count})
+    if write == 2:
+        {trajectory}
+if write == 1:
+    {result}
+{store}
+"""
 
 _SQUARE_SUMS = '''
 from numba import cuda
 
 
 @cuda.jit(cache=True)
-def square_sums(g, first_row, starts, stops, sums):
-    """sums[c, r] = sum of squares of g[first_row + r, starts[c]:stops[c]]: one block of {lanes} lanes each.
+def square_sums(g, first_row, rows, items, edges, sums):
+    """sums[c * rows + r] = sum of squares of row first_row + r of g from edges[2 * c] to edges[2 * c + 1].
 
-    Each lane adds every {lanes}th element in order, then lanes are added pairwise: no atomics, one order.
+    One block of {lanes} lanes each. Each lane adds every {lanes}th element in order, then lanes are added pairwise: no
+    atomics, one order.
     """
     lanes = cuda.shared.array({lanes}, numba.float64)
     lane = cuda.threadIdx.x
-    rows = sums.shape[1]
     item = cuda.blockIdx.x
-    while item < sums.shape[0] * rows:
+    while item < items:
         chunk = item // rows
-        row = item % rows
+        row = first_row + item % rows
         total = 0.0
-        for i in range(starts[chunk] + lane, stops[chunk], {lanes}):
-            x = {widen}(g[first_row + row, i])
+        for i in range(edges[0, 2 * chunk] + lane, edges[0, 2 * chunk + 1], {lanes}):
+            x = {widen}(g[row, i])
             total += x * x
         lanes[lane] = total
         cuda.syncthreads()
@@ -98,7 +113,7 @@ def square_sums(g, first_row, starts, stops, sums):
             cuda.syncthreads()
             half //= 2
         if lane == 0:
-            sums[chunk, row] = lanes[0]
+            sums[0, item] = lanes[0]
         cuda.syncthreads()
         item += cuda.gridDim.x
 '''
@@ -126,34 +141,57 @@ def explicit_rounding(source: str) -> str:
     return ast.unparse(ast.fix_missing_locations(_ExplicitRounding().visit(ast.parse(source))))
 
 
-def cuda_kernel_source(kernel: Kernel, dtype: np.dtype[Any], simulated: bool, in_place: bool) -> str:
+def cuda_kernel_source(
+    kernel: Kernel, dtype: np.dtype[Any], simulated: bool, in_place: bool, together: int = TOGETHER
+) -> str:
     """The module text: ``kernel(p, *used_slots, gradients, ...)``, for one float type.
 
     Not ``in_place``: the vectors that receive the result follow those that it is computed from.
     """
     letter = "f" if dtype.itemsize == 4 else "d"
     arithmetic = _SIMULATED_ARITHMETIC if simulated else _GPU_ARITHMETIC.format(letter=letter)
-    used = kernel.used_slots
-    arguments = ["new_p", "gradient"]
-    # A slot that these statics do not use gets any number of the right type.
-    arguments += [f"new_{slot}" if slot in used else "gradient" for slot in kernel.slots]
-    arguments += [f"constant{c}" for c in range(kernel.constants)]
-    arguments += [f"scalars[at + {v}]" for v in range(kernel.varying)]
-    arguments += [str(static) for static in kernel.statics]
-    prefix = "" if in_place else "target_"
+    names = ("p", *kernel.used_slots)
     return _TEMPLATE.format(
-        targets_in="" if in_place else "".join(f"target_{name}, " for name in ("p", *used)),
+        targets_in="" if in_place else "".join(f"target_{name}, " for name in names),
         arithmetic=arithmetic,
         update=explicit_rounding(source_of(kernel.update)),
-        slots=", ".join(used),
-        constants="\n    ".join(f"constant{c} = scalars[first + {c}]" for c in range(kernel.constants)),
-        constant_count=kernel.constants,
-        varying_count=kernel.varying,
-        load="\n        ".join(f"new_{slot} = {slot}[i]" for slot in used),
-        targets=", ".join(["new_p"] + [f"new_{slot}" if slot in used else "_" for slot in kernel.slots]),
-        arguments=", ".join(arguments),
-        store="\n        ".join(f"{prefix}{name}[i] = new_{name}" for name in ("p", *used)),
+        slots=", ".join(kernel.used_slots),
+        constants="\n    ".join(f"constant{c} = scalars[0, first + {c}]" for c in range(kernel.constants)),
+        count=together,
+        last=together - 1,
+        together=textwrap.indent(_elements(kernel, "" if in_place else "target_", together), 12 * " "),
+        single=textwrap.indent(_elements(kernel, "" if in_place else "target_", 1), 16 * " "),
     )
+
+
+def _elements(kernel: Kernel, prefix: str, count: int) -> str:
+    """The body of a loop over ``count`` elements at once: all that they read is asked for before any is computed."""
+    names = ("p", *kernel.used_slots)
+
+    def each(line: str, indent: int = 0) -> str:
+        return f"\n{' ' * indent}".join(line.format(e=e) for e in range(count))
+
+    # A slot that these statics do not use gets any number of the right type.
+    arguments = ["p{e}", "gradient{e}", *(f"{s}{{e}}" if s in names else "gradient{e}" for s in kernel.slots)]
+    arguments += [f"constant{c}" for c in range(kernel.constants)]
+    arguments += [f"scalars[0, at + np.uint64({v})]" for v in range(kernel.varying)]
+    arguments += [str(static) for static in kernel.statics]
+    results = ["p{e}", *(f"{s}{{e}}" if s in names else "_" for s in kernel.slots)]
+    text = _ELEMENTS.format(
+        indices="\n".join(
+            each(f"{name}{{e}} = np.uint64(i + {{e}} * lanes{less}" + ")")
+            for name, less in (("i", ""), ("g_column", " - g_start"), ("out_column", " - out_start"))
+        ),
+        load="\n".join(each(f"{name}{{e}} = {name}[0, i{{e}}]") for name in names),
+        constant_count=kernel.constants,
+        gradients=each("gradient{e} = g[k, g_column{e}]", 8),
+        updates=each(f"{', '.join(results)} = update({', '.join(arguments)})", 8),
+        varying_count=kernel.varying,
+        trajectory=each("out[k, out_column{e}] = p{e}", 8),
+        result=each("out[0, out_column{e}] = p{e}", 4),
+        store="\n".join(each(f"{prefix}{name}[0, i{{e}}] = {name}{{e}}") for name in names),
+    )
+    return text.strip()
 
 
 def square_sums_source(lanes: int, simulated: bool) -> str:

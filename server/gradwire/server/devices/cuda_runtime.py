@@ -12,6 +12,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
+
+# numba-cuda (0.30 is the newest) names an alias of vstack that numpy 2.5 has dropped, and compiles nothing without it.
+vars(np).setdefault("row_stack", np.vstack)
+
 _INSTALL = 'install the extra: pip install "gradwire[cuda]"'
 try:
     import torch as torch  # cuda.py takes it from here, so that this check comes first
@@ -23,6 +28,29 @@ except ImportError as error:
 cuda: Any = importlib.import_module("numba.cuda")
 
 SIMULATED = bool(cuda.config.ENABLE_CUDASIM)
+
+
+class CudaArray:
+    """Memory of torch's, and what numba makes of it, made once: that costs as much as a small kernel."""
+
+    __slots__ = ("tensor", "view")
+
+    def __init__(self, tensor: torch.Tensor, view: Any) -> None:
+        self.tensor = tensor
+        self.view = view
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.tensor.shape)
+
+
+class Lane(threading.local):
+    """What each thread has of its own: its stream, and a little memory that what it does next may overwrite."""
+
+    def __init__(self) -> None:
+        self.stream: Any = None
+        self.numba_stream: Any = None
+        self.buffers: dict[torch.dtype, CudaArray] = {}
 
 
 class Gpu:
@@ -41,31 +69,32 @@ class Gpu:
         if not cuda.is_available():
             raise RuntimeError(f"numba-cuda finds no CUDA driver or toolkit ({cuda.cuda_error()}); {_INSTALL}")
         self.device = torch.device("cuda", index)
-        self._local = threading.local()
+        self.lane = Lane()
         # A small run fills no GPU, and numba would warn about each of its launches.
         cuda.dispatcher.config.CUDA_LOW_OCCUPANCY_WARNINGS = 0
 
     @contextmanager
-    def section(self) -> Iterator[torch.cuda.Stream]:
+    def section(self) -> Iterator[None]:
         """Work of this thread, on a stream of its own; finished when the section ends."""
-        if not hasattr(self._local, "stream"):
-            self._local.stream = torch.cuda.Stream(self.device)
-        stream: torch.cuda.Stream = self._local.stream
-        with torch.cuda.stream(stream), cuda.gpus[self.device.index]:
+        lane = self.lane
+        if lane.stream is None:
+            lane.stream = torch.cuda.Stream(self.device)
+            lane.numba_stream = cuda.external_stream(lane.stream.cuda_stream)
+        with torch.cuda.stream(lane.stream), cuda.gpus[self.device.index]:
             try:
-                yield stream
+                yield
             finally:
-                stream.synchronize()
+                self.wait()
+
+    def wait(self) -> None:
+        """Within a section: for all that it has begun."""
+        self.lane.stream.synchronize()
+
+    def array(self, tensor: torch.Tensor) -> CudaArray:
+        return CudaArray(tensor, cuda.as_cuda_array(tensor, sync=False))
 
     def launch(self, kernel: Any, blocks: int, *arguments: Any) -> None:
-        views = [cuda.as_cuda_array(a, sync=False) if isinstance(a, torch.Tensor) else a for a in arguments]
-        stream = cuda.external_stream(torch.cuda.current_stream(self.device).cuda_stream)
-        kernel[min(blocks, self.max_blocks), self.threads, stream](*views)
-
-
-class _Stepped:
-    def synchronize(self) -> None:
-        """Everything is done when it is called."""
+        kernel[min(blocks, self.max_blocks), self.threads, self.lane.numba_stream](*arguments)
 
 
 class Simulator:
@@ -78,15 +107,21 @@ class Simulator:
 
     def __init__(self, index: int) -> None:
         self.device = torch.device("cpu")
+        self.lane = Lane()
 
     @contextmanager
-    def section(self) -> Iterator[_Stepped]:
-        yield _Stepped()
+    def section(self) -> Iterator[None]:
+        yield
+
+    def wait(self) -> None:
+        """Everything is done when it is called."""
+
+    def array(self, tensor: torch.Tensor) -> CudaArray:
+        return CudaArray(tensor, tensor.numpy())
 
     def launch(self, kernel: Any, blocks: int, *arguments: Any) -> None:
-        views = [a.numpy() if isinstance(a, torch.Tensor) else a for a in arguments]
         with self._one_at_a_time:
-            kernel[min(blocks, self.max_blocks), self.threads](*views)
+            kernel[min(blocks, self.max_blocks), self.threads](*arguments)
 
 
 def open_runtime(index: int) -> Gpu | Simulator:
