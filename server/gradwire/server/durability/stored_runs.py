@@ -12,7 +12,7 @@ from gradwire.server.config import ServerConfig
 from gradwire.server.durability.changes import on_disk
 from gradwire.server.durability.flush_wait import FlushWait
 from gradwire.server.durability.records import spec_to_text
-from gradwire.server.durability.restore import Restorer
+from gradwire.server.durability.restorer import Restorer
 from gradwire.server.durability.run_snapshot import snapshot_of
 from gradwire.server.durability.run_storage import RunStorage
 from gradwire.server.durability.snapshotter import Snapshotter

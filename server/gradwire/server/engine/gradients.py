@@ -62,7 +62,7 @@ class Answer(Protocol):
 
 
 class Spare(Protocol):
-    """Room for a second state; see `early.SpareState`."""
+    """Room for a second state; see `training.early_update.SpareState`."""
 
     state: State | None
 

@@ -53,7 +53,7 @@ class Prepared:
 class Run:
     """One optimisation.
 
-    Methods block and are not safe against each other: call them through ``exclusive``. What a holder computes early
+    Methods block and are not safe against each other: call them through ``lock``. What a holder computes early
     from ``state`` needs no lock: writes swap arrays instead of changing them, and a commit belongs to that one holder.
     """
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from gradwire.server.durability import changes
 from gradwire.server.durability.records import groups_from_data, spec_to_text
-from gradwire.server.durability.restore import fill_state
+from gradwire.server.durability.restorer import fill_state
 from gradwire.server.durability.run_snapshot import PARAMETERS, copied, room_for, snapshot_of
 from gradwire.server.durability.run_storage import storage_of
 from gradwire.server.engine.run import Run, Values

@@ -14,7 +14,7 @@ import numpy as np
 from gradwire.server.config import ServerConfig
 from gradwire.server.devices.base import Device
 from gradwire.server.durability.fingerprint import fingerprint
-from gradwire.server.durability.restore import Restorer
+from gradwire.server.durability.restorer import Restorer
 from gradwire.server.durability.stored_runs import DamagedRun, StoredRuns, with_durability
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.spec import RunSpec

@@ -3,43 +3,45 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any
-
-import numpy as np
+from functools import partial
+from typing import Any, NamedTuple
 
 from gradwire.server.durability import changes
 from gradwire.server.durability.journaled_block import JournaledBlock
 from gradwire.server.durability.run_storage import storage_of
 from gradwire.server.encodings.decoders import Decoder
 from gradwire.server.encodings.encoders import Encoder
-from gradwire.server.engine.block import BlockHeader, GradientSlice, Receipt, Reply
-from gradwire.server.engine.block_plan import check_header, check_steps, plan_block
-from gradwire.server.engine.coverage import Coverage
-from gradwire.server.engine.gradients import Gradients, StagedGradients, StagedSums
+from gradwire.server.engine.block import GradientSlice, Receipt, Reply
 from gradwire.server.engine.run import Run
-from gradwire.server.engine.staged_block import StagedBlock
-from gradwire.server.engine.threads import unless_short, updates
 from gradwire.server.engine.workers import Holder, check_id
 from gradwire.server.failpoints import failpoint
-from gradwire.server.memory.shared_memory import SharedMemory, SharedSlice, share
-from gradwire.server.training.arrival_speed import ArrivalSpeed
-from gradwire.server.training.early_update import EarlyUpdate, SpareState
-from gradwire.server.training.gradient_array import GradientArray
-from gradwire.server.training.incoming_block import IncomingBlock
+from gradwire.server.memory.shared_memory import SharedMemory, share
+from gradwire.server.training.block_receiver import BlockReceiver, WholeBlock
 from gradwire.server.training.results import Results
 from gradwire.server.training.shared_answer import SharedAnswer
-from gradwire.server.training.speculative_update import SpeculativeUpdate
-from gradwire.wire.errors import GradwireError, ProtocolViolation, SequenceMismatch
-from gradwire.wire.layout import Range
+from gradwire.wire.errors import GradwireError
 from gradwire.wire.shared import part_bytes
 
 
+class Answering(NamedTuple):
+    """What is still owed for a block that has arrived whole."""
+
+    committed: bool | None
+    """Whether it has been committed, and its answer is on its way. None: nobody can say yet."""
+    sequence: int = 0
+    """Of the block, once it has been committed."""
+
+
+NOTHING = Answering(committed=False)
+COMMITTING = Answering(committed=None)
+
+
 class Session:
-    """Staging, early updates, commits and repeats for one hold on one run.
+    """Blocks, their commits, their answers and repeats for one hold on one run.
 
     Args:
         decoder: reads the slices of gradients.
@@ -62,27 +64,13 @@ class Session:
         self.holder = holder
         self._decoder = decoder
         self._encoder = encoder
-        self._max_result_bytes = max_result_bytes
-        self._executor = executor
         self.memory: SharedMemory | None = None
         """Shared with the client, or offered to it."""
-        self._answering: bool | None = False
-        """Whether a block has been committed whose answer is still on its way. None: it is being committed."""
-        self._answered = 0
-        """The sequence of that block."""
+        self._receiver = BlockReceiver(run, holder, decoder, encoder, max_result_bytes, executor, local)
         self._results = Results(run, holder, encoder)
+        self._answering = NOTHING
         self._commit: asyncio.Task[Receipt] | None = None
         self._journaled: JournaledBlock | None = None
-        self._gradients = GradientArray(run)
-        self._staged_sums: StagedSums | None = None
-        self._spare = SpareState(run)
-        self._speed = ArrivalSpeed(local)
-        self._incoming: IncomingBlock | None = None
-        self._block: StagedBlock | None = None
-        """What is arriving will be applied so; None: nothing is, or the header that holds is still to come."""
-        self._early: EarlyUpdate | None = None
-        """Computes what is arriving at once; None: it is kept until it is whole."""
-        self._guesses = True
 
     @classmethod
     async def attach(
@@ -102,7 +90,7 @@ class Session:
         """Makes ``memory``, for the encodings of this stream, where there is some to be had and it is worth it."""
         elements = self.run.spec.layout.elements
         sizes = [coding.vector_bytes(elements) for coding in (self._decoder, self._encoder)]
-        self.memory = share(self.run.budget, *map(part_bytes, sizes))
+        self.memory = self._receiver.memory = share(self.run.budget, *map(part_bytes, sizes))
 
     async def receive(self, part: GradientSlice) -> AsyncIterator[Reply]:
         """Takes one message and yields what can be answered now; the reply with the receipt comes last.
@@ -110,100 +98,53 @@ class Session:
         Raises what the error table says. The session is of no further use then, and the run is as it was, unless the
         exception's ``applied`` says otherwise.
         """
-        record = self.holder.record
-        if self._incoming is None and part.sequence == record.last_sequence and record.receipt is not None:
-            if part.last:
-                self._answering, self._answered = True, part.sequence
+        receipt = self._receipt_of_repeat(part)
+        if receipt is not None:
+            if part.last:  # what came before it has been applied already
+                self._answering = Answering(True, part.sequence)
                 self._encoder.restart()
-                async for reply in self._results.committed(replace(record.receipt, repeated=True)):
+                async for reply in self._results.committed(receipt):
                     yield reply
-                self._answering = False
+                self._answering = NOTHING
             return
-        first = self._incoming is None
-        incoming = await self._intake_of(part)
-        data = part.data
-        place = self._decoder.place(part.offset, len(data), incoming.steps)
-        incoming.coverage.add(place)
-        incoming.received_bytes += len(data)
-        if not incoming.deferred:  # those of a deferred block leave when they are known
-            self._speed.note(len(data), first=first, last=part.last)
-        work = updates(place.stop - place.start, incoming.steps)
-        failpoint("stage.before")
-        block, early, device = self._block, self._early, self.run.device
-
-        def values() -> np.ndarray[Any, Any]:
-            """As nobody can change them any more: what is checked must be what is applied."""
-            settled = data.copy() if isinstance(data, SharedSlice) else data
-            return self._decoder.values(place, settled, incoming.steps)
-
-        # One message that is a whole block waits for nothing, so it need not be kept.
-        whole = first and part.last and block is not None and block.ranges == (place,) and not self.run.spec.clips
-        if early is not None:
-            await unless_short(self._executor, lambda: early.take(values(), place), work)
-            if not part.last and early.answers:
-                for tile in self._encoder.tiles(place, early.rows):
-                    yield Reply(part.sequence, tile.start, early.answer(tile))
-        elif not whole:
-            staged, sums = self._gradients.of(incoming.steps), self._staged_sums
-
-            def stage() -> None:  # the copy that settles shared data
-                view = data.view() if isinstance(data, SharedSlice) else data
-                arrived = self._decoder.values(place, view, incoming.steps)
-                if sums is None:
-                    device.write(staged, place.start, arrived)
-                else:
-                    sums.stage(device, staged, place, arrived)
-
-            await unless_short(self._executor, stage, work)
+        arrived = await self._receiver.take(part)
+        for tile, values in self._receiver.answers(part, arrived):
+            yield Reply(part.sequence, tile.start, values)
         failpoint("stage.after")
         if part.last:
-            assert block is not None
-            # Elements of absent tensors may have arrived in a deferred block; they are in no range of it.
-            incoming.coverage.require_complete(f"block {part.sequence}", block.ranges)
-            block.received_bytes = incoming.received_bytes
-            answer = None if early is not None else SharedAnswer.of(self.memory, self._encoder, block)
-
-            def gradients() -> Gradients:
-                return early or StagedGradients(
-                    self.run.spec,
-                    device,
-                    block,
-                    device.stage(values(), self.run.spec.dtype) if whole else staged,
-                    place.start if whole else 0,
-                    answer,
-                    None if whole else self._staged_sums,
-                    self._spare,
-                )
-
-            work = 0 if early is not None else updates(self.run.spec.layout.elements, incoming.steps)
-            # What has arrived before this message has been answered already, where that is computed early.
-            rest = None if early is None or not early.answers else [place]
-            async for reply in self._commit_block(block, gradients, work, answer, rest):
+            async for reply in self._commit_block(self._receiver.whole(arrived)):
                 yield reply
-            self._answering = False
+            self._answering = NOTHING
             failpoint("reply.after")
 
-    async def _commit_block(
-        self,
-        block: StagedBlock,
-        gradients: Callable[[], Gradients],
-        work: int,
-        answer: SharedAnswer | None,
-        rest: Sequence[Range] | None,
-    ) -> AsyncIterator[Reply]:
-        """Commits what has arrived whole, and answers it, or what of it is in ``rest``."""
-        self._answering = None
+    def _receipt_of_repeat(self, part: GradientSlice) -> Receipt | None:
+        """What answers a message of a block that has been committed before; None: it is of another one."""
+        record = self.holder.record
+        if self._receiver.idle and part.sequence == record.last_sequence and record.receipt is not None:
+            return replace(record.receipt, repeated=True)
+        return None
+
+    async def _commit_block(self, whole: WholeBlock) -> AsyncIterator[Reply]:
+        """Commits what has arrived whole, and answers what of it is unanswered.
+
+        There are three ways. A journaled block with a short answer is computed, and its answer got ready, while the
+        disk is waited for. A block whose answer goes to shared memory is answered while it is applied. Any other one
+        is committed, and then answered.
+        """
+        block = whole.block
+        answer = None if whole.computed else SharedAnswer.of(self.memory, self._encoder, block)
+        gradients = partial(whole.gradients, answer)
+        self._answering = COMMITTING
         storage = storage_of(self.run)
         if storage is not None and storage.journals and self._results.fits_one_reply(block, answer, self.memory):
-            # Its answer is got ready while the disk is waited for.
-            self._journaled = await JournaledBlock.begin(self.run, storage, self.holder, block, gradients, work)
+            self._journaled = await JournaledBlock.begin(self.run, storage, self.holder, block, gradients, whole.work)
             state = await self._journaled.compute()
             if state is not None:
                 yield self._results.ahead(block, state, self._journaled.receipt, answer, self._finish)
                 return
             receipt = await self._finish()
         else:
-            committing = changes.commit(self.run, self.holder, block, gradients, work)
+            committing = changes.commit(self.run, self.holder, block, gradients, whole.work)
             if answer is None or not answer.early:
                 receipt = await committing
             else:
@@ -211,34 +152,34 @@ class Session:
                 async for reply in answer.replies(self._commit):
                     yield reply
                 receipt = await self._commit
-            self._note_commit()
+            self._note_commit(block.sequence)
         if answer is not None and not answer.rest:
             yield answer.last(receipt)
             return
-        async for reply in self._results.committed(receipt, rest if answer is None else answer.rest):
+        async for reply in self._results.committed(receipt, whole.unanswered if answer is None else answer.rest):
             yield reply
 
     async def _finish(self) -> Receipt:
-        assert self._journaled is not None
-        receipt = await self._journaled.finish()
-        self._note_commit()
+        journaled = self._journaled
+        assert journaled is not None
+        receipt = await journaled.finish()
+        self._note_commit(journaled.block.sequence)
         return receipt
 
-    def _note_commit(self) -> None:
+    def _note_commit(self, sequence: int) -> None:
         """The block has been committed; what is left of it is to be answered."""
         failpoint("reply.before")
-        assert self._block is not None
-        self._answering, self._answered = True, self._block.sequence
-        self._block.drop()
-        self._incoming = self._block = self._early = self._commit = self._journaled = None
+        self._answering = Answering(True, sequence)
+        self._receiver.drop()
+        self._commit = self._journaled = None
 
     def complete(self, error: GradwireError) -> None:
         """Says with what ends the stream whether a block was applied, and which one: a client that has its receipt
         already waits for the answer to the next one, which has not been looked at."""
         if error.applied is None:
-            error.applied = self._answering
-            if self._answering:
-                error.metadata["sequence"] = str(self._answered)
+            error.applied = self._answering.committed
+            if self._answering.committed:
+                error.metadata["sequence"] = str(self._answering.sequence)
 
     async def close(self) -> None:
         """Gives the run back and frees what was staged, once a commit that is under way has ended."""
@@ -249,73 +190,7 @@ class Session:
             self._commit.cancel()
             await asyncio.gather(self._commit, return_exceptions=True)
         await self.run.lock.run(lambda: self.run.detach(self.holder))
-        if self._block is not None:
-            self._block.drop()
-            self._block = None
-        self._incoming = None
-        self._early = None
-        self._gradients.release()
-        self._spare.release()
+        self._receiver.release()
         self._encoder.release()
         if self.memory is not None:
             self.memory.close()
-
-    async def _intake_of(self, part: GradientSlice) -> IncomingBlock:
-        """What ``part`` belongs to, begun or planned as its header says. Afterwards a last part has a planned block."""
-        incoming, header = self._incoming, part.header
-        if incoming is not None:
-            incoming.check_next(part)
-            if header is None:
-                return incoming
-        else:
-            expected = self.holder.record.last_sequence + 1
-            if part.sequence != expected:
-                raise SequenceMismatch(
-                    f"block {part.sequence} is neither the next one, {expected}, nor a repeat of the last one",
-                    applied=0 < part.sequence < expected,
-                    expected_sequence=expected,
-                )
-            if header is None:
-                raise ProtocolViolation(f"the first message of block {part.sequence} has no header")
-        # A deferred block begins anew with every header but the deferred one of its last message, which plans it.
-        begins = incoming is None or not (part.last and header.deferred)
-        plans = part.last or not header.deferred
-        # The scalars of a million steps take a while, those of one step do not.
-        work = updates(len(self.run.spec.layout.tensors), header.steps) if plans else 0
-        return await self.run.lock.run(lambda: self._take_header(part, header, begins, plans), work=work)
-
-    def _take_header(self, part: GradientSlice, header: BlockHeader, begins: bool, plans: bool) -> IncomingBlock:
-        run, layout = self.run, self.run.spec.layout
-        run.require_holder(self.holder)
-        # What is made is kept here and not by the caller, who may have been cancelled meanwhile.
-        if begins:
-            check_steps(run.spec, header.steps, max(self._decoder.least_row_bytes, self._encoder.least_row_bytes))
-        groups = check_header(run, header, self._max_result_bytes) if plans else ()
-        if plans:
-            self._encoder.check(header)
-        if begins:
-            absent = frozenset[int]() if header.deferred else header.absent_tensors
-            coverage = Coverage(layout, layout.present_ranges(absent), replace=header.deferred)
-            self._incoming = IncomingBlock(part.sequence, header.steps, header.deferred, coverage)
-        assert self._incoming is not None
-        self._staged_sums = None
-        if not plans:
-            self._early = self._guess(part.sequence, header)
-            return self._incoming
-        self._block = block = plan_block(run, part.sequence, header, groups)
-        if begins:
-            near = self._speed.near or (self.memory is not None and self.memory.mapped)
-            # With many rows the second state matters less than the room that the gradients would take.
-            early = run.spec.early and (header.steps > 1 or not near)
-            early = early and not header.deferred and not part.last and block.covers(layout)
-            self._early = EarlyUpdate.into(self._spare, run, block, self._gradients) if early else None
-        elif isinstance(self._early, SpeculativeUpdate) and not self._early.holds(block):
-            self._early, self._guesses = None, False  # it was in vain, and may be each time
-        if self._early is None and not part.last and block.covers(layout):  # one message is summed as it is
-            self._staged_sums = StagedSums(layout.elements, block)
-        return self._incoming
-
-    def _guess(self, sequence: int, header: BlockHeader) -> EarlyUpdate | None:
-        if not self._guesses:
-            return None
-        return SpeculativeUpdate.of(self._spare, self.run, sequence, header, self._gradients)

@@ -1,4 +1,4 @@
-"""From a snapshot and the journal after it to a run: the way back of `persist` and of `Run.commit`."""
+"""From a snapshot and the journal after it to a run: the way back of `run_snapshot` and of `Run.commit`."""
 
 from __future__ import annotations
 
