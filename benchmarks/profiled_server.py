@@ -9,7 +9,7 @@ import contextlib
 import cProfile
 import sys
 
-from gradwire.server.cli import cli
+from gradwire.server.cli.commands import cli
 
 if __name__ == "__main__":
     profile = cProfile.Profile()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from gradwire.server.__main__ import main
-from gradwire.server.pace import Pace
+from gradwire.server.training.arrival_speed import ArrivalSpeed
 
-Pace.near = property(lambda pace: False)  # type: ignore[method-assign,assignment]
+ArrivalSpeed.near = property(lambda speed: False)  # type: ignore[method-assign,assignment]
 
 if __name__ == "__main__":
     main()

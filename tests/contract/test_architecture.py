@@ -12,10 +12,25 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 SOURCE_ROOTS = {name: ROOT / name for name in ("protos", "server", "client")}
-EDGE = {"__main__", "cli", "runs_cli", "app", "service", "exchange", "snapshot_calls", "calls", "guard"}
-"""The server's modules that know gRPC. Every other one, a new one too, is domain code and must not."""
+FLOORS = (
+    {"__main__"},
+    {"cli"},
+    {"app"},
+    {"rpc"},
+    {"training", "runs"},
+    {"durability", "encodings"},
+    {"engine"},
+    {"devices"},
+    {"store", "optimizers"},
+    {"memory", "config", "failpoints", "jit"},
+)
+"""The server's rooms, and the modules outside of any, top down. What stands on a floor imports what is below it or in
+its own room, never its neighbour; see docs/architecture.md."""
 
-CODEC = {"codec"}
+EDGE = {"__main__", "cli", "app", "rpc"}
+"""Know gRPC. All the others, a new one too, are domain code and must not."""
+
+CODEC = "gradwire.server.rpc.codec"
 """Translates messages, so it knows them; it knows no service."""
 
 
@@ -48,9 +63,26 @@ def under(imports: set[str], *prefixes: str) -> set[str]:
     return {name for name in imports for prefix in prefixes if name == prefix or name.startswith(f"{prefix}.")}
 
 
+def room_of(name: str) -> str:
+    """The room of a module or of something in it; empty: not of the server, or the server's package itself."""
+    parts = name.split(".")
+    return parts[2] if parts[:2] == ["gradwire", "server"] and len(parts) > 2 else ""
+
+
+def floor_of(room: str) -> int:
+    """Counted from the top. Raises StopIteration for a room that stands nowhere."""
+    return next(number for number, rooms in enumerate(FLOORS) if room in rooms)
+
+
+def upward(name: str, imports: set[str]) -> set[str]:
+    """What of a module's imports is neither in its own room nor on a floor below."""
+    own = room_of(name)
+    others = {found: room for found in imports if (room := room_of(found)) not in ("", own)}
+    return {found for found, room in others.items() if floor_of(room) <= floor_of(own)}
+
+
 def domain_modules() -> list[str]:
-    names = [name for name, _ in modules("server")]
-    return [name for name in names if name.removeprefix("gradwire.server.") not in EDGE | CODEC]
+    return [name for name, _ in modules("server") if room_of(name) not in EDGE]
 
 
 def loaded_after(program: str) -> set[str]:
@@ -91,16 +123,69 @@ def test_the_contract_imports_neither_side_and_the_sides_not_each_other(root: st
     assert {name: bad for name, imports in found.items() if (bad := under(imports, *strangers))} == {}
 
 
+def test_every_module_belongs_to_a_room_and_every_room_says_what_it_is_about() -> None:
+    found = {name: room_of(name) for name, _ in modules("server")}
+    assert set(found.values()) - {""} == {room for rooms in FLOORS for room in rooms}
+    assert [name for name, room in found.items() if not room] == ["gradwire.server"]
+    packages = [path.parent for path in (SOURCE_ROOTS["server"] / "gradwire" / "server").rglob("__init__.py")]
+    for package in packages:
+        source = (package / "__init__.py").read_text()
+        assert ast.get_docstring(ast.parse(source)), package
+        assert not imports_of(source, ""), f"{package} exports again what lies in its modules"
+    lost = [path for package in packages for path in package.iterdir() if path.is_dir() and path not in packages]
+    assert [path for path in lost if path.name != "__pycache__"] == [], "a folder that is no package"
+
+
+def test_imports_run_downwards() -> None:
+    found = dict(modules("server"))
+    assert len(found) > 60, "nothing was looked at"
+    assert {
+        name: bad for name, imports in found.items() if name != "gradwire.server" and (bad := upward(name, imports))
+    } == {}
+
+
+def test_no_module_imports_itself_by_a_detour() -> None:
+    found = dict(modules("server"))
+    left = {name: {other for other in imports if other in found} - {name} for name, imports in found.items()}
+    while free := [name for name, imports in left.items() if not imports & left.keys()]:
+        for name in free:
+            del left[name]
+    assert left == {}
+
+
+@pytest.mark.parametrize(
+    ("module", "imported", "allowed"),
+    [
+        ("engine.run", "durability.changes", False),
+        ("engine.run", "engine.block", True),
+        ("engine.run", "store.base.MAX_ENTRY_BYTES", True),
+        ("training.session", "runs.registry", False),
+        ("runs.registry", "training.session", False),
+        ("store.disk", "optimizers.adam", False),
+        ("devices.cpu", "jit", True),
+        ("jit", "devices.cpu", False),
+        ("jit", "config", False),
+        ("app", "cli.serve", False),
+    ],
+)
+def test_an_import_upwards_or_sideways_is_found(module: str, imported: str, allowed: bool) -> None:
+    name = f"gradwire.server.{imported}"
+    assert upward(f"gradwire.server.{module}", {name, "numpy", "gradwire.wire.errors"}) == (
+        set() if allowed else {name}
+    )
+
+
 def test_domain_code_imports_no_grpc_and_no_messages() -> None:
     strangers = ("grpc", "grpc_health", "grpc_reflection", "gradwire.v1")
     found = dict(modules("server"))
     domain = domain_modules()
-    assert {"gradwire.server.run", "gradwire.server.session", "gradwire.server.devices.cpu"} <= set(domain)
+    assert {room_of(name) for name in domain} - {""} == {room for rooms in FLOORS for room in rooms} - EDGE
     assert {name: bad for name in domain if (bad := under(found[name], *strangers))} == {}
 
 
 def test_codec_knows_messages_but_no_service() -> None:
-    found = dict(modules("server"))["gradwire.server.codec"]
+    found = dict(modules("server"))[CODEC]
+    assert under(found, "gradwire.v1")
     assert not under(found, "grpc", "gradwire.v1.service_pb2", "gradwire.v1.service_pb2_grpc")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 import pytest
 
-from gradwire.server.spec import TENSOR_BYTES
+from gradwire.server.engine.spec import TENSOR_BYTES
 from gradwire.v1 import run_pb2, service_pb2, train_pb2
 from tests.contract.bare import BareClient, Refusal, group, pack, refused
 from tests.faults.hosted import HostedServer, eventually

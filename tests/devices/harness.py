@@ -20,7 +20,7 @@ from gradwire.server.optimizers.adam import (
     MaximumOf,
     WeightDecayMode,
 )
-from gradwire.server.schedules import Schedule
+from gradwire.server.optimizers.schedules import Schedule
 from gradwire.wire.layout import Range
 from tests.devices.reference_device import ReferenceDevice
 from tests.reference import ReferenceConfig

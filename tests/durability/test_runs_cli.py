@@ -12,7 +12,7 @@ from click.testing import CliRunner, Result
 from safetensors.numpy import load_file
 
 from gradwire.client import AMSGrad, Server, connect
-from gradwire.server.cli import cli
+from gradwire.server.cli.commands import cli
 from tests.faults.hosted import HostedServer
 
 

@@ -71,8 +71,8 @@ def server(hosted: HostedServer) -> Iterator[Server]:
 
 
 def store_of(hosted: HostedServer) -> DiskStore:
-    assert hosted.registry.keeper is not None
-    store = hosted.registry.keeper.store
+    assert hosted.registry.stored_runs is not None
+    store = hosted.registry.stored_runs.store
     assert isinstance(store, DiskStore)
     return store
 
@@ -102,7 +102,7 @@ def test_a_block_whose_caller_has_left_is_applied_all_the_same(
     run = hosted.run_of(name)
     failpoints.arm(point, "sleep:0.5", at_hit=1)
     stream.send_block(1, gradient(1, size))
-    eventually(lambda: hosted.call(run.exclusive._lock.locked), "the block is being committed")
+    eventually(lambda: hosted.call(run.lock._lock.locked), "the block is being committed")
     stream.cancel()
     hosted.wait_cancelled()
     eventually(lambda: hosted.call(lambda: run.step) == 1, "the block is applied")
@@ -128,7 +128,7 @@ def test_nobody_knows_of_a_block_whose_flush_has_failed(tmp_path: Path, size: in
         failpoints.disarm()
         assert caught.value.applied is None
         assert hosted.run_of("f").step == 1
-        assert not hosted.run_of("f").exclusive._lock.locked()
+        assert not hosted.run_of("f").lock._lock.locked()
 
 
 def test_an_attachment_whose_caller_has_left_while_it_waited_holds_nothing(hosted: HostedServer, stub: Stub) -> None:
@@ -137,10 +137,10 @@ def test_an_attachment_whose_caller_has_left_while_it_waited_holds_nothing(hoste
     run = hosted.run_of(name)
     failpoints.arm("journal.before-commit", "sleep:0.5", at_hit=1)
     call = stub.Train(iter([train_pb2.TrainRequest(attach=train_pb2.Attach(run=run.spec.name, worker_id="one"))]))
-    eventually(lambda: hosted.call(run.exclusive._lock.locked), "it waits for the disk")
+    eventually(lambda: hosted.call(run.lock._lock.locked), "it waits for the disk")
     call.cancel()
     hosted.wait_cancelled()
-    eventually(lambda: not hosted.call(run.exclusive._lock.locked), "it has left")
+    eventually(lambda: not hosted.call(run.lock._lock.locked), "it has left")
     assert hosted.call(lambda: run.holder) is None
     other = BareStream(stub, name, "two")
     assert other.attached.epoch == 1
@@ -188,8 +188,8 @@ def test_a_run_whose_device_failed_comes_back_with_the_next_server(tmp_path: Pat
 def test_a_block_that_the_journal_cannot_take_is_refused_by_its_header(
     hosted: HostedServer, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradwire.server.plan.MAX_ENTRY_BYTES", 5 * 4 * SIZE)
-    monkeypatch.setattr("gradwire.server.keeper.MAX_ENTRY_BYTES", 5 * 4 * SIZE)
+    monkeypatch.setattr("gradwire.server.engine.block_plan.MAX_ENTRY_BYTES", 5 * 4 * SIZE)
+    monkeypatch.setattr("gradwire.server.durability.stored_runs.MAX_ENTRY_BYTES", 5 * 4 * SIZE)
     run = server.create_run(fresh_name("r"), {"w": gradient(0, SIZE)}, AMSGrad())
     run.step_many({"w": gradient(1, 5, SIZE)})
     with pytest.raises(ProtocolViolation, match="Send smaller blocks") as caught:
@@ -220,8 +220,8 @@ def test_a_snapshot_does_not_hold_up_steps(hosted: HostedServer, server: Server)
     run = server.create_run(fresh_name("s"), {"w": gradient(0, SIZE)}, AMSGrad(lr=0.1), durability="SNAPSHOT")
     run.step({"w": gradient(1, SIZE)})
     own = hosted.run_of(run.name)
-    assert hosted.registry.keeper is not None
-    snapshotter = hosted.registry.keeper.snapshotter
+    assert hosted.registry.stored_runs is not None
+    snapshotter = hosted.registry.stored_runs.snapshotter
     failpoints.arm("snapshot.before-fsync", "sleep:1", at_hit=1)
     with InBackground(lambda: hosted._run(snapshotter.save(own))) as saving:
         eventually(lambda: snapshotter.costs.pause_seconds > 0, "the state has been copied")
@@ -236,10 +236,10 @@ def test_without_memory_for_a_copy_a_run_is_saved_in_place(hosted: HostedServer,
     run = server.create_run(fresh_name("s"), {"w": gradient(0, SIZE)}, AMSGrad(lr=0.1), durability="SNAPSHOT")
     run.step({"w": gradient(1, SIZE)})
     own = hosted.run_of(run.name)
-    assert hosted.registry.keeper is not None
+    assert hosted.registry.stored_runs is not None
     budget = hosted.registry.budget
     with budget.reserve(budget.free_bytes, "everything"):
-        assert hosted._run(hosted.registry.keeper.snapshotter.save(own)).step == 1
+        assert hosted._run(hosted.registry.stored_runs.snapshotter.save(own)).step == 1
 
 
 def test_a_snapshot_that_fails_is_tried_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -10,13 +10,13 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from gradwire.server import exclusive
 from gradwire.server.app import Server
 from gradwire.server.config import ServerConfig
 from gradwire.server.devices.base import Device
-from gradwire.server.pace import Pace
-from gradwire.server.registry import Registry
-from gradwire.server.run import Run
+from gradwire.server.engine import threads
+from gradwire.server.engine.run import Run
+from gradwire.server.runs.registry import Registry
+from gradwire.server.training.arrival_speed import ArrivalSpeed
 
 T = TypeVar("T")
 
@@ -38,11 +38,11 @@ class HostedServer:
     """
 
     def __init__(self, device: Device | None = None, *, near: bool = False, **settings: Any) -> None:
-        self._near_property = Pace.near
+        self._near_property = ArrivalSpeed.near
         if not near:
-            Pace.near = property(lambda pace: False)  # type: ignore[method-assign,assignment]
+            ArrivalSpeed.near = property(lambda speed: False)  # type: ignore[method-assign,assignment]
         # Work that a test holds up must not be on the event loop, and runs of a test are small.
-        self._bulk_elements, exclusive.BULK_ELEMENTS = exclusive.BULK_ELEMENTS, BULK_ELEMENTS
+        self._bulk_elements, threads.BULK_ELEMENTS = threads.BULK_ELEMENTS, BULK_ELEMENTS
         config = ServerConfig(**{"listen": ("127.0.0.1:0",), "device": "cpu", "drain_timeout_seconds": 5.0, **settings})
         self._cancelled = threading.Event()
         self.loop = asyncio.new_event_loop()
@@ -103,8 +103,8 @@ class HostedServer:
         """Returns when exactly ``count`` callers wait for the run's lock, which somebody else holds."""
 
         def waiting() -> int:
-            assert run.exclusive._lock.locked()
-            return len(run.exclusive._lock._waiters or ())
+            assert run.lock._lock.locked()
+            return len(run.lock._lock._waiters or ())
 
         eventually(lambda: self.call(waiting) == count, f"{count} callers wait for the lock")
 
@@ -135,8 +135,8 @@ class HostedServer:
             finally:
                 self.loop.call_soon_threadsafe(self.loop.stop)
                 self._thread.join(WAIT_SECONDS)
-                exclusive.BULK_ELEMENTS = self._bulk_elements
-                Pace.near = self._near_property  # type: ignore[method-assign]
+                threads.BULK_ELEMENTS = self._bulk_elements
+                ArrivalSpeed.near = self._near_property  # type: ignore[method-assign]
 
     def __enter__(self) -> HostedServer:
         return self

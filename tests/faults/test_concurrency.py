@@ -188,7 +188,7 @@ def test_chaos(hosted: HostedServer, connect_bare: Callable[[str], Stub], expect
             game.result()
     eventually(lambda: hosted.handler_tasks() == 0, "all calls have ended")
     for run in hosted.call(lambda: hosted.registry.runs()):
-        assert not run.exclusive._lock.locked()
+        assert not run.lock._lock.locked()
         assert run.holder is None
         assert run.tensor_steps.tolist() == [run.step]
         assert digest(read_parameters(stub, run.spec.name.removeprefix("runs/"))) == expected[run.step]

@@ -76,7 +76,7 @@ def cut_before_the_receipt(hosted: HostedServer, device: GatedDevice, proxy: Pro
 
 
 def any_lock(hosted: HostedServer) -> bool:
-    return any(run.exclusive._lock.locked() for run in hosted.registry.runs())
+    return any(run.lock._lock.locked() for run in hosted.registry.runs())
 
 
 @contextmanager

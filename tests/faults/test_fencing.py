@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from gradwire.client import AMSGrad, connect
-from gradwire.server.block import Reply
-from gradwire.server.exchange import Exchange
-from gradwire.server.session import Session
+from gradwire.server.engine.block import Reply
+from gradwire.server.rpc.train_stream import TrainStream
+from gradwire.server.training.session import Session
 from gradwire.v1 import service_pb2
 from gradwire.wire.errors import Fenced, RunBusy, RunNotFound
 from tests.faults.bare import (
@@ -237,16 +237,16 @@ def test_who_is_fenced_while_an_answer_leaves_is_told_of_the_right_block(
     hosted: HostedServer, monkeypatch: pytest.MonkeyPatch, has_left: bool, shared_memory: bool
 ) -> None:
     """A client that has the receipt already waits for the answer to its next block, which nobody has looked at."""
-    send = Exchange.send
+    send = TrainStream.send
 
-    async def fenced(self: Exchange, reply: Reply) -> None:
+    async def fenced(self: TrainStream, reply: Reply) -> None:
         fences = reply.receipt is not None and reply.sequence == 2
         if has_left or not fences:
             await send(self, reply)
         if fences:
             raise Fenced("somebody has taken the run", applied=None)
 
-    monkeypatch.setattr(Exchange, "send", fenced)
+    monkeypatch.setattr(TrainStream, "send", fenced)
     with connect(hosted.target, shared_memory=shared_memory) as server:
         run = server.create_run(fresh_name("told"), {"x": gradient(BULK, 0)}, AMSGrad())
         grads = {"x": gradient(BULK, 1)}

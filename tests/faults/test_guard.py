@@ -10,7 +10,7 @@ from typing import Any
 import grpc
 import pytest
 
-from gradwire.server.guard import StreamGuard
+from gradwire.server.rpc.stream_guard import StreamGuard
 from gradwire.wire.errors import Draining, Fenced, Stalled
 
 FENCED, DRAINING = Fenced("another stream"), Draining("the end")

@@ -10,7 +10,7 @@ import grpc
 import numpy as np
 import pytest
 
-from gradwire.server.spec import TENSOR_BYTES
+from gradwire.server.engine.spec import TENSOR_BYTES
 from gradwire.v1 import run_pb2, service_pb2, train_pb2
 from gradwire.wire.encoding import MAX_MESSAGE_BYTES
 from gradwire.wire.errors import GradwireError, InternalError, MemoryLimitExceeded, ResultTooLarge

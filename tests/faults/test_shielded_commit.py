@@ -7,7 +7,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from gradwire.server.run import Run
+from gradwire.server.engine.run import Run
 from gradwire.v1 import run_pb2, service_pb2, train_pb2
 from tests.faults.bare import (
     BareStream,

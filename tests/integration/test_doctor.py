@@ -181,7 +181,7 @@ def test_it_is_a_subcommand_and_a_program(server: Server, module: str) -> None:
 
 def test_the_server_s_command_passes_the_arguments_on(server: Server) -> None:
     """Also where click, not ``main``, finds the word."""
-    code = "from gradwire.server.cli import cli; cli()"
+    code = "from gradwire.server.cli.commands import cli; cli()"
     command = [sys.executable, "-c", code, "doctor", "--help"]
     result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False, env={**os.environ})
     assert result.returncode == 0

@@ -16,8 +16,8 @@ import pytest
 from gradwire.client import AMSGrad, ParamGroup, RetryPolicy, Run, Server, connect
 from gradwire.client import flat as flats
 from gradwire.server import failpoints
-from gradwire.server.keeper import DamagedRun
-from gradwire.server.spec import TENSOR_BYTES
+from gradwire.server.durability.stored_runs import DamagedRun
+from gradwire.server.engine.spec import TENSOR_BYTES
 from gradwire.v1 import run_pb2, service_pb2, train_pb2
 from gradwire.wire.errors import DOMAIN, MAX_METADATA_BYTES, TABLE, GradwireError, from_status
 from tests.contract.bare import BareClient, BareStream, Refusal, group, pack, slices, whole

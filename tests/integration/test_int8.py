@@ -17,7 +17,7 @@ import torch
 from gradwire.client import AMSGrad, MemoryLimitExceeded, NonFiniteGradient, Run, Server, TorchAdam, connect
 from gradwire.client.encodings import DeltaParameters, Int8Gradients
 from gradwire.client.torch import RemoteOptimizer
-from gradwire.server.encodings import DeltaEncoder
+from gradwire.server.encodings.encoders import DeltaEncoder
 from gradwire.wire.int8 import Blocks
 from gradwire.wire.layout import Layout, Range
 from tests.faults.hosted import HostedServer

@@ -10,13 +10,13 @@ from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
-from gradwire.server import durable
-from gradwire.server.block import Receipt
-from gradwire.server.journaled import JournaledBlock
-from gradwire.server.run import Run
+from gradwire.server.durability import changes
+from gradwire.server.durability.journaled_block import JournaledBlock
+from gradwire.server.engine.block import Receipt
+from gradwire.server.engine.run import Run
+from gradwire.server.engine.workers import Holder
 from gradwire.server.store import disk, journal, snapshots
 from gradwire.server.store.base import Snapshot, Written
-from gradwire.server.workers import Holder
 
 
 def acknowledge_before_fsync() -> None:
@@ -28,7 +28,7 @@ def acknowledge_before_fsync() -> None:
 
 def no_deduplication() -> None:
     """The mark of a block holds only once its sender goes on: whoever comes back is taken at the block before."""
-    attach = durable.attach
+    attach = changes.attach
 
     async def forgetful(run: Run, *arguments: Any) -> Holder:
         holder = await attach(run, *arguments)
@@ -37,7 +37,7 @@ def no_deduplication() -> None:
             holder.record.receipt = None
         return holder
 
-    vars(durable)["attach"] = forgetful
+    vars(changes)["attach"] = forgetful
 
 
 def record_snapshot_before_fsync() -> None:

@@ -16,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from gradwire.server import cli, failpoints
+from gradwire.server import failpoints
+from gradwire.server.cli.commands import cli
 from gradwire.server.devices.select import open_device
 from gradwire.server.optimizers.adam import AdamHyperparameters, EpsilonPlacement
 from gradwire.server.store import disk, writer  # noqa: F401  # so that no server has to import it
@@ -53,7 +54,7 @@ def become_server(order: dict[str, Any], descriptors: list[int]) -> None:
     failpoints.arm_from(order["failpoints"])
     if order["bug"]:
         faulty_server.plant(order["bug"])
-    cli.cli(["serve", *order["flags"]], standalone_mode=False)
+    cli(["serve", *order["flags"]], standalone_mode=False)
 
 
 def main() -> None:

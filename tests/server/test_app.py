@@ -18,7 +18,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from gradwire.client import AMSGrad, connect
 from gradwire.server.app import Server, serve
 from gradwire.server.config import ConfigError, ServerConfig
-from gradwire.server.registry import Registry
+from gradwire.server.runs.registry import Registry
 from tests.faults.hosted import HostedServer
 from tests.serving import ServerProcess
 

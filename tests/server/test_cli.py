@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
-from gradwire.server import cli
+from gradwire.server.cli import serve as serve_module
+from gradwire.server.cli.commands import cli
+from gradwire.server.cli.logs import JsonFormatter
 from gradwire.server.config import ServerConfig
-from gradwire.server.logs import JsonFormatter
 from tests.serving import ServerProcess
 
 OPTIONS: dict[str, tuple[str, str, Any, Any]] = {
@@ -49,8 +50,8 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[ServerConfig]:
     async def serve(config: ServerConfig, embedded: bool) -> None:
         configs.append(config)
 
-    monkeypatch.setattr(cli, "_serve", serve)
-    monkeypatch.setattr(cli, "set_up_logging", lambda log_format, level: None)
+    monkeypatch.setattr(serve_module, "_serve", serve)
+    monkeypatch.setattr(serve_module, "set_up_logging", lambda log_format, level: None)
     for name in list(os.environ):
         if name.startswith("GRADWIRE_"):
             monkeypatch.delenv(name)
@@ -58,7 +59,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[ServerConfig]:
 
 
 def serve(*arguments: str, **environment: str) -> Result:
-    return CliRunner().invoke(cli.cli, ["serve", *arguments], env=environment)
+    return CliRunner().invoke(cli, ["serve", *arguments], env=environment)
 
 
 def variable(flag: str) -> str:
@@ -152,7 +153,7 @@ def test_refusal_is_a_message_and_no_traceback(started: list[ServerConfig], argu
 
 
 def test_help_names_every_flag_variable_and_default() -> None:
-    result = CliRunner().invoke(cli.cli, ["serve", "--help"], terminal_width=110)
+    result = CliRunner().invoke(cli, ["serve", "--help"], terminal_width=110)
     assert result.exit_code == 0
     for flag, *_ in OPTIONS.values():
         assert flag in result.output
@@ -163,7 +164,7 @@ def test_help_names_every_flag_variable_and_default() -> None:
 
 
 def test_version_is_the_distributions() -> None:
-    result = CliRunner().invoke(cli.cli, ["--version"])
+    result = CliRunner().invoke(cli, ["--version"])
     assert result.exit_code == 0
     assert "0.1.0" in result.output
 
@@ -218,7 +219,7 @@ def test_promise_6_a_reachable_server_needs_the_word() -> None:
 def test_health_of_nothing_is_an_error() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    result = CliRunner().invoke(cli.cli, ["health", "--target", f"127.0.0.1:{port}", "--timeout", "5"])
+    result = CliRunner().invoke(cli, ["health", "--target", f"127.0.0.1:{port}", "--timeout", "5"])
     assert result.exit_code == 1
     assert "UNAVAILABLE" in result.output
 

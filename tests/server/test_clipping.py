@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradwire.server.clipping import clip, norm_factors
-from gradwire.server.codec import decode_spec, encode_run
 from gradwire.server.devices.cpu import CpuDevice
-from gradwire.server.memory import MemoryBudget
+from gradwire.server.engine.clipping import clip, norm_factors
+from gradwire.server.engine.run import Run
+from gradwire.server.engine.spec import NonFinitePolicy, RunSpec
+from gradwire.server.memory.budget import MemoryBudget
 from gradwire.server.optimizers.adam import AdamHyperparameters
-from gradwire.server.run import Run
-from gradwire.server.spec import NonFinitePolicy, RunSpec
+from gradwire.server.rpc.codec import decode_spec, encode_run
 from gradwire.v1 import run_pb2
 from gradwire.wire.errors import InvalidHyperparameter
 from gradwire.wire.layout import Layout, Range

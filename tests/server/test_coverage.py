@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gradwire.server import coverage
-from gradwire.server.coverage import Coverage
+from gradwire.server.engine import coverage
+from gradwire.server.engine.coverage import Coverage
 from gradwire.wire.errors import IncompleteValues, InvalidSlice
 from gradwire.wire.layout import Layout, Range
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradwire.server.deltas import DeltaBaseline, Part
-from gradwire.server.memory import MemoryBudget
+from gradwire.server.encodings.deltas import DeltaBaseline, Part
+from gradwire.server.memory.budget import MemoryBudget
 from gradwire.wire.encoding import SLICE_BYTES
 from gradwire.wire.errors import MemoryLimitExceeded
 from gradwire.wire.int8 import Blocks, array_of, decode_rows, rows_of

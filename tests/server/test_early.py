@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradwire.server.block import BlockHeader, Returns
 from gradwire.server.devices import base
 from gradwire.server.devices.base import NORM_CHUNK
 from gradwire.server.devices.cpu import CpuDevice
-from gradwire.server.early import EarlyUpdate, SpareState
-from gradwire.server.gradients import StagedGradients
-from gradwire.server.intake import GradientArray
-from gradwire.server.memory import MemoryBudget
+from gradwire.server.engine.block import BlockHeader, Returns
+from gradwire.server.engine.block_plan import plan_block
+from gradwire.server.engine.gradients import StagedGradients
+from gradwire.server.engine.run import Run
+from gradwire.server.engine.spec import RunSpec
+from gradwire.server.memory.budget import MemoryBudget
 from gradwire.server.optimizers.adam import AdamHyperparameters
-from gradwire.server.plan import plan_block
-from gradwire.server.run import Run
-from gradwire.server.spec import RunSpec
+from gradwire.server.training.early_update import EarlyUpdate, SpareState
+from gradwire.server.training.gradient_array import GradientArray
 from gradwire.wire.layout import Layout, Range
 
 ELEMENTS = 2 * NORM_CHUNK + 1000

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from gradwire.server.exclusive import BULK_ELEMENTS, Exclusive
+from gradwire.server.engine.run_lock import RunLock
+from gradwire.server.engine.threads import BULK_ELEMENTS
 
 
 @pytest.fixture
@@ -50,28 +51,28 @@ class Gate:
 @pytest.mark.parametrize("work", [0, BULK_ELEMENTS - 1, BULK_ELEMENTS])
 def test_result_and_exception_reach_the_caller(executor: ThreadPoolExecutor, work: int) -> None:
     async def test() -> None:
-        exclusive = Exclusive(executor)
-        assert await exclusive.run(lambda: 7, work=work) == 7
+        lock = RunLock(executor)
+        assert await lock.run(lambda: 7, work=work) == 7
         with pytest.raises(ZeroDivisionError):
-            await exclusive.run(lambda: 1 // 0, work=work)
-        assert await exclusive.run(lambda: 8, work=work) == 8, "a failure must not keep the lock"
+            await lock.run(lambda: 1 // 0, work=work)
+        assert await lock.run(lambda: 8, work=work) == 8, "a failure must not keep the lock"
 
     run(test)
 
 
 def test_only_bulk_work_leaves_the_event_loop(executor: ThreadPoolExecutor) -> None:
     async def test() -> None:
-        exclusive = Exclusive(executor)
+        lock = RunLock(executor)
         here = threading.get_ident()
-        assert await exclusive.run(threading.get_ident, work=BULK_ELEMENTS - 1) == here
-        assert await exclusive.run(threading.get_ident, work=BULK_ELEMENTS) != here
+        assert await lock.run(threading.get_ident, work=BULK_ELEMENTS - 1) == here
+        assert await lock.run(threading.get_ident, work=BULK_ELEMENTS) != here
 
     run(test)
 
 
 def test_one_at_a_time_small_and_bulk_alike(executor: ThreadPoolExecutor) -> None:
     async def test() -> None:
-        exclusive = Exclusive(executor)
+        lock = RunLock(executor)
         inside = 0
         order = []
 
@@ -84,7 +85,7 @@ def test_one_at_a_time_small_and_bulk_alike(executor: ThreadPoolExecutor) -> Non
             inside -= 1
 
         await asyncio.gather(
-            *(exclusive.run(lambda n=n: work(n), work=BULK_ELEMENTS * (n % 2)) for n in range(20))  # type: ignore[misc]
+            *(lock.run(lambda n=n: work(n), work=BULK_ELEMENTS * (n % 2)) for n in range(20))  # type: ignore[misc]
         )
         assert sorted(order) == list(range(20))
 
@@ -95,7 +96,7 @@ def test_the_event_loop_goes_on_while_a_kernel_runs(executor: ThreadPoolExecutor
     async def test() -> None:
         log: list[str] = []
         gate = Gate(log)
-        caller = asyncio.ensure_future(Exclusive(executor).run(gate, work=BULK_ELEMENTS))
+        caller = asyncio.ensure_future(RunLock(executor).run(gate, work=BULK_ELEMENTS))
         await gate.wait_begun()
         log.append("something else")
         gate.open()
@@ -112,12 +113,12 @@ def test_a_cancelled_caller_keeps_the_lock_until_its_kernel_has_returned(
     """Otherwise the next holder would read what a kernel is still writing. However often the caller is cancelled."""
 
     async def test() -> None:
-        exclusive = Exclusive(executor)
+        lock = RunLock(executor)
         log: list[str] = []
         gate = Gate(log)
-        caller = asyncio.ensure_future(exclusive.run(gate, work=BULK_ELEMENTS))
+        caller = asyncio.ensure_future(lock.run(gate, work=BULK_ELEMENTS))
         await gate.wait_begun()
-        following = asyncio.ensure_future(exclusive.run(lambda: log.append("next holder")))
+        following = asyncio.ensure_future(lock.run(lambda: log.append("next holder")))
         for _ in range(cancellations):
             caller.cancel()
             await asyncio.sleep(0.01)
@@ -133,13 +134,13 @@ def test_a_cancelled_caller_keeps_the_lock_until_its_kernel_has_returned(
 
 def test_a_caller_cancelled_before_its_turn_gives_it_up(executor: ThreadPoolExecutor) -> None:
     async def test() -> None:
-        exclusive = Exclusive(executor)
+        lock = RunLock(executor)
         log: list[str] = []
         gate = Gate(log)
-        caller = asyncio.ensure_future(exclusive.run(gate, work=BULK_ELEMENTS))
+        caller = asyncio.ensure_future(lock.run(gate, work=BULK_ELEMENTS))
         await gate.wait_begun()
-        waiting = asyncio.ensure_future(exclusive.run(lambda: log.append("never"), work=BULK_ELEMENTS))
-        following = asyncio.ensure_future(exclusive.run(lambda: log.append("next holder")))
+        waiting = asyncio.ensure_future(lock.run(lambda: log.append("never"), work=BULK_ELEMENTS))
+        following = asyncio.ensure_future(lock.run(lambda: log.append("next holder")))
         await asyncio.sleep(0.01)
         waiting.cancel()
         gate.open()
@@ -155,7 +156,7 @@ def test_a_failure_that_nobody_waits_for_is_no_noise(executor: ThreadPoolExecuto
     async def test() -> None:
         complaints: list[dict[str, Any]] = []
         asyncio.get_running_loop().set_exception_handler(lambda _, context: complaints.append(context))
-        exclusive = Exclusive(executor)
+        lock = RunLock(executor)
         begun = asyncio.Event()
         may_fail = asyncio.Event()
 
@@ -164,7 +165,7 @@ def test_a_failure_that_nobody_waits_for_is_no_noise(executor: ThreadPoolExecuto
             await may_fail.wait()
             raise OSError("the disk is full")
 
-        caller = asyncio.ensure_future(exclusive.run_through(work))
+        caller = asyncio.ensure_future(lock.run_through(work))
         await begun.wait()
         caller.cancel()
         await asyncio.sleep(0)

@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from gradwire.server.memory import MemoryBudget, Reservation
+from gradwire.server.memory.budget import MemoryBudget, Reservation
 from gradwire.wire.errors import MemoryLimitExceeded
 
 

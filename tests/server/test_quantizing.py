@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradwire.server import jit
-from gradwire.server.deltas import DeltaBaseline
-from gradwire.server.memory import MemoryBudget
-from gradwire.server.quantizing import encode_differences, warm_up
+from gradwire.server.encodings.deltas import DeltaBaseline
+from gradwire.server.encodings.quantizing import encode_differences, warm_up
+from gradwire.server.memory.budget import MemoryBudget
 from gradwire.wire.int8 import Blocks, Quantizer, Rows, empty_rows
 from gradwire.wire.layout import Layout, Range
 

@@ -10,14 +10,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradwire.server import registry as registries
 from gradwire.server.config import ServerConfig
 from gradwire.server.devices.cpu import CpuDevice
-from gradwire.server.keeper import DamagedRun
+from gradwire.server.durability.stored_runs import DamagedRun
+from gradwire.server.engine.run import Run
+from gradwire.server.engine.spec import TENSOR_BYTES, RunSpec
 from gradwire.server.optimizers.adam import AdamHyperparameters
-from gradwire.server.registry import Registry
-from gradwire.server.run import Run
-from gradwire.server.spec import TENSOR_BYTES, RunSpec
+from gradwire.server.runs import registry as registries
+from gradwire.server.runs.registry import Registry
 from gradwire.wire.errors import IncompleteValues, RunAlreadyExists, RunNotFound
 from gradwire.wire.layout import Layout
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from gradwire.server.optimizers.adam import AdamHyperparameters
-from gradwire.server.schedules import Schedule, learning_rate
+from gradwire.server.optimizers.schedules import Schedule, learning_rate
 
 STEPS = [1, 2, 3, 4, 100, 10**6, 10**9]
 

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradwire.server.block import BlockHeader, Returns
 from gradwire.server.devices.base import DeviceArray
 from gradwire.server.devices.cpu import CpuDevice
-from gradwire.server.gradients import StagedGradients, StagedSums
+from gradwire.server.engine.block import BlockHeader, Returns
+from gradwire.server.engine.block_plan import plan_block
+from gradwire.server.engine.gradients import StagedGradients, StagedSums
+from gradwire.server.engine.run import Run
 from gradwire.server.optimizers.base import Floats
-from gradwire.server.plan import plan_block
-from gradwire.server.run import Run
 from gradwire.wire.layout import Range
 from tests.server.test_early import CUTS, ELEMENTS, gradients, run  # noqa: F401
 

@@ -8,14 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from gradwire.server.block import BlockHeader
 from gradwire.server.devices.base import Segment
 from gradwire.server.devices.cpu import CpuDevice
-from gradwire.server.memory import MemoryBudget
+from gradwire.server.engine.block import BlockHeader
+from gradwire.server.engine.run import Run
+from gradwire.server.engine.spec import RunSpec
+from gradwire.server.engine.staged_block import clip_segments, override_groups, segments_of
+from gradwire.server.memory.budget import MemoryBudget
 from gradwire.server.optimizers.adam import AdamHyperparameters
-from gradwire.server.run import Run
-from gradwire.server.spec import RunSpec
-from gradwire.server.staging import clip_segments, override_groups, segments_of
 from gradwire.wire.errors import InvalidHyperparameter, ProtocolViolation
 from gradwire.wire.layout import Layout, Range
 

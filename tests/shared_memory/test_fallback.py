@@ -15,9 +15,9 @@ import pytest
 
 from gradwire.client import AMSGrad, RunOptions, Server, connect
 from gradwire.client.options import shares_memory
-from gradwire.server import codec, service
-from gradwire.server import region as server_region
-from gradwire.server.region import SharedMemory
+from gradwire.server.memory import shared_memory as server_region
+from gradwire.server.memory.shared_memory import SharedMemory
+from gradwire.server.rpc import codec, service
 from gradwire.v1 import train_pb2
 from tests.faults.bare import fresh_name
 from tests.faults.hosted import HostedServer

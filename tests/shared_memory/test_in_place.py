@@ -11,8 +11,8 @@ import pytest
 from gradwire.client import AMSGrad, Fenced, NonFiniteGradient, Run, Server, StorageFailed, TorchAdam, connect
 from gradwire.client.region import SharedMemory as ClientMemory
 from gradwire.server import failpoints
-from gradwire.server.memory import MemoryBudget
-from gradwire.server.region import SharedMemory
+from gradwire.server.memory.budget import MemoryBudget
+from gradwire.server.memory.shared_memory import SharedMemory
 from gradwire.v1 import train_pb2
 from gradwire.wire.errors import ProtocolViolation
 from tests.faults.bare import fresh_name

@@ -14,8 +14,8 @@ import pytest
 
 from gradwire.client.region import Found, NoRoom
 from gradwire.client.region import SharedMemory as ClientMemory
-from gradwire.server.memory import MemoryBudget, Reservation
-from gradwire.server.region import LARGEST_SHARE, SharedMemory, memory_bytes, share
+from gradwire.server.memory.budget import MemoryBudget, Reservation
+from gradwire.server.memory.shared_memory import LARGEST_SHARE, SharedMemory, memory_bytes, share
 from gradwire.v1 import train_pb2
 from gradwire.wire.errors import InvalidSlice, MemoryLimitExceeded, ProtocolViolation
 from gradwire.wire.shared import FILE_NAME, HEADER_BYTES, MIN_SLICE_BYTES
@@ -240,8 +240,8 @@ def test_a_process_that_has_gone_or_has_become_another_program(ours: SharedMemor
     """Its files are closed when it ends, and when it executes something else."""
     code = (
         "import os, sys\n"
-        "from gradwire.server.memory import MemoryBudget\n"
-        "from gradwire.server.region import SharedMemory\n"
+        "from gradwire.server.memory.budget import MemoryBudget\n"
+        "from gradwire.server.memory.shared_memory import SharedMemory\n"
         f"memory = SharedMemory(MemoryBudget(10**9), {PART}, {PART})\n"
         "print(memory.file_descriptor, memory.nonce.hex(), flush=True)\n"
         "sys.stdin.readline()\n"

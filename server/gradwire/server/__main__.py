@@ -13,7 +13,7 @@ def main() -> None:
         runpy.run_module("gradwire.client.doctor", run_name="__main__")
         return
     try:
-        from gradwire.server.cli import cli
+        from gradwire.server.cli.commands import cli
     except ModuleNotFoundError as error:
         sys.exit(f"gradwire: {error.name} is not installed; the server needs: pip install 'gradwire[server]'")
     cli(auto_envvar_prefix=None)

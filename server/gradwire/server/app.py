@@ -17,8 +17,8 @@ from gradwire.server.config import ConfigError, ServerConfig
 from gradwire.server.devices.base import Device
 from gradwire.server.devices.select import open_device
 from gradwire.server.optimizers.adam import AdamHyperparameters, EpsilonPlacement
-from gradwire.server.registry import Registry
-from gradwire.server.service import OptimizerServicer, add_to_server
+from gradwire.server.rpc.service import OptimizerServicer, add_to_server
+from gradwire.server.runs.registry import Registry
 from gradwire.server.store.base import Store, StoreError
 from gradwire.wire.service import MESSAGE_OPTIONS, SERVICE_NAME
 
@@ -99,8 +99,8 @@ class Server:
             self._prepared.set()
         if self._draining:
             return
-        if self.registry.keeper is not None:
-            self._watch = loop.create_task(self.registry.keeper.snapshotter.watch())
+        if self.registry.stored_runs is not None:
+            self._watch = loop.create_task(self.registry.stored_runs.snapshotter.watch())
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
     @property
@@ -129,10 +129,10 @@ class Server:
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._prepared.wait()  # what has begun to come back from the disk comes back whole first
         await self.servicer.drain(self.config.drain_timeout_seconds)
-        if self.registry.keeper is not None:
+        if self.registry.stored_runs is not None:
             if self._watch is not None:
                 self._watch.cancel()
-            await self.registry.keeper.snapshotter.save_last()
+            await self.registry.stored_runs.snapshotter.save_last()
         await self._grpc.stop(_LAST_WORDS_SECONDS)
         await asyncio.get_running_loop().run_in_executor(None, self.registry.close)
         self._stopped.set()

@@ -19,7 +19,7 @@ import numpy as np
 
 from gradwire.server import jit
 from gradwire.server.optimizers.base import Floats, Kernel
-from gradwire.server.schedules import Schedule, learning_rate
+from gradwire.server.optimizers.schedules import Schedule, learning_rate
 from gradwire.wire.errors import InvalidHyperparameter
 
 SLOTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")

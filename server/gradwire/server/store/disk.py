@@ -28,7 +28,7 @@ from gradwire.server.store.base import (
     Written,
 )
 from gradwire.server.store.chain import barrier_link, first_link, next_link, verify
-from gradwire.server.store.index import Head, Index, Kept
+from gradwire.server.store.index import Head, Index, StoredSnapshot
 from gradwire.server.store.lock import lock_directory
 from gradwire.server.store.marks import Marks
 from gradwire.server.store.snapshots import SUFFIX, read_file, sync_directory, write_file
@@ -287,12 +287,12 @@ class DiskStore(Store):
 
     def _insert_snapshot(
         self, transaction: Transaction, number: int, written: Written, position: Position, label: str
-    ) -> Kept:
+    ) -> StoredSnapshot:
         info = SnapshotInfo(
             0, written.snapshot.step, position.number, time.time(), written.size_bytes, written.sha256, label
         )
         info = journal.insert_snapshot(transaction.database, number, written.name, info, position.chain)
-        return Kept(info, written.name, position.chain)
+        return StoredSnapshot(info, written.name, position.chain)
 
     def _prune(self, uid: str, last: int) -> None:
         """Deletes the journal up to block ``last``, a few rows at a time: others wait for each transaction."""

@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Kept:
+class StoredSnapshot:
     """A snapshot and where it is."""
 
     info: SnapshotInfo
@@ -50,7 +50,7 @@ class Index:
         self.numbers: dict[str, int] = {}
         """Of runs, by uid."""
         self.runs: dict[str, StoredRun] = {}
-        self.kept: dict[str, list[Kept]] = {}
+        self.kept: dict[str, list[StoredSnapshot]] = {}
         """The snapshots of each run, the oldest first."""
         self.heads: dict[str, Head] = {}
         self.damaged: list[tuple[StoredRun, str]] = []
@@ -67,7 +67,7 @@ class Index:
                 self.damaged.append((run, "its description in the journal is damaged"))
         for number, file, chain, info in journal.read_snapshots(database):
             if number in uids:
-                self.kept[uids[number]].append(Kept(info, file, chain))
+                self.kept[uids[number]].append(StoredSnapshot(info, file, chain))
         for snapshots in self.kept.values():
             snapshots.sort(key=lambda kept: kept.age)
         self.acknowledged = {uid: marks.read(number, uid) for number, uid in uids.items()}
@@ -89,7 +89,7 @@ class Index:
         self.commits = count
         self._marks.write(COMMITS, "", count, 0)
 
-    def forget(self, uid: str) -> list[Kept]:
+    def forget(self, uid: str) -> list[StoredSnapshot]:
         """The run has been deleted; returns its snapshots."""
         self.numbers.pop(uid, None)
         self.runs.pop(uid, None)

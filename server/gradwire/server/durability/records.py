@@ -1,0 +1,137 @@
+"""Runs as text: what a store keeps beside the values, and does not look inside. Numbers survive to the last bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+from gradwire.server.engine.block import BlockHeader, Receipt, Returns
+from gradwire.server.engine.spec import Durability, NonFinitePolicy, RunSpec
+from gradwire.server.optimizers.adam import AdamHyperparameters, EpsilonPlacement, MaximumOf, WeightDecayMode
+from gradwire.server.optimizers.base import Hyperparameters
+from gradwire.server.optimizers.schedules import Schedule
+from gradwire.wire.layout import Layout
+
+_DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "float64": np.dtype(np.float64)}
+_ENUMS: dict[str, type[IntEnum]] = {
+    "weight_decay_mode": WeightDecayMode,
+    "epsilon_placement": EpsilonPlacement,
+    "maximum_of": MaximumOf,
+    "schedule": Schedule,
+}
+
+
+def spec_to_text(spec: RunSpec) -> str:
+    """The run's spec, from which `spec_from_text` makes an equal one."""
+    tensors: list[list[Any]] = [[] for _ in spec.groups]
+    for tensor in spec.layout.tensors:
+        tensors[tensor.group].append([tensor.name, tensor.shape])
+    return json.dumps(
+        {
+            "name": spec.name,
+            "dtype": spec.dtype.name,
+            "tensors": tensors,
+            "groups": groups_to_data(spec.groups),
+            "non_finite_policy": spec.non_finite_policy.name,
+            "clip_value": spec.clip_value,
+            "clip_norm": spec.clip_norm,
+            "durability": None if spec.durability is None else spec.durability.name,
+        }
+    )
+
+
+def spec_from_text(text: str) -> RunSpec:
+    """Raises ValueError, KeyError or GradwireError for what `spec_to_text` would not have written."""
+    data = json.loads(text)
+    if len(data["groups"]) != len(data["tensors"]):
+        raise ValueError(f"{len(data['groups'])} groups have hyperparameters, {len(data['tensors'])} have tensors")
+    return RunSpec(
+        name=data["name"],
+        layout=Layout([[(str(name), _shape(shape)) for name, shape in group] for group in data["tensors"]]),
+        dtype=_DTYPES[data["dtype"]],
+        groups=groups_from_data(data["groups"]),
+        non_finite_policy=NonFinitePolicy[data["non_finite_policy"]],
+        clip_value=data["clip_value"],
+        clip_norm=data["clip_norm"],
+        durability=None if data["durability"] is None else Durability[data["durability"]],
+    )
+
+
+def _shape(dimensions: Sequence[Any]) -> tuple[int, ...]:
+    if not all(type(dimension) is int for dimension in dimensions):
+        raise ValueError(f"{dimensions} is no shape")
+    return tuple(dimensions)
+
+
+def groups_to_data(groups: Sequence[Hyperparameters]) -> list[dict[str, Any]]:
+    """Hyperparameters as JSON has them; infinities become ``Infinity``, which Python reads again."""
+    data = []
+    for group in groups:
+        assert isinstance(group, AdamHyperparameters)
+        fields = {field.name: getattr(group, field.name) for field in dataclasses.fields(group)}
+        data.append({"optimizer": "adam"} | {k: v.name if isinstance(v, IntEnum) else v for k, v in fields.items()})
+    return data
+
+
+def groups_from_data(data: Sequence[dict[str, Any]]) -> tuple[Hyperparameters, ...]:
+    groups = []
+    for fields in data:
+        fields = dict(fields)
+        if fields.pop("optimizer") != "adam":
+            raise ValueError("a group of an optimizer that this server does not know")
+        values: dict[str, Any] = {k: _ENUMS[k][v] if k in _ENUMS else v for k, v in fields.items()}
+        groups.append(AdamHyperparameters(**values))
+    return tuple(groups)
+
+
+def receipt_to_data(receipt: Receipt) -> dict[str, Any]:
+    """Without ``repeated`` and ``durability``, which are not the block's own."""
+    return {
+        "step": receipt.step,
+        "gradient_norm": receipt.gradient_norm,
+        "learning_rates": list(receipt.learning_rates),
+        "skipped_steps": list(receipt.skipped_steps),
+        "received_bytes": receipt.received_bytes,
+    }
+
+
+def receipt_from_data(data: dict[str, Any], durability: Durability, repeated: bool) -> Receipt:
+    return Receipt(
+        step=data["step"],
+        gradient_norm=data["gradient_norm"],
+        learning_rates=tuple(data["learning_rates"]),
+        skipped_steps=tuple(data["skipped_steps"]),
+        received_bytes=data["received_bytes"],
+        durability=durability,
+        repeated=repeated,
+    )
+
+
+def block_to_text(header: BlockHeader, receipt: Receipt) -> str:
+    """What is journaled of a block besides its gradients."""
+    return json.dumps(
+        {
+            "steps": header.steps,
+            "returns": header.returns.name,
+            "absent": sorted(header.absent_tensors),
+            "overrides": [[group, dict(changes)] for group, changes in header.overrides.items()],
+            "receipt": receipt_to_data(receipt),
+        }
+    )
+
+
+def block_from_text(text: str) -> tuple[BlockHeader, dict[str, Any]]:
+    """The header, and the receipt as `receipt_to_data` has it."""
+    data = json.loads(text)
+    header = BlockHeader(
+        steps=data["steps"],
+        returns=Returns[data["returns"]],
+        absent_tensors=frozenset(data["absent"]),
+        overrides=dict(data["overrides"]),
+    )
+    return header, data["receipt"]

@@ -1,0 +1,80 @@
+"""How one run is stored: where, what of it is safe, and when its next snapshot is due."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from gradwire.server.devices.base import State
+from gradwire.server.durability.flush_wait import FlushWait
+from gradwire.server.engine.run import Run
+from gradwire.server.memory.budget import Reservation
+from gradwire.server.store.base import Store
+
+_PUT_OFF_SECONDS = 10.0
+
+
+@dataclass(eq=False)
+class RunStorage:
+    """Belongs to a run from the moment that it is stored."""
+
+    store: Store
+    fingerprint: str
+    """Of the kernels of this server."""
+    journals: bool
+    """Whether each block is journaled before it is applied."""
+    saved_version: int
+    """The run's version in its newest snapshot."""
+    saved_step: int
+    due_after_steps: int
+    """A snapshot is due after so many steps; 0: after none in particular."""
+    due_after_bytes: int
+    """A snapshot is due when so much has been journaled."""
+    wake: Callable[[], None]
+    """Called when a snapshot is due."""
+    flush_wait: FlushWait
+    """Of all runs of the server."""
+    loss: str = ""
+    """See ``gradwire.v1.Run.loss``."""
+    saved_at: float = field(default_factory=time.monotonic)
+    journal_bytes: int = 0
+    """What has been journaled since the newest snapshot."""
+
+    room: State | None = None
+    """Room for a copy of the run's values."""
+    room_memory: Reservation | None = None
+    put_off_until: float = 0.0
+    """A snapshot has failed; before this, by the monotonic clock, none is due for other reasons than the time."""
+
+    def due(self, step: int) -> bool:
+        """Whether a snapshot is due, however recent the last one is."""
+        if self.put_off_until and time.monotonic() < self.put_off_until:
+            return False
+        return 0 < self.due_after_steps <= step - self.saved_step or self.journal_bytes >= self.due_after_bytes
+
+    def free_room(self) -> None:
+        """Gives back the room for copies."""
+        self.room = None
+        if self.room_memory is not None:
+            self.room_memory.release()
+            self.room_memory = None
+
+    def put_off(self) -> None:
+        """Notes that a snapshot has failed."""
+        self.saved_at = time.monotonic()
+        self.put_off_until = self.saved_at + _PUT_OFF_SECONDS
+
+    def saved(self, version: int, step: int) -> None:
+        """Notes that the run's newest snapshot is of now, or was a moment ago."""
+        self.saved_version = version
+        self.saved_step = step
+        self.saved_at = time.monotonic()
+        self.journal_bytes = 0
+
+
+def storage_of(run: Run) -> RunStorage | None:
+    """How a run is stored; None: it is in memory only. A run itself knows of it what `engine.storage.Storage` says."""
+    storage = run.storage
+    assert storage is None or isinstance(storage, RunStorage)
+    return storage

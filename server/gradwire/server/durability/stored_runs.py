@@ -1,0 +1,159 @@
+"""The stored runs of a server: into the store, out of it, and back at the next start."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+
+from gradwire.server.config import ServerConfig
+from gradwire.server.durability.changes import on_disk
+from gradwire.server.durability.flush_wait import FlushWait
+from gradwire.server.durability.records import spec_to_text
+from gradwire.server.durability.restorer import Restorer
+from gradwire.server.durability.run_snapshot import snapshot_of
+from gradwire.server.durability.run_storage import RunStorage
+from gradwire.server.durability.snapshotter import Snapshotter
+from gradwire.server.engine.run import Run
+from gradwire.server.engine.spec import Durability, RunSpec
+from gradwire.server.engine.threads import in_thread
+from gradwire.server.store.base import MAX_ENTRY_BYTES, Position, Store, StoredRun, Written
+from gradwire.server.store.recovery import Unrecoverable, recover
+from gradwire.wire.errors import InvalidSpec
+
+log = logging.getLogger("gradwire.server.keeper")  # what its lines have always been called
+
+JOURNALED_BYTES = 2**20
+"""Runs with at most so many bytes of parameters are journaled where nobody says otherwise."""
+
+_JOURNAL_BYTES = 256 * 2**20
+"""A snapshot is due when so much has been journaled, or eight times the parameters."""
+
+
+@dataclass(frozen=True)
+class DamagedRun:
+    """A run that is stored, but could not be brought back."""
+
+    name: str
+    uid: str
+    why: str
+
+
+class StoredRuns:
+    """Those runs of a server that outlive it.
+
+    Args:
+        store: keeps the runs.
+        fingerprint: of the kernels of this server.
+        runs: all runs that there are now.
+    """
+
+    def __init__(self, store: Store, fingerprint: str, config: ServerConfig, runs: Callable[[], Iterable[Run]]) -> None:
+        self.store = store
+        self.snapshotter = Snapshotter(runs, config.snapshot_interval_seconds)
+        self._fingerprint = fingerprint
+        self._flush_wait = FlushWait()
+        self._snapshot_steps = config.snapshot_steps
+
+    async def write_first(self, run: Run) -> Written | None:
+        """Writes the first snapshot of a run that nobody sees yet; None for a run that lives in memory."""
+        if run.spec.durability is Durability.MEMORY:
+            return None
+        snapshot = snapshot_of(run, Position(0, b""), self._fingerprint)
+        return await in_thread(run.lock.executor, partial(self.store.write, run.uid, snapshot))
+
+    def discard(self, first: Written | None) -> None:
+        """Drops what `write_first` has written."""
+        if first is not None:
+            self.store.discard(first)
+
+    async def create(self, run: Run, first: Written | None, replaces: str) -> None:
+        """The run is stored from now on, in the place of the stored run with the uid ``replaces``, if any."""
+        if first is not None:
+            stored = StoredRun(run.uid, run.spec.name, spec_to_text(run.spec), run.request_id, run.epoch)
+            await on_disk(self.store.create(stored, first, replaces))
+            self._note(run)
+        elif replaces:
+            await self.delete(replaces)
+
+    async def delete(self, uid: str) -> None:
+        """Forgets a stored run."""
+        await on_disk(self.store.delete(uid))
+
+    def _note(self, run: Run, loss: str = "") -> RunStorage:
+        """The run is in the store, as it is."""
+        run.storage = storage = RunStorage(
+            store=self.store,
+            fingerprint=self._fingerprint,
+            journals=run.spec.durability is Durability.JOURNAL,
+            saved_version=run.version,
+            saved_step=run.step,
+            due_after_steps=self._snapshot_steps,
+            due_after_bytes=max(_JOURNAL_BYTES, 8 * run.spec.vector_bytes),
+            wake=self.snapshotter.wake,
+            flush_wait=self._flush_wait,
+            loss=loss,
+        )
+        run.on_delete.append(storage.free_room)
+        return storage
+
+    def restore(self, restorer: Restorer) -> Iterator[Run | DamagedRun]:
+        """The stored runs, as they were acknowledged or as near to it as can be; what was lost is logged. Blocks."""
+        for loss in self.store.losses():
+            log.error("%s", loss)
+        for stored, why in self.store.damaged():
+            log.error("%s is damaged: %s", stored.name, why)
+            yield DamagedRun(stored.name, stored.uid, why)
+        for stored in self.store.runs():
+            started = time.perf_counter()
+            try:
+                found = recover(
+                    self.store, stored.uid, self._fingerprint, partial(restorer.begin, stored), restorer.replay
+                )
+            except Unrecoverable as error:
+                restorer.give_up()
+                log.error("%s cannot be brought back: %s", stored.name, error)
+                yield DamagedRun(stored.name, stored.uid, str(error))
+                continue
+            run = restorer.finish()
+            for note in found.notes:
+                log.error("%s: %s", stored.name, note)
+            if found.loss:
+                log.error("%s goes on from step %d: %s", stored.name, found.step, found.loss)
+            log.info(
+                "%s is back at step %d, %d blocks of its journal applied, in %.3f s",
+                stored.name,
+                found.step,
+                found.replayed,
+                time.perf_counter() - started,
+            )
+            storage = self._note(run, found.loss)
+            if found.replayed or found.notes:
+                storage.saved_version = -1  # due: what it was made from is older
+            yield run
+
+    def close(self) -> None:
+        """Gives the store back."""
+        self.snapshotter.close()
+        self.store.close()
+
+
+def with_durability(spec: RunSpec, stores: bool) -> RunSpec:
+    """The spec with a definite durability. Raises InvalidSpec for a promise that cannot be kept without a store."""
+    if not stores:
+        if spec.durability not in (None, Durability.MEMORY):
+            raise InvalidSpec(
+                f"durability {spec.durability.name} needs a server with a data directory (--data-dir); this one keeps "
+                "runs in memory only"
+            )
+        return replace(spec, durability=Durability.MEMORY)
+    if spec.durability is Durability.JOURNAL and spec.vector_bytes > MAX_ENTRY_BYTES:
+        raise InvalidSpec(
+            f"the run has {spec.vector_bytes} bytes of parameters; with durability JOURNAL at most {MAX_ENTRY_BYTES}"
+        )
+    if spec.durability is not None:
+        return spec
+    small = spec.vector_bytes <= JOURNALED_BYTES
+    return replace(spec, durability=Durability.JOURNAL if small else Durability.SNAPSHOT)

@@ -1,0 +1,81 @@
+"""The values that travel between the servicer and a run: one block of steps and its answer."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from enum import IntEnum
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from gradwire.server.engine.spec import Durability
+from gradwire.server.memory.shared_memory import SharedSlice
+from gradwire.wire.shared import Place
+
+
+class Returns(IntEnum):
+    """What a block is answered with."""
+
+    LAST = 1
+    TRAJECTORY = 2
+    NONE = 3
+
+
+@dataclass(frozen=True)
+class BlockHeader:
+    """What holds for a whole block of ``steps`` gradients."""
+
+    steps: int = 1
+    returns: Returns = Returns.LAST
+    absent_tensors: frozenset[int] = frozenset()
+    overrides: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    """Group index -> hyperparameter name -> new value."""
+    deferred: bool = False
+    """Nothing is answered before the last message, whose header holds; the others' say no more than ``steps``."""
+
+
+@dataclass(frozen=True)
+class GradientSlice:
+    """One Gradients message: ``data`` holds ``steps`` rows of the elements from ``offset`` on, still encoded."""
+
+    sequence: int
+    offset: int
+    data: bytes | memoryview | SharedSlice
+    last: bool
+    header: BlockHeader | None
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """What a committed block says of itself; see ``gradwire.v1.Receipt``."""
+
+    step: int
+    gradient_norm: float
+    learning_rates: tuple[float, ...]
+    skipped_steps: tuple[int, ...] = ()
+    repeated: bool = False
+    received_bytes: int = 0
+    durability: Durability = Durability.MEMORY
+
+
+class Placed(NamedTuple):
+    """Where data has been written in shared memory, encoded."""
+
+    place: Place
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A part of an answer, not yet encoded. ``values`` is ``[rows, length]``; None: there is no data, or it has been
+    ``placed``, one row."""
+
+    sequence: int
+    offset: int = 0
+    values: npt.NDArray[np.floating[Any]] | None = None
+    receipt: Receipt | None = None
+    placed: Placed | None = None
+    committed: Callable[[], Awaitable[object]] | None = None
+    """Must have returned before the reply is sent, which may be encoded already; raises what the commit does."""

@@ -1,0 +1,248 @@
+"""A run: parameters, optimizer state, and the rules by which one block after another is applied to them."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from collections import OrderedDict
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from gradwire.server.devices.base import Bools, Device, State
+from gradwire.server.engine.block import Receipt
+from gradwire.server.engine.gradients import Gradients
+from gradwire.server.engine.run_lock import RunLock
+from gradwire.server.engine.spec import Durability, NonFinitePolicy, RunSpec
+from gradwire.server.engine.staged_block import StagedBlock
+from gradwire.server.engine.storage import Storage
+from gradwire.server.engine.workers import Holder, WorkerRecord
+from gradwire.server.memory.budget import MemoryBudget
+from gradwire.server.optimizers.base import Hyperparameters
+from gradwire.wire.errors import Draining, Fenced, GradwireError, InternalError, NonFiniteGradient, RunBusy, RunNotFound
+from gradwire.wire.layout import shape_text
+
+MAX_WORKERS = 1024
+"""Workers whose last result a run remembers; the one that has been away longest is forgotten first."""
+
+
+@dataclass(frozen=True)
+class Values:
+    """What a step changes of a run: its vectors, how many steps have been applied, to it and to each tensor, and the
+    hyperparameters in force."""
+
+    state: State
+    step: int
+    tensor_steps: npt.NDArray[np.int64]
+    groups: tuple[Hyperparameters, ...]
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A block that has passed all checks: what its commit will answer, and what it needs besides the block."""
+
+    receipt: Receipt
+    applied: Bools | None
+    """Which rows are applied; None: all."""
+    sums: npt.NDArray[np.float64]
+
+
+class Run:
+    """One optimisation.
+
+    Methods block and are not safe against each other: call them through ``lock``. What a holder computes early
+    from ``state`` needs no lock: writes swap arrays instead of changing them, and a commit belongs to that one holder.
+    """
+
+    def __init__(
+        self, spec: RunSpec, device: Device, budget: MemoryBudget, executor: Executor, request_id: str = ""
+    ) -> None:
+        self.spec = spec
+        self.request_id = request_id
+        self.uid = uuid.uuid4().hex
+        self.device = device
+        self.budget = budget
+        self.lock = RunLock(executor)
+        self._reservation = budget.reserve(spec.memory_bytes, f"run {spec.name!r}")
+        try:
+            self.state: State = device.allocate_state(spec.slots, spec.layout.elements, spec.dtype)
+        except BaseException:
+            self._reservation.release()
+            raise
+        self.groups = spec.groups
+        self.step = 0
+        self.tensor_steps: npt.NDArray[np.int64] = np.zeros(len(spec.layout.tensors), np.int64)
+        self.epoch = 0
+        self.version = 0
+        """Rises with everything that changes parameters, state or hyperparameters; a plan is worth one version."""
+        self.holder: Holder | None = None
+        self.ended = ""
+        """Why the run is no more; empty: it lives."""
+        self.closing = False
+        """The server is about to stop and has saved the run, or is about to."""
+        self.storage: Storage | None = None
+        """How it is stored; None: it is in memory only."""
+        self.on_delete: list[Callable[[], object]] = []
+        """Called when the run ends: frees what others keep of it."""
+        self._workers: OrderedDict[str, WorkerRecord] = OrderedDict()
+
+    # --- who holds the run ---------------------------------------------------------------------------------------
+
+    def attach(self, worker_id: str, takeover: bool, on_end: Callable[[GradwireError], None]) -> Holder:
+        """Gives the run to a worker; the older stream of the same worker, or the one taken over, is fenced.
+
+        Raises RunBusy when another worker holds it and ``takeover`` is false.
+        """
+        self.check_attach(worker_id, takeover)
+        self.fence(f"worker {worker_id!r} has attached to {self.spec.name}")
+        record = self._workers.setdefault(worker_id, WorkerRecord())
+        self._workers.move_to_end(worker_id)
+        if len(self._workers) > MAX_WORKERS:
+            _, forgotten = self._workers.popitem(last=False)
+            forgotten.forget_result()
+        self.holder = Holder(worker_id, self.epoch, record, self.step, on_end)
+        return self.holder
+
+    def check_attach(self, worker_id: str, takeover: bool) -> None:
+        """Raises what `attach` would."""
+        self.require_alive()
+        if self.holder is not None and self.holder.worker_id != worker_id and not takeover:
+            raise RunBusy(
+                f"worker {self.holder.worker_id!r} is attached to {self.spec.name}; ask for a takeover to replace it",
+                attached_worker_id=self.holder.worker_id,
+            )
+
+    def detach(self, holder: Holder) -> None:
+        """Ends a hold, if it is still the current one."""
+        if self.holder is holder:
+            self.holder = None
+
+    def fence(self, why: str) -> None:
+        """Raises the epoch and ends the current hold."""
+        self.epoch += 1
+        holder, self.holder = self.holder, None
+        if holder is not None:
+            holder.on_end(Fenced(f"{why}; this stream no longer holds it", applied=None, epoch=self.epoch))
+
+    def require_holder(self, holder: Holder) -> None:
+        """Raises Fenced unless ``holder`` still holds the run, RunNotFound when the run is gone."""
+        self.require_alive()
+        if self.holder is not holder:
+            raise Fenced(f"this stream no longer holds {self.spec.name}", epoch=self.epoch)
+
+    def require_alive(self) -> None:
+        """Raises RunNotFound when the run has ended."""
+        if self.ended:
+            raise RunNotFound(f"{self.spec.name} {self.ended}", run=self.spec.name)
+
+    def require_open(self) -> None:
+        """Raises RunNotFound when the run has ended, Draining when it has been saved for good."""
+        self.require_alive()
+        if self.closing:
+            raise Draining(f"the server is about to stop; {self.spec.name} stays as it is")
+
+    def delete(self, why: str = "has been deleted") -> None:
+        """Ends the run and frees what it holds."""
+        self.ended = why
+        holder, self.holder = self.holder, None
+        if holder is not None:
+            holder.on_end(RunNotFound(f"{self.spec.name} {why}", run=self.spec.name))
+        for record in self._workers.values():
+            record.forget_result()
+        self._workers.clear()
+        for free in self.on_delete:
+            free()
+        self.on_delete.clear()
+        self._reservation.release()
+
+    # --- steps ---------------------------------------------------------------------------------------------------
+
+    def commit(self, holder: Holder, block: StagedBlock, gradients: Gradients) -> Receipt:
+        """Applies a block whose gradients have all arrived, and remembers its result. All of it or nothing.
+
+        Raises what `prepare` does, and InternalError where the device fails; then the run has ended.
+        """
+        return self.apply(holder, block, gradients, self.prepare(holder, block, gradients))
+
+    def prepare(self, holder: Holder, block: StagedBlock, gradients: Gradients) -> Prepared:
+        """Checks all that can be said against a block whose gradients have all arrived; changes nothing.
+
+        Raises Fenced when the hold is lost or the run has changed since the block began, NonFiniteGradient when the
+        policy is REJECT, Draining when the run has been saved for good.
+        """
+        self.require_open()
+        self.require_holder(holder)
+        if block.version != self.version:
+            raise Fenced(f"{self.spec.name} has changed since this block began", epoch=self.epoch)
+        sums = gradients.sums()
+        applied = self._finite_rows(gradients, sums) if block.checks_finite else None
+        step = self.step + (block.header.steps if applied is None else int(np.count_nonzero(applied)))
+        receipt = Receipt(
+            step=step,
+            gradient_norm=math.sqrt(sums[-1]),
+            learning_rates=tuple([group.learning_rate(max(step, 1)) for group in block.groups]),
+            skipped_steps=() if applied is None else tuple(np.flatnonzero(~applied).tolist()),
+            durability=self.spec.durability or Durability.MEMORY,
+            received_bytes=block.received_bytes,
+        )
+        return Prepared(receipt, applied, sums)
+
+    def apply(self, holder: Holder, block: StagedBlock, gradients: Gradients, prepared: Prepared) -> Receipt:
+        """Does what has been prepared, under the same hold of the lock. Raises InternalError where the device fails."""
+        receipt = prepared.receipt
+        try:
+            self.state = gradients.apply(self.state, prepared.applied, prepared.sums)
+        except BaseException as error:
+            # Some elements may have been updated and others not. Better no run than a torn one.
+            self.delete("was ended: its device failed in the middle of a step")
+            raise InternalError(f"the device failed in the middle of a step; {self.spec.name} was ended") from error
+        self.tensor_steps[block.present] += receipt.step - self.step
+        self.step = receipt.step
+        self.groups = block.groups
+        self.version += 1
+        holder.record.remember(block, receipt)
+        return receipt
+
+    def _finite_rows(self, gradients: Gradients, sums: npt.NDArray[np.float64]) -> Bools | None:
+        """Which rows hold finite numbers only; None: all of them. Raises NonFiniteGradient where the policy says so."""
+        # No square is negative, so nothing that is not finite cancels out.
+        if math.isfinite(sums[0] if len(sums) == 1 else sums.sum()):
+            return None
+        finite: Bools = np.isfinite(sums)
+        for row in np.flatnonzero(~finite).tolist():
+            first = gradients.first_non_finite(row)
+            if first is None:  # the squares of large float64 numbers overflowed, the numbers are finite
+                finite[row] = True
+            elif self.spec.non_finite_policy is NonFinitePolicy.REJECT:
+                element, value = first
+                tensor = self.spec.layout.tensor_at(element)
+                raise NonFiniteGradient(
+                    f"the gradient of tensor {shape_text(tensor)} is {value} at its element {element - tensor.start}, "
+                    f"in step {row} of the block; expected finite numbers. Nothing was applied",
+                    tensor=tensor.name,
+                    block_step=row,
+                )
+        return None if finite.all() else finite
+
+    # --- values --------------------------------------------------------------------------------------------------
+
+    @property
+    def values(self) -> Values:
+        """As they are now."""
+        return Values(self.state, self.step, self.tensor_steps, self.groups)
+
+    @property
+    def workers(self) -> OrderedDict[str, WorkerRecord]:
+        """What is remembered of each worker; the one that has been away longest comes first."""
+        return self._workers
+
+    def replace(self, values: Values, what: str) -> None:
+        """Puts whole new values in place and fences the holder. Raises RunNotFound, Draining."""
+        self.require_open()
+        self.state, self.step, self.tensor_steps = values.state, values.step, values.tensor_steps
+        self.groups = values.groups
+        self.version += 1
+        self.fence(f"{what} of {self.spec.name} have been replaced")

@@ -1,0 +1,73 @@
+"""Who works on a run, and what is remembered of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from gradwire.server.devices.base import DeviceArray
+from gradwire.server.engine.block import Receipt, Returns
+from gradwire.server.engine.staged_block import StagedBlock
+from gradwire.server.memory.budget import Reservation
+from gradwire.wire.errors import GradwireError, ProtocolViolation
+from gradwire.wire.layout import Range
+
+MAX_ID_BYTES = 128
+"""Length of a worker's or a request's id."""
+
+
+@dataclass
+class WorkerRecord:
+    """What is remembered of a worker: enough to answer its last block again."""
+
+    last_sequence: int = 0
+    receipt: Receipt | None = None
+    returns: Returns = Returns.NONE
+    steps: int = 0
+    ranges: tuple[Range, ...] = ()
+    trajectory: DeviceArray | None = None
+    reservation: Reservation | None = None
+
+    def remember(self, block: StagedBlock, receipt: Receipt) -> None:
+        """Takes over the result of a block that has been committed."""
+        self.forget_result()
+        self.last_sequence = block.sequence
+        self.receipt = receipt
+        self.returns = block.header.returns
+        self.steps = block.header.steps
+        self.ranges = block.ranges
+        self.trajectory = block.trajectory
+        self.reservation = block.give_result_memory()
+
+    def forget_result(self) -> None:
+        """Drops the remembered trajectory and its memory, not the sequence number."""
+        self.trajectory = None
+        if self.reservation is not None:
+            self.reservation.release()
+            self.reservation = None
+
+    @property
+    def rows(self) -> int:
+        """Rows of the remembered result: the trajectory's, 1 for the last parameters, 0 for a receipt alone."""
+        if self.returns is Returns.TRAJECTORY:
+            return self.steps
+        return 1 if self.returns is Returns.LAST else 0
+
+
+@dataclass(eq=False)
+class Holder:
+    """One worker's hold on a run. It ends when somebody else takes the run or its values are replaced."""
+
+    worker_id: str
+    epoch: int
+    record: WorkerRecord
+    step: int
+    """The run's step at the attachment."""
+    on_end: Callable[[GradwireError], None] = field(default=lambda error: None)
+
+
+def check_id(field: str, value: str) -> None:
+    """Raises ProtocolViolation for an empty or overlong id of a worker or a request."""
+    size = len(value.encode())
+    if not 1 <= size <= MAX_ID_BYTES:
+        raise ProtocolViolation(f"{field} has {size} bytes; expected 1 to {MAX_ID_BYTES}")

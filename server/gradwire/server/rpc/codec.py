@@ -1,0 +1,260 @@
+"""Messages of ``gradwire.v1`` <-> the server's own types."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Iterable, Iterator
+from math import inf
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from gradwire.server.encodings.decoders import BlockDecoder, Decoder, DenseDecoder
+from gradwire.server.encodings.encoders import DeltaEncoder, DenseEncoder, Encoder
+from gradwire.server.engine.block import BlockHeader, GradientSlice, Placed, Receipt, Reply, Returns
+from gradwire.server.engine.run import Run
+from gradwire.server.engine.spec import Durability, NonFinitePolicy, RunSpec
+from gradwire.server.memory.shared_memory import SharedMemory, SharedSlice
+from gradwire.server.optimizers.adam import AdamHyperparameters, EpsilonPlacement, MaximumOf, WeightDecayMode
+from gradwire.server.optimizers.base import Hyperparameters
+from gradwire.server.optimizers.schedules import Schedule
+from gradwire.v1 import run_pb2, train_pb2
+from gradwire.wire.encoding import Array, dtype_of, state_dtype, wire_dtype
+from gradwire.wire.envelope import Opened, open_request
+from gradwire.wire.errors import GradwireError, InvalidHyperparameter, InvalidSpec, ProtocolViolation
+from gradwire.wire.int8 import Blocks
+from gradwire.wire.layout import Layout, check_tensor_count, parse_run_name
+
+_NUMBERS = ("lr", "beta1", "beta2", "eps", "weight_decay", "low", "high")
+
+
+def decode_spec(message: run_pb2.RunSpec) -> RunSpec:
+    """Raises InvalidSpec or InvalidHyperparameter."""
+    parse_run_name(message.name)
+    check_tensor_count(sum(len(group.tensors) for group in message.groups))  # before anything is built from them
+    layout = Layout([[(t.name, tuple(t.shape)) for t in group.tensors] for group in message.groups])
+    return RunSpec(
+        name=message.name,
+        layout=layout,
+        dtype=state_dtype(message.dtype),
+        groups=tuple(decode_group(index, group) for index, group in enumerate(message.groups)),
+        non_finite_policy=_choice(NonFinitePolicy, message.non_finite_policy, "non_finite_policy"),
+        clip_value=message.clip_value if message.HasField("clip_value") else None,
+        clip_norm=message.clip_norm if message.HasField("clip_norm") else None,
+        durability=decode_durability(message.durability),
+    )
+
+
+def encode_run(run: Run, server_instance: str) -> run_pb2.Run:
+    spec = run.spec
+    message = run_pb2.RunSpec(
+        name=spec.name,
+        dtype=dtype_of(spec.dtype),
+        non_finite_policy=int(spec.non_finite_policy),  # type: ignore[arg-type]
+        clip_value=spec.clip_value,
+        clip_norm=spec.clip_norm,
+        durability=durability_of(spec),
+    )
+    for group in run.groups:
+        message.groups.append(_encode_group(group))
+    for tensor in spec.layout.tensors:
+        message.groups[tensor.group].tensors.add(name=tensor.name, shape=tensor.shape)
+    return run_pb2.Run(
+        spec=message,
+        step=run.step,
+        epoch=run.epoch,
+        elements=spec.layout.elements,
+        slots=spec.slots,
+        placements=placements(run),
+        durability=message.durability,
+        server_instance=server_instance,
+        attached_worker_id=run.holder.worker_id if run.holder else "",
+        uid=run.uid,
+        loss=run.storage.loss if run.storage else "",
+    )
+
+
+def durability_of(spec: RunSpec) -> run_pb2.Durability.ValueType:
+    """The contract's word for how a run is kept."""
+    return int(spec.durability or Durability.MEMORY)  # type: ignore[return-value]
+
+
+def placements(run: Run) -> list[run_pb2.Placement]:
+    """Today one server holds all of a run."""
+    return [run_pb2.Placement(address="", offset=0, length=run.spec.layout.elements)]
+
+
+def decode_request(serialized: Any) -> Opened[train_pb2.TrainRequest]:
+    """A message of a Train stream. Raises ProtocolViolation for bytes that are none."""
+    try:
+        return open_request(serialized)
+    except DecodeError as error:
+        raise ProtocolViolation(f"a message that is no TrainRequest: {error}") from None
+
+
+def decode_gradients(message: train_pb2.Gradients, data: bytes | memoryview | SharedSlice) -> GradientSlice:
+    """A slice with ``data`` in place of the message's own. Raises ProtocolViolation."""
+    header = _decode_header(message.header, message.last) if message.HasField("header") else None
+    return GradientSlice(message.sequence, message.offset, data, message.last, header)
+
+
+def _decode_header(message: train_pb2.BlockHeader, last: bool) -> BlockHeader:
+    steps = message.steps or 1
+    if message.deferred and not last:
+        # A deferred block's other fields count in its last message only; before that they need not even be valid.
+        return BlockHeader(steps, overrides=_guessed_numbers(message.overrides), deferred=True)
+    returns: Returns = _choice(Returns, message.returns, "returns", ProtocolViolation)
+    if not (message.absent_tensors or message.overrides or message.deferred):
+        return BlockHeader(steps, returns)
+    return BlockHeader(
+        steps, returns, frozenset(message.absent_tensors), decode_numbers(message.overrides), message.deferred
+    )
+
+
+def encodings_of(attach: train_pb2.Attach, run: Run) -> tuple[Decoder, Encoder]:
+    """What reads and writes the data of a stream. Bulk work, with INT8.
+
+    Raises ProtocolViolation for an encoding that is not known.
+    """
+    int8, dtype = run_pb2.ENCODING_INT8, run.spec.dtype
+    gradients, parameters = attach.gradient_encoding, attach.parameter_encoding
+    # Both are looked at before anything is made.
+    gradient_wire = None if gradients == int8 else wire_dtype(gradients, dtype)
+    parameter_wire = None if parameters == int8 else wire_dtype(parameters, dtype)
+    blocks = functools.cache(lambda: Blocks(run.spec.layout))
+    decoder = BlockDecoder(blocks()) if gradient_wire is None else DenseDecoder(gradient_wire)
+    if parameter_wire is None:
+        return decoder, DeltaEncoder(blocks(), run.budget, run.spec.name)
+    return decoder, DenseEncoder(parameter_wire)
+
+
+def _guessed_numbers(overrides: Iterable[run_pb2.Override]) -> dict[int, dict[str, float]]:
+    try:
+        return decode_numbers(overrides)
+    except ProtocolViolation:
+        return {}
+
+
+def encode_reply(reply: Reply, encoder: Encoder) -> Iterator[tuple[train_pb2.Parameters, Array | None]]:
+    """Messages, each with the data that it does not hold yet: that is most of what a server sends, and protobuf would
+    copy it twice. None: there is none, or it has its place in shared memory."""
+    parts = encoder.encode(reply)
+    end = len(parts) - 1
+    for index, part in enumerate(parts):
+        parameters = train_pb2.Parameters(sequence=reply.sequence, offset=part.offset, steps=part.data.shape[0])
+        if part.delta is not None:
+            parameters.encoding = run_pb2.ENCODING_INT8 if part.delta else run_pb2.ENCODING_FLOAT32
+        if index == end and reply.receipt is not None:
+            _encode_receipt(reply.receipt, encoder.take_sent_bytes(), parameters.receipt)
+        yield parameters, part.data
+    if not parts:
+        parameters = train_pb2.Parameters(sequence=reply.sequence, offset=reply.offset)
+        if reply.placed is not None:
+            parameters.steps = 1
+            encoder.note_sent(reply.placed.size_bytes)
+        if reply.receipt is not None:
+            _encode_receipt(reply.receipt, encoder.take_sent_bytes(), parameters.receipt)
+        yield parameters, None
+
+
+def encode_shared(placed: Placed, taken: int) -> train_pb2.SharedData:
+    """``taken``: slices of the client's."""
+    (position, acknowledge), size_bytes = placed
+    return train_pb2.SharedData(position=position, size_bytes=size_bytes, acknowledge=acknowledge, taken=taken)
+
+
+def encode_taken(slices: int) -> bytes:
+    """A serialized TrainResponse."""
+    return train_pb2.TrainResponse(taken=train_pb2.Taken(slices=slices)).SerializeToString()
+
+
+def encode_region(memory: SharedMemory) -> train_pb2.SharedRegion:
+    """Where the client finds the memory."""
+    return train_pb2.SharedRegion(
+        pid=os.getpid(),
+        file_descriptor=memory.file_descriptor,
+        nonce=memory.nonce,
+        gradient_offset=memory.gradient_offset,
+        gradient_bytes=memory.gradient_bytes,
+        parameter_offset=memory.parameter_offset,
+        parameter_bytes=memory.parameter_bytes,
+    )
+
+
+def _encode_receipt(receipt: Receipt, sent_bytes: int, message: train_pb2.Receipt) -> None:
+    message.step = receipt.step
+    message.gradient_norm = receipt.gradient_norm
+    message.learning_rates.extend(receipt.learning_rates)
+    message.durability = int(receipt.durability)  # type: ignore[assignment]
+    message.received_bytes = receipt.received_bytes
+    message.sent_bytes = sent_bytes
+    if receipt.skipped_steps:
+        message.skipped_steps.extend(receipt.skipped_steps)
+    if receipt.repeated:
+        message.repeated = True
+
+
+def decode_durability(value: int) -> Durability | None:
+    """None: not set. Raises InvalidSpec."""
+    found: Durability | None = _choice(Durability, value, "durability") if value else None
+    return found
+
+
+def decode_numbers(messages: Iterable[run_pb2.Override]) -> dict[int, dict[str, float]]:
+    """Group -> numbers that change. Raises ProtocolViolation."""
+    overrides: dict[int, dict[str, float]] = {}
+    for override in messages:
+        if override.group in overrides:
+            raise ProtocolViolation(f"two overrides for group {override.group} in one block; expected at most one")
+        overrides[override.group] = _present_numbers(override)
+    return overrides
+
+
+def decode_group(index: int, message: run_pb2.Group) -> Hyperparameters:
+    """Raises InvalidSpec or InvalidHyperparameter."""
+    if message.WhichOneof("optimizer") != "adam":
+        raise InvalidSpec(f"group {index} names no optimizer that this server knows; expected adam")
+    adam = message.adam
+    try:
+        return AdamHyperparameters(
+            weight_decay_mode=_choice(WeightDecayMode, adam.weight_decay_mode, "weight_decay_mode"),
+            amsgrad=adam.amsgrad,
+            epsilon_placement=_choice(EpsilonPlacement, adam.epsilon_placement, "epsilon_placement"),
+            maximum_of=_choice(MaximumOf, adam.maximum_of, "maximum_of"),
+            bias_correction=adam.bias_correction if adam.HasField("bias_correction") else True,
+            schedule=_choice(Schedule, adam.schedule, "schedule"),
+            maximize=adam.maximize,
+            **_present_numbers(adam),
+        )
+    except InvalidHyperparameter as error:
+        raise error.within(f"group {index}") from None
+
+
+def _encode_group(group: Hyperparameters) -> run_pb2.Group:
+    assert isinstance(group, AdamHyperparameters)
+    adam = run_pb2.Adam(
+        weight_decay_mode=int(group.weight_decay_mode),  # type: ignore[arg-type]
+        amsgrad=group.amsgrad,
+        epsilon_placement=int(group.epsilon_placement),  # type: ignore[arg-type]
+        maximum_of=int(group.maximum_of),  # type: ignore[arg-type]
+        bias_correction=group.bias_correction,
+        schedule=int(group.schedule),  # type: ignore[arg-type]
+        maximize=group.maximize,
+    )
+    for name in _NUMBERS:
+        if (value := getattr(group, name)) not in (-inf, inf):
+            setattr(adam, name, value)
+    return run_pb2.Group(adam=adam)
+
+
+def _present_numbers(message: run_pb2.Adam | run_pb2.Override) -> dict[str, float]:
+    return {name: getattr(message, name) for name in _NUMBERS if message.HasField(name)}  # type: ignore[arg-type]
+
+
+def _choice(enum: Any, value: int, field: str, error: type[GradwireError] = InvalidSpec) -> Any:
+    """The member of ``enum``; 0 (unspecified) is its first one, which is the documented default."""
+    try:
+        return enum(value or 1)
+    except ValueError:
+        raise error(f"{field} is {value}; expected one of {', '.join(f'{m.value} ({m.name})' for m in enum)}") from None

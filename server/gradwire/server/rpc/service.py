@@ -1,0 +1,218 @@
+"""The gRPC servicer: decode, one domain call, encode. Nothing else."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+
+from gradwire.server.durability.stored_runs import DamagedRun
+from gradwire.server.engine.run import Run
+from gradwire.server.engine.threads import in_thread
+from gradwire.server.rpc.calls import first_of, open_stream, refusing, require
+from gradwire.server.rpc.codec import (
+    decode_request,
+    decode_spec,
+    durability_of,
+    encode_region,
+    encodings_of,
+    placements,
+)
+from gradwire.server.rpc.snapshot_calls import SnapshotCalls
+from gradwire.server.rpc.train_stream import TrainStream
+from gradwire.server.runs.transfer import (
+    check_state,
+    parameters_of,
+    put_parameters,
+    put_state,
+    slots_of,
+    snapshot,
+    upload_parameters,
+    upload_state,
+)
+from gradwire.server.training.session import Session
+from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc, train_pb2
+from gradwire.wire.encoding import dtype_of, encode, wire_dtype
+from gradwire.wire.envelope import Opened
+from gradwire.wire.errors import GradwireError
+from gradwire.wire.service import SERVICE_NAME, is_local
+
+
+class OptimizerServicer(SnapshotCalls):
+    """See ``gradwire/v1/service.proto``.
+
+    Server streams are coroutines that write, which the generated types, made for generators, do not know.
+    """
+
+    @refusing
+    async def CreateRun(self, requests: Any, context: Any) -> service_pb2.CreateRunResponse:
+        first = await first_of(requests)
+        header: service_pb2.CreateRunHeader = first.header
+        spec = decode_spec(header.spec)
+        existing = self.registry.existing(spec.name, header.request_id)
+        if existing is not None:
+            return service_pb2.CreateRunResponse(run=await self.encoded(existing), created=False)
+        wire = wire_dtype(header.encoding, spec.dtype)
+        creation = self.registry.begin_creation(spec, header.request_id, header.replace, wire)
+        try:
+            if header.HasField("state"):
+                creation.begin_with(header.state.slots, header.state.step, header.state.tensor_steps)
+            await self.registry.prepare(spec)
+            async for request in requests:
+                if request.WhichOneof("message") == "slot_slice":
+                    part = request.slot_slice
+                    creation.add_slot(part.slot, part.offset, part.data)
+                    continue
+                require(request, "slice")
+                assert creation.upload is not None
+                creation.upload.add(0, request.slice.offset, request.slice.data)
+            run = await self.registry.finish_creation(creation)
+        finally:
+            creation.abandon()
+        return service_pb2.CreateRunResponse(run=await self.encoded(run), created=run is creation.run)
+
+    @refusing
+    async def GetRun(self, request: service_pb2.GetRunRequest, context: Any) -> service_pb2.GetRunResponse:
+        run = self.registry.get(request.name)
+        return service_pb2.GetRunResponse(run=await self.encoded(run))
+
+    @refusing
+    async def ListRuns(self, request: service_pb2.ListRunsRequest, context: Any) -> service_pb2.ListRunsResponse:
+        runs, token = self.registry.page(request.page_token, request.page_size)
+        return service_pb2.ListRunsResponse(runs=[_summary(run) for run in runs], next_page_token=token)
+
+    @refusing
+    async def DeleteRun(self, request: service_pb2.DeleteRunRequest, context: Any) -> service_pb2.DeleteRunResponse:
+        return service_pb2.DeleteRunResponse(step=await self.registry.delete(request.name))
+
+    @refusing
+    async def Train(self, requests: Any, context: Any) -> None:  # type: ignore[override]
+        """Reads and writes serialized messages; see `add_to_server`."""
+        await open_stream(context)
+        with self.guarded() as guard:
+            self.registry.require_open()
+            first = await guard.read(context.read)
+            attach = _train_request(first, "attach").message.attach
+            run = self.registry.get(attach.run, attach.run_uid)
+            decoder, encoder = await in_thread(self.registry.executor, lambda: encodings_of(attach, run))
+            local = is_local(context.peer())
+            session = await Session.attach(
+                run,
+                attach.worker_id,
+                attach.takeover,
+                guard.interrupt,
+                decoder=decoder,
+                encoder=encoder,
+                max_result_bytes=self.registry.config.max_result,
+                executor=self.registry.executor,
+                local=local,
+            )
+            try:
+                if attach.shared_memory and self.registry.config.shared_memory and local:
+                    session.share_memory()
+                stream = TrainStream(guard, context, session.memory, encoder)
+                await guard.write(context.write, self._attached(session))
+                while (part := await stream.receive()) is not None:
+                    async for reply in session.receive(part):
+                        await stream.send(reply)
+            except GradwireError as error:
+                session.complete(error)
+                raise
+            finally:
+                await asyncio.shield(session.close())
+
+    def _attached(self, session: Session) -> bytes:
+        response = train_pb2.TrainResponse(
+            attached=train_pb2.Attached(
+                step=session.holder.step,
+                last_sequence=session.holder.record.last_sequence,
+                epoch=session.holder.epoch,
+                server_instance=self.registry.server_instance,
+                placements=placements(session.run),
+                run_uid=session.run.uid,
+                region=None if session.memory is None else encode_region(session.memory),
+            )
+        )
+        return response.SerializeToString()
+
+    @refusing
+    async def ReadParameters(self, request: service_pb2.ReadParametersRequest, context: Any) -> None:  # type: ignore[override]
+        await open_stream(context)
+        run = self.registry.get(request.name, request.run_uid)
+        wire = wire_dtype(request.encoding, run.spec.dtype)
+        with self.guarded() as guard:
+            async with snapshot(run, parameters_of, 1) as copy:
+                header = service_pb2.ReadParametersHeader(step=copy.step, epoch=copy.epoch)
+                await guard.write(context.write, service_pb2.ReadParametersResponse(header=header))
+                for _, offset, values in copy.slices(wire.itemsize):
+                    part = run_pb2.Slice(offset=offset, data=encode(values, wire))
+                    await guard.write(context.write, service_pb2.ReadParametersResponse(slice=part))
+
+    @refusing
+    async def ReadState(self, request: service_pb2.ReadStateRequest, context: Any) -> None:  # type: ignore[override]
+        await open_stream(context)
+        run = self.registry.get(request.name, request.run_uid)
+        with self.guarded() as guard:
+            async with snapshot(run, slots_of, len(run.spec.slots)) as copy:
+                header = service_pb2.StateHeader(step=copy.step, tensor_steps=copy.tensor_steps, slots=run.spec.slots)
+                await guard.write(context.write, service_pb2.ReadStateResponse(header=header))
+                for slot, offset, values in copy.slices(run.spec.dtype.itemsize):
+                    part = service_pb2.SlotSlice(slot=slot, offset=offset, data=encode(values, run.spec.dtype))
+                    await guard.write(context.write, service_pb2.ReadStateResponse(slice=part))
+
+    @refusing
+    async def WriteParameters(self, requests: Any, context: Any) -> service_pb2.WriteParametersResponse:
+        self.registry.require_open()
+        header: service_pb2.WriteParametersHeader = (await first_of(requests)).header
+        run = self.registry.get(header.name, header.run_uid)
+        with upload_parameters(run, wire_dtype(header.encoding, run.spec.dtype)) as upload:
+            async for request in requests:
+                require(request, "slice")
+                upload.add(0, request.slice.offset, request.slice.data)
+            step, epoch = await put_parameters(run, upload, partial=header.partial)
+        return service_pb2.WriteParametersResponse(step=step, epoch=epoch)
+
+    @refusing
+    async def WriteState(self, requests: Any, context: Any) -> service_pb2.WriteStateResponse:
+        self.registry.require_open()
+        header: service_pb2.WriteStateHeader = (await first_of(requests)).header
+        run = self.registry.get(header.name, header.run_uid)
+        state = header.state
+        tensor_steps = check_state(run, state.slots, state.step, state.tensor_steps)
+        with upload_state(run) as upload:
+            async for request in requests:
+                require(request, "slice")
+                upload.add(request.slice.slot, request.slice.offset, request.slice.data)
+            step, epoch = await put_state(run, upload, state.slots, state.step, tensor_steps)
+        return service_pb2.WriteStateResponse(step=step, epoch=epoch)
+
+
+def add_to_server(servicer: OptimizerServicer, server: grpc.aio.Server) -> None:
+    """As the generated function, but that Train's messages are left as bytes."""
+    train: Any = grpc.stream_stream_rpc_method_handler(servicer.Train)
+    # Of two handlers for a method the first that was added is asked.
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, {"Train": train}),))
+    service_pb2_grpc.add_OptimizerServiceServicer_to_server(servicer, server)
+
+
+def _summary(run: Run | DamagedRun) -> service_pb2.RunSummary:
+    if isinstance(run, DamagedRun):
+        return service_pb2.RunSummary(name=run.name, damage=run.why)
+    return service_pb2.RunSummary(
+        name=run.spec.name,
+        step=run.step,
+        elements=run.spec.layout.elements,
+        dtype=dtype_of(run.spec.dtype),
+        attached_worker_id=run.holder.worker_id if run.holder else "",
+        durability=durability_of(run.spec),
+    )
+
+
+def _train_request(serialized: Any, kind: str) -> Opened[train_pb2.TrainRequest]:
+    """A message of a Train stream. Raises ProtocolViolation unless it is of this kind."""
+    if serialized is grpc.aio.EOF:
+        require(serialized, kind)
+    opened = decode_request(serialized)
+    require(opened.message, kind)
+    return opened

@@ -1,0 +1,103 @@
+"""The calls about whole runs: snapshots, forks, files, hashes. Decode, one domain call, encode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gradwire.server.engine.threads import in_thread
+from gradwire.server.rpc.calls import Calls, first_of, open_stream, refusing, require
+from gradwire.server.rpc.codec import decode_durability, decode_group, decode_numbers
+from gradwire.server.runs import files, operations
+from gradwire.server.store.base import SnapshotInfo
+from gradwire.v1 import service_pb2
+
+
+class SnapshotCalls(Calls):
+    """See ``gradwire/v1/service.proto``."""
+
+    @refusing
+    async def SaveSnapshot(
+        self, request: service_pb2.SaveSnapshotRequest, context: Any
+    ) -> service_pb2.SaveSnapshotResponse:
+        self.registry.require_open()
+        run = self.registry.get(request.name, request.run_uid)
+        info = await operations.save(self.registry, run, request.label)
+        return service_pb2.SaveSnapshotResponse(snapshot=_snapshot(info))
+
+    @refusing
+    async def ListSnapshots(
+        self, request: service_pb2.ListSnapshotsRequest, context: Any
+    ) -> service_pb2.ListSnapshotsResponse:
+        run = self.registry.get(request.name, request.run_uid)
+        found = operations.listed(self.registry, run)
+        return service_pb2.ListSnapshotsResponse(snapshots=[_snapshot(info) for info in found])
+
+    @refusing
+    async def ForkRun(self, request: service_pb2.ForkRunRequest, context: Any) -> service_pb2.ForkRunResponse:
+        run, created = await operations.fork(
+            self.registry,
+            self.registry.get(request.name, request.run_uid),
+            request.snapshot_id,
+            request.new_name,
+            request.request_id,
+            replaces=request.replace,
+            groups=[decode_group(index, group) for index, group in enumerate(request.groups)],
+            overrides=decode_numbers(request.overrides),
+            durability=decode_durability(request.durability),
+        )
+        return service_pb2.ForkRunResponse(run=await self.encoded(run), created=created)
+
+    @refusing
+    async def RollBack(self, request: service_pb2.RollBackRequest, context: Any) -> service_pb2.RollBackResponse:
+        self.registry.require_open()
+        run = self.registry.get(request.name, request.run_uid)
+        step, epoch = await operations.roll_back(self.registry, run, request.snapshot_id)
+        return service_pb2.RollBackResponse(step=step, epoch=epoch)
+
+    @refusing
+    async def DigestRun(self, request: service_pb2.DigestRunRequest, context: Any) -> service_pb2.DigestRunResponse:
+        run = self.registry.get(request.name, request.run_uid)
+        sha256, step = await operations.digest(self.registry, run)
+        return service_pb2.DigestRunResponse(sha256=sha256, step=step)
+
+    @refusing
+    async def ExportRun(self, request: service_pb2.ExportRunRequest, context: Any) -> None:  # type: ignore[override]
+        await open_stream(context)
+        run = self.registry.get(request.name, request.run_uid)
+        with self.guarded() as guard:
+            async with operations.source(self.registry, run, request.snapshot_id) as snapshot:
+                file = files.export(run, snapshot, request.weights_only)
+                header = service_pb2.ExportRunHeader(step=file.step, size_bytes=file.size_bytes)
+                await guard.write(context.write, service_pb2.ExportRunResponse(header=header))
+                pieces = file.pieces()
+                while (data := await in_thread(self.registry.executor, lambda: next(pieces, None))) is not None:
+                    await guard.write(context.write, service_pb2.ExportRunResponse(data=data))
+
+    @refusing
+    async def ImportRun(self, requests: Any, context: Any) -> service_pb2.ImportRunResponse:
+        self.registry.require_open()
+        header: service_pb2.ImportRunHeader = (await first_of(requests)).header
+        with files.importing(self.registry) as upload:
+            async for request in requests:
+                require(request, "data")
+                upload.add(request.data)
+            run, created = await upload.finish(
+                header.name,
+                header.request_id,
+                replaces=header.replace,
+                weights_only=header.weights_only,
+                groups=[decode_group(index, group) for index, group in enumerate(header.groups)],
+                durability=decode_durability(header.durability),
+            )
+        return service_pb2.ImportRunResponse(run=await self.encoded(run), created=created)
+
+
+def _snapshot(info: SnapshotInfo) -> service_pb2.Snapshot:
+    return service_pb2.Snapshot(
+        id=info.id,
+        step=info.step,
+        created_seconds=info.created,
+        size_bytes=info.size_bytes,
+        label=info.label,
+        sha256=info.sha256,
+    )

@@ -1,0 +1,138 @@
+"""The messages of one Train stream: values come and go in them, or in memory that is shared with the client."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Any
+
+import grpc
+
+from gradwire.server.encodings.encoders import Encoder
+from gradwire.server.engine.block import GradientSlice, Placed, Reply
+from gradwire.server.memory.shared_memory import SharedMemory
+from gradwire.server.rpc.codec import decode_gradients, decode_request, encode_reply, encode_shared, encode_taken
+from gradwire.server.rpc.stream_guard import StreamGuard
+from gradwire.v1 import train_pb2
+from gradwire.wire.encoding import Array
+from gradwire.wire.envelope import Opened, parameters_response
+from gradwire.wire.errors import ProtocolViolation
+from gradwire.wire.shared import Place
+
+MAX_KEPT = 64
+"""Messages that are read while room for an answer is waited for. Each of them but the last one is small."""
+
+Request = Opened[train_pb2.TrainRequest]
+
+
+class TrainStream:
+    """What comes after the attachment.
+
+    Args:
+        memory: what the client was offered; None: nothing.
+        encoder: of the replies.
+    """
+
+    def __init__(self, guard: StreamGuard, context: Any, memory: SharedMemory | None, encoder: Encoder) -> None:
+        self._guard = guard
+        self._context = context
+        self._memory = memory
+        self._encoder = encoder
+        self._kept: deque[Request | None] = deque()
+        self._received = 0  # slices of gradients, in shared memory
+        self._owed = False  # the client waits to be told how many of them have been taken
+        self._answered = False
+
+    async def receive(self) -> GradientSlice | None:
+        """The next slice; None at the end. What lies in shared memory must have been taken when the next one is asked
+        for, or a reply is sent. Raises ProtocolViolation, InvalidSlice."""
+        if self._owed:
+            self._owed = False
+            await self._guard.write(self._context.write, encode_taken(self._received))
+        while True:
+            request = self._kept.popleft() if self._kept else _opened(await self._guard.read(self._context.read))
+            if request is None:
+                return None
+            if request.message.WhichOneof("message") == "gradients":
+                return self._slice(request)
+            self._hear(request.message)
+
+    async def send(self, reply: Reply) -> None:
+        """Writes a reply, when there is room for it."""
+        for parameters, data in encode_reply(reply, self._encoder):
+            last = parameters.HasField("receipt")
+            placed = reply.placed if data is None else await self._placed(parameters.offset, data, last=last)
+            if placed is not None:
+                self._owed = False
+                parameters.shared.CopyFrom(encode_shared(placed, self._received))
+            if data is None or placed is not None:
+                message = train_pb2.TrainResponse(parameters=parameters).SerializeToString()
+            else:
+                message = parameters_response(parameters, data)
+            if last:
+                if reply.committed is not None:
+                    await reply.committed()
+                self._answered = True
+            await self._guard.write(self._context.write, message)
+
+    def _slice(self, request: Request) -> GradientSlice:
+        message: train_pb2.Gradients = request.message.gradients
+        memory = self._memory
+        if self._answered and memory is not None:
+            memory.all_taken()
+        self._answered = False
+        if not message.HasField("shared"):
+            return decode_gradients(message, request.data)
+        shared = message.shared
+        if request.data:
+            raise ProtocolViolation("a slice has both data and a place in shared memory; expected one of them")
+        if memory is None:
+            raise ProtocolViolation("a slice lies in a region, but this stream has none")
+        data = memory.gradients(shared.position, shared.size_bytes)
+        memory.taken(shared.taken)
+        self._received += 1
+        self._owed = self._owed or shared.acknowledge
+        return decode_gradients(message, data)
+
+    def _hear(self, message: train_pb2.TrainRequest) -> None:
+        kind = message.WhichOneof("message")
+        if self._memory is None or kind not in ("mapped", "taken"):
+            raise ProtocolViolation(f"expected 'gradients' here, got {kind!r}")
+        if kind == "mapped":
+            self._memory.confirm(message.mapped.proof, message.mapped.in_place)
+            self._encoder.slice_bytes = self._memory.reply_bytes
+        else:
+            self._memory.taken(message.taken.slices)
+
+    async def _placed(self, offset: int, data: Array, *, last: bool) -> Placed | None:
+        """Writes data to shared memory; None: it must go in its message."""
+        memory = self._memory
+        if memory is None or not memory.carries(data.nbytes):
+            return None
+        if memory.in_place:
+            alone = self._encoder.dense == data.dtype and data.shape[0] == 1
+            place = memory.place(data.nbytes, offset * data.itemsize, last=last) if alone else None
+        else:
+            place = await self._room(memory, data.nbytes, last=last)
+        if place is None:
+            return None
+        memory.parameters(place.position, data.nbytes).view(data.dtype).reshape(data.shape)[...] = data
+        return Placed(place, data.nbytes)
+
+    async def _room(self, memory: SharedMemory, size: int, *, last: bool) -> Place | None:
+        """Waits until the client has taken enough of what is there, as long as it sends nothing that is large."""
+        while (place := memory.place(size, 0, last=last)) is None:
+            if self._kept and (self._kept[-1] is None or self._kept[-1].data or len(self._kept) == MAX_KEPT):
+                return None
+            request = _opened(await self._guard.hear(self._context.read))
+            if request is not None and request.message.WhichOneof("message") == "taken":
+                self._hear(request.message)
+                continue
+            self._kept.append(request)
+            if request is not None and request.message.gradients.HasField("shared"):
+                memory.taken(request.message.gradients.shared.taken)
+        return place
+
+
+def _opened(serialized: Any) -> Request | None:
+    """None: the end of the stream."""
+    return None if serialized is grpc.aio.EOF else decode_request(serialized)

@@ -1,0 +1,248 @@
+"""A run as one safetensors file, which any program that knows tensors opens too, and back."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gradwire.server.durability.records import groups_to_data, spec_from_text, spec_to_text
+from gradwire.server.durability.run_snapshot import PARAMETERS
+from gradwire.server.engine.run import Run
+from gradwire.server.engine.spec import Durability, RunSpec
+from gradwire.server.engine.threads import in_thread
+from gradwire.server.optimizers.base import Hyperparameters
+from gradwire.server.runs.creation import Creation
+from gradwire.server.runs.operations import groups_of, tensor_steps_of
+from gradwire.server.runs.registry import Registry
+from gradwire.server.runs.transfer import check_state
+from gradwire.server.store.base import Snapshot, SnapshotDamaged, Vector
+from gradwire.server.store.writer import refusing
+from gradwire.wire.encoding import SLICE_BYTES
+from gradwire.wire.errors import GradwireError, InvalidSpec, MemoryLimitExceeded, ProtocolViolation
+from gradwire.wire.layout import Layout, parse_run_name
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class ExportedFile:
+    """``pieces()`` makes the bytes, ``size_bytes`` of them."""
+
+    step: int
+    header: bytes
+    vectors: tuple[Vector, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        return len(self.header) + sum(v.dtype.itemsize * int(np.prod(v.shape, dtype=np.int64)) for v in self.vectors)
+
+    def pieces(self) -> Iterator[bytes]:
+        """Blocks where the vectors are on a disk or a GPU."""
+        for start in range(0, len(self.header), SLICE_BYTES):
+            yield self.header[start : start + SLICE_BYTES]
+        for vector in self.vectors:
+            for piece in vector.pieces():
+                data = np.ascontiguousarray(piece).view(np.uint8)
+                for start in range(0, data.size, SLICE_BYTES):
+                    yield data[start : start + SLICE_BYTES].tobytes()
+
+
+def export(run: Run, snapshot: Snapshot, weights_only: bool) -> ExportedFile:
+    """Raises InvalidSpec where a tensor's name is in the way."""
+    from gradwire.server.store.snapshots import safetensors_header
+
+    slots = () if weights_only else run.spec.slots
+    shapes = {tensor.name: tensor.shape for tensor in run.spec.layout.tensors}
+    for slot in slots:
+        for tensor in run.spec.layout.tensors:
+            name = slot_name(slot, tensor.name)
+            if name in shapes:
+                raise InvalidSpec(f"tensor {name!r} has the name of another one's state; export the weights only")
+            shapes[name] = tensor.shape
+    metadata = {} if weights_only else {"gradwire": _description(run, snapshot)}
+    header = safetensors_header({name: (run.spec.dtype, shape) for name, shape in shapes.items()}, metadata)
+    # The tensors lie in the flat vector as they will in the file: one after another, in layout order.
+    return ExportedFile(snapshot.step, header, tuple(snapshot.vectors[name] for name in (PARAMETERS, *slots)))
+
+
+def slot_name(slot: str, tensor: str) -> str:
+    """What a tensor's slot is called in a file."""
+    return f"optimizer.{slot}.{tensor}"
+
+
+def _description(run: Run, snapshot: Snapshot) -> str:
+    return json.dumps(
+        {
+            "format": FORMAT,
+            "spec": json.loads(spec_to_text(run.spec)),
+            "groups": groups_to_data(groups_of(snapshot)),
+            "step": snapshot.step,
+            "tensor_steps": tensor_steps_of(snapshot).tolist(),
+        }
+    )
+
+
+class Import:
+    """A file on its way in."""
+
+    def __init__(self, registry: Registry, path: Path) -> None:
+        self._registry = registry
+        self._path = path
+        with refusing():
+            self._file = path.open("wb")
+        self._size_bytes = 0
+
+    def add(self, data: bytes) -> None:
+        """Takes the next bytes. Raises MemoryLimitExceeded for a file that no run of this server can come from, and
+        StorageFull, StorageFailed."""
+        self._size_bytes += len(data)
+        limit = self._registry.budget.limit_bytes
+        if self._size_bytes > limit:
+            raise MemoryLimitExceeded(
+                f"the file has more than {limit} bytes, and a run of it would have more than this server may hold"
+            )
+        with refusing():
+            self._file.write(data)
+
+    async def finish(
+        self,
+        name: str,
+        request_id: str,
+        *,
+        replaces: bool,
+        weights_only: bool,
+        groups: Sequence[Hyperparameters],
+        durability: Durability | None,
+    ) -> tuple[Run, bool]:
+        """Makes the run of it; returns it, and whether it is new. Raises InvalidSpec where it is no run's."""
+        with refusing():
+            self._file.close()
+        parse_run_name(name)
+        registry = self._registry
+        existing = registry.existing(name, request_id)
+        if existing is not None:
+            return existing, False
+        if (len(groups) == 1) != weights_only or len(groups) > 1:
+            raise ProtocolViolation(
+                f"{len(groups)} groups are given; expected one with weights_only, else none: the file has them"
+            )
+        read = partial(_read, self._path, groups[0] if weights_only else None)
+        spec, state, vectors = await in_thread(registry.executor, read)
+        spec = replace(spec, name=name, durability=durability)
+        creation = registry.begin_creation(spec, request_id, replaces, None)
+        try:
+            if state is not None:
+                try:
+                    creation.run.tensor_steps = check_state(creation.run, spec.slots, state.step, state.tensor_steps)
+                except ProtocolViolation as error:
+                    raise InvalidSpec(f"the file's description of the run makes no sense: {error}") from error
+                creation.run.step = state.step
+            await registry.prepare(spec)
+            await in_thread(registry.executor, partial(_fill, creation, vectors, state is not None))
+            run = await registry.finish_creation(creation)
+        finally:
+            creation.abandon()
+        return run, run is creation.run
+
+    def close(self) -> None:
+        """May be called more than once."""
+        with suppress(OSError):  # what is not written yet is of no use any more
+            self._file.close()
+
+
+@contextmanager
+def importing(registry: Registry) -> Iterator[Import]:
+    """A file of its own for an import, which is gone afterwards. Raises StorageFull, StorageFailed."""
+    scratch = None if registry.stored_runs is None else registry.stored_runs.store.scratch
+    with refusing():
+        descriptor, path = tempfile.mkstemp(prefix="import-", suffix=".tmp", dir=scratch)
+    os.close(descriptor)
+    try:
+        upload = Import(registry, Path(path))
+        try:
+            yield upload
+        finally:
+            upload.close()
+    finally:
+        os.unlink(path)
+
+
+@dataclass(frozen=True)
+class _State:
+    step: int
+    tensor_steps: list[int]
+
+
+def _read(path: Path, optimizer: Hyperparameters | None) -> tuple[RunSpec, _State | None, Mapping[str, Vector]]:
+    """Spec, state and vectors of a file. Raises InvalidSpec."""
+    from gradwire.server.store.snapshots import read_file
+
+    try:
+        metadata, vectors = read_file(path, None)
+    except SnapshotDamaged as error:
+        raise InvalidSpec(f"the file is no safetensors file that can be imported: {error}") from error
+    if optimizer is not None:
+        weights = {name: v for name, v in vectors.items() if "gradwire" not in metadata or not _is_slot(name, vectors)}
+        return _spec_of_weights(weights, optimizer), None, weights
+    if "gradwire" not in metadata:
+        raise InvalidSpec("the file has no optimizer state of a run; import its weights only, and name an optimizer")
+    try:
+        data = json.loads(metadata["gradwire"])
+        if data["format"] != FORMAT:
+            raise ValueError(f"format {data['format']} is not known")
+        spec = spec_from_text(json.dumps({**data["spec"], "groups": data["groups"]}))
+        state = _State(_count(data["step"]), [_count(step) for step in data["tensor_steps"]])
+    except (GradwireError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InvalidSpec(f"the file's description of the run makes no sense: {error}") from error
+    expected = {t.name: t.shape for t in spec.layout.tensors}
+    expected |= {slot_name(slot, t.name): t.shape for slot in spec.slots for t in spec.layout.tensors}
+    for name, shape in expected.items():
+        vector = vectors.get(name)
+        if vector is None or (vector.shape, vector.dtype) != (shape, spec.dtype):
+            found = "missing" if vector is None else f"{vector.dtype}{list(vector.shape)}"
+            raise InvalidSpec(f"tensor {name!r} of the file is {found}; expected {spec.dtype}{list(shape)}")
+    if len(vectors) != len(expected):
+        raise InvalidSpec(f"the file has tensors that are none of the run: {sorted(set(vectors) - set(expected))[:3]}")
+    return spec, state, vectors
+
+
+def _spec_of_weights(vectors: Mapping[str, Vector], optimizer: Hyperparameters) -> RunSpec:
+    layout = Layout([[(name, vector.shape) for name, vector in vectors.items()]])
+    wide = all(vector.dtype.itemsize == 8 for vector in vectors.values())
+    return RunSpec("", layout, np.dtype(np.float64 if wide else np.float32), (optimizer,))
+
+
+def _is_slot(name: str, vectors: Mapping[str, Vector]) -> bool:
+    prefix, _, rest = name.partition(".")
+    return prefix == "optimizer" and rest.partition(".")[2] in vectors
+
+
+def _count(value: Any) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ValueError(f"{value!r} is no number of steps")
+    return value
+
+
+def _fill(creation: Creation, vectors: Mapping[str, Vector], with_state: bool) -> None:
+    run = creation.run
+    for tensor in run.spec.layout.tensors:
+        _write(run, run.state.params, tensor.start, vectors[tensor.name])
+        for slot in run.spec.slots if with_state else ():
+            _write(run, run.state.slots[slot], tensor.start, vectors[slot_name(slot, tensor.name)])
+
+
+def _write(run: Run, target: Any, start: int, vector: Vector) -> None:
+    for piece in vector.pieces():
+        values: npt.NDArray[Any] = piece.reshape(1, -1)
+        run.device.write(target, start, values)
+        start += piece.size

@@ -1,0 +1,291 @@
+"""Runs by name."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from bisect import bisect_right
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+
+from gradwire.server.config import ServerConfig
+from gradwire.server.devices.base import Device
+from gradwire.server.durability.fingerprint import fingerprint
+from gradwire.server.durability.restorer import Restorer
+from gradwire.server.durability.stored_runs import DamagedRun, StoredRuns, with_durability
+from gradwire.server.engine.run import Run
+from gradwire.server.engine.spec import RunSpec
+from gradwire.server.engine.workers import check_id
+from gradwire.server.memory.budget import MemoryBudget
+from gradwire.server.runs.creation import Creation
+from gradwire.server.runs.upload import Upload
+from gradwire.server.store.base import Store, Written
+from gradwire.server.store.memory import MemoryStore
+from gradwire.wire.errors import (
+    Draining,
+    GradwireError,
+    RunAlreadyExists,
+    RunDamaged,
+    RunNotFound,
+    Starting,
+    TooManyParameters,
+    shorten,
+)
+from gradwire.wire.layout import MAX_ELEMENTS, Layout
+
+T = TypeVar("T")
+
+MAX_PAGE = 1000
+
+
+class Registry:
+    """All runs of one server process, and what they share: device, memory, threads, the store.
+
+    Args:
+        store: where runs outlive the process; None: nowhere. With one, `recover` comes first.
+    """
+
+    def __init__(self, config: ServerConfig, device: Device, store: Store | None = None) -> None:
+        self.config = config
+        self.device = device
+        self.budget = MemoryBudget(config.max_memory)
+        self.executor = ThreadPoolExecutor(config.worker_threads, thread_name_prefix="gradwire-bulk")
+        self.server_instance = uuid.uuid4().hex
+        self.draining = False
+        self._ready = store is None
+        self._runs: dict[str, Run] = {}
+        self.stored_runs: StoredRuns | None = None
+        self.memory_store = MemoryStore()
+        """Has the snapshots of runs that live in memory."""
+        if store is not None:
+            self.stored_runs = StoredRuns(store, fingerprint(device), config, self.runs)
+        self._damaged: dict[str, DamagedRun] = {}
+        self._structure = asyncio.Lock()
+        """Held while the store learns which runs there are."""
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    # --- who is there ------------------------------------------------------------------------------------------------
+
+    def get(self, name: str, uid: str = "") -> Run:
+        """The run ``runs/NAME``. Raises RunNotFound, also when ``uid`` is that of another run, and RunDamaged."""
+        run = self._runs.get(name)
+        if run is not None and run.ended:
+            self._note_end(name, run)
+            if name not in self._damaged:
+                run.require_alive()
+            run = None
+        if run is None:
+            if name in self._damaged:
+                raise RunDamaged(f"{name} is stored, but cannot be served: {self._damaged[name].why}", run=name)
+            raise RunNotFound(f"there is no run {shorten(name)!r} on this server", run=shorten(name))
+        if uid and uid != run.uid:
+            raise RunNotFound(f"{name} is another run now: the one that was meant has been replaced", run=name)
+        return run
+
+    def existing(self, name: str, request_id: str) -> Run | None:
+        """The run that the same creation request has made before, if it has."""
+        run = self._living(name)
+        return run if run is not None and run.request_id == request_id else None
+
+    def runs(self) -> list[Run]:
+        """All runs that can be served, by name."""
+        return [self._runs[name] for name in sorted(self._runs) if not self._runs[name].ended]
+
+    def page(self, after: str, size: int) -> tuple[list[Run | DamagedRun], str]:
+        """Up to ``size`` runs (0: a whole page) whose names follow ``after``, and the next page's ``after``."""
+        for name, run in list(self._runs.items()):
+            if run.ended:
+                self._note_end(name, run)
+        found: dict[str, Run | DamagedRun] = {**self._damaged, **self._runs}
+        names = sorted(found)
+        start = bisect_right(names, after)
+        chosen = names[start : start + min(size or MAX_PAGE, MAX_PAGE)]
+        more = start + len(chosen) < len(names)
+        return [found[name] for name in chosen], chosen[-1] if more else ""
+
+    def _living(self, name: str) -> Run | None:
+        """The run of this name, unless it has ended: then its name, and what it held, are free."""
+        run = self._runs.get(name)
+        if run is not None and run.ended:
+            self._note_end(name, run)
+            run = None
+        return run
+
+    def _note_end(self, name: str, run: Run) -> None:
+        del self._runs[name]
+        if run.storage is not None:
+            why = f"it {run.ended}; the next start of the server brings it back"
+            self._damaged[name] = DamagedRun(name, run.uid, why)
+
+    def _require_free(self, name: str, replace: bool) -> None:
+        run = self._living(name)
+        if replace:
+            return
+        if run is not None:
+            raise RunAlreadyExists(f"{name} exists already, at step {run.step}", run=name)
+        if name in self._damaged:
+            raise RunAlreadyExists(f"{name} exists already, but is damaged: {self._damaged[name].why}", run=name)
+
+    # --- creation and deletion ---------------------------------------------------------------------------------------
+
+    def check_size(self, layout: Layout) -> None:
+        """Raises TooManyParameters before anything is allocated for a layout that is too large."""
+        limit = min(self.config.max_parameters, MAX_ELEMENTS)
+        if layout.elements > limit:
+            raise TooManyParameters(
+                f"the run has {layout.elements} elements; this server accepts at most {limit}", max_parameters=limit
+            )
+
+    def begin_creation(self, spec: RunSpec, request_id: str, replace: bool, wire: np.dtype[Any] | None) -> Creation:
+        """Allocates a run; ``wire`` is the dtype in which its values will arrive, None where they come otherwise.
+
+        Raises RunAlreadyExists, InvalidSpec, TooManyParameters, MemoryLimitExceeded, Draining."""
+        self.require_open()
+        check_id("request_id", request_id)
+        self._require_free(spec.name, replace)
+        self.check_size(spec.layout)
+        run = Run(
+            with_durability(spec, self.stored_runs is not None), self.device, self.budget, self.executor, request_id
+        )
+        if wire is None:
+            return Creation(run, None, replace)
+        return Creation(run, Upload(self.device, spec.layout, [run.state.params], wire, "the initial values"), replace)
+
+    async def prepare(self, spec: RunSpec) -> None:
+        """Compiles what the run's steps will call, in a thread: never at a step, never on the event loop."""
+        await asyncio.get_running_loop().run_in_executor(self.executor, self._compile, spec)
+
+    def _compile(self, spec: RunSpec) -> None:
+        self.device.warm_up([(kernel, spec.dtype) for kernel in {group.kernel for group in spec.groups}])
+        for group in spec.groups:
+            group.varying(1, 1, 1, spec.dtype)
+
+    async def finish_creation(self, creation: Creation) -> Run:
+        """Makes the run visible, in the place of an older one if that was asked for, and returns it.
+
+        Where another attempt of the same creation was faster, its run stays and is returned.
+        """
+        creation.require_complete()
+        run = creation.run
+        earlier = self.existing(run.spec.name, run.request_id)
+        if earlier is not None:
+            return earlier
+        self._require_free(run.spec.name, creation.replace)
+        if self.stored_runs is not None:
+            creation.published = True  # from here on it is `_publish` that frees the run where it comes to nothing
+            return await self._to_the_end(self._publish(self.stored_runs, creation))
+        old = self._living(run.spec.name)
+        self._runs[run.spec.name] = run
+        creation.published = True
+        if old is not None:
+            await self._to_the_end(old.lock.run(old.delete))
+        return run
+
+    async def _publish(self, stored: StoredRuns, creation: Creation) -> Run:
+        """As `finish_creation`, with the values on disk first."""
+        run, name = creation.run, creation.run.spec.name
+        first = await stored.write_first(run)
+        try:
+            async with self._structure:
+                earlier = self.existing(name, run.request_id)
+                if earlier is None:
+                    self._require_free(name, creation.replace)
+                    await self._take_place(stored, run, first)
+                    return run
+        except BaseException as error:
+            run.delete()
+            if not isinstance(error, GradwireError) or error.applied is False:
+                stored.discard(first)  # else the store may refer to it
+            raise
+        run.delete()
+        stored.discard(first)
+        return earlier
+
+    async def _take_place(self, stored: StoredRuns, run: Run, first: Written | None) -> None:
+        """The new run instead of the old one: first in the store, in one transaction, then for all to see."""
+        name = run.spec.name
+        old = self._living(name)
+        replaces = self._damaged[name].uid if name in self._damaged else ""
+        if old is not None and old.storage is not None:
+            replaces = old.uid
+
+        async def swap() -> None:
+            await stored.create(run, first, replaces)
+            self._damaged.pop(name, None)
+            self._runs[name] = run
+            if old is not None:
+                old.delete()
+
+        await (swap() if old is None else old.lock.run_through(swap))
+
+    async def delete(self, name: str) -> int:
+        """Deletes a run, after any commit that is under way; returns its step. Raises RunNotFound."""
+        if self.stored_runs is not None:
+            return await self._to_the_end(self._forget(self.stored_runs, name))
+        run = self.get(name)
+        del self._runs[name]
+        await self._to_the_end(run.lock.run(run.delete))
+        return run.step
+
+    async def _forget(self, stored: StoredRuns, name: str) -> int:
+        async with self._structure:
+            self._living(name)
+            if name in self._damaged:
+                await stored.delete(self._damaged[name].uid)
+                del self._damaged[name]
+                return 0
+            run = self.get(name)
+
+            async def forget() -> int:
+                if run.storage is not None:
+                    await stored.delete(run.uid)
+                del self._runs[name]
+                run.delete()
+                return run.step
+
+            return await run.lock.run_through(forget)
+
+    async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """Result of ``work``, which runs to its end also when the caller is cancelled."""
+        task = asyncio.ensure_future(work)
+        self._tasks.add(task)  # the event loop itself keeps only weak references
+        task.add_done_callback(self._note_done)
+        return await asyncio.shield(task)
+
+    def _note_done(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled():
+            task.exception()  # where the caller has gone there is nobody to be told
+
+    # --- start and end -----------------------------------------------------------------------------------------------
+
+    def recover(self) -> None:
+        """Brings the stored runs back, and says what was lost; blocks. Until then nobody is served."""
+        if self.stored_runs is not None:
+            for found in self.stored_runs.restore(Restorer(self.device, self.budget, self.executor)):
+                if isinstance(found, DamagedRun):
+                    self._damaged[found.name] = found
+                else:
+                    self._compile(found.spec)
+                    self._runs[found.spec.name] = found
+        self._ready = True
+
+    def require_ready(self) -> None:
+        """Raises Starting while the stored runs are not back yet."""
+        if not self._ready:
+            raise Starting("the server is still bringing its runs back")
+
+    def require_open(self) -> None:
+        """Raises Draining when the server is about to stop."""
+        if self.draining:
+            raise Draining("the server is about to stop and takes no further work")
+
+    def close(self) -> None:
+        """Waits for work in threads, and gives the store back."""
+        self.executor.shutdown()
+        if self.stored_runs is not None:
+            self.stored_runs.close()
+        self.device.close()

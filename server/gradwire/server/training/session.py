@@ -1,0 +1,196 @@
+"""One worker's stream: numbered blocks in, slices of parameters and receipts out."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Executor
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from typing import Any, NamedTuple
+
+from gradwire.server.durability import changes
+from gradwire.server.durability.journaled_block import JournaledBlock
+from gradwire.server.durability.run_storage import storage_of
+from gradwire.server.encodings.decoders import Decoder
+from gradwire.server.encodings.encoders import Encoder
+from gradwire.server.engine.block import GradientSlice, Receipt, Reply
+from gradwire.server.engine.run import Run
+from gradwire.server.engine.workers import Holder, check_id
+from gradwire.server.failpoints import failpoint
+from gradwire.server.memory.shared_memory import SharedMemory, share
+from gradwire.server.training.block_receiver import BlockReceiver, WholeBlock
+from gradwire.server.training.results import Results
+from gradwire.server.training.shared_answer import SharedAnswer
+from gradwire.wire.errors import GradwireError
+from gradwire.wire.shared import part_bytes
+
+
+class Answering(NamedTuple):
+    """What is still owed for a block that has arrived whole."""
+
+    committed: bool | None
+    """Whether it has been committed, and its answer is on its way. None: nobody can say yet."""
+    sequence: int = 0
+    """Of the block, once it has been committed."""
+
+
+NOTHING = Answering(committed=False)
+COMMITTING = Answering(committed=None)
+
+
+class Session:
+    """Blocks, their commits, their answers and repeats for one hold on one run.
+
+    Args:
+        decoder: reads the slices of gradients.
+        encoder: cuts the replies, which whoever sends them passes through it, one after another.
+        local: whether the peer's address is one of this host.
+        max_result_bytes: largest trajectory that is remembered, and therefore computed.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        holder: Holder,
+        decoder: Decoder,
+        encoder: Encoder,
+        max_result_bytes: int,
+        executor: Executor,
+        local: bool = False,
+    ) -> None:
+        self.run = run
+        self.holder = holder
+        self._decoder = decoder
+        self._encoder = encoder
+        self.memory: SharedMemory | None = None
+        """Shared with the client, or offered to it."""
+        self._receiver = BlockReceiver(run, holder, decoder, encoder, max_result_bytes, executor, local)
+        self._results = Results(run, holder, encoder)
+        self._answering = NOTHING
+        self._commit: asyncio.Task[Receipt] | None = None
+        self._journaled: JournaledBlock | None = None
+
+    @classmethod
+    async def attach(
+        cls,
+        run: Run,
+        worker_id: str,
+        takeover: bool,
+        on_end: Callable[[GradwireError], None],
+        **options: Any,
+    ) -> Session:
+        """Takes the run for a worker, after any commit that is under way. Raises RunBusy, RunNotFound."""
+        check_id("worker_id", worker_id)
+        holder = await changes.attach(run, worker_id, takeover, on_end)
+        return cls(run, holder, **options)
+
+    def share_memory(self) -> None:
+        """Makes ``memory``, for the encodings of this stream, where there is some to be had and it is worth it."""
+        elements = self.run.spec.layout.elements
+        sizes = [coding.vector_bytes(elements) for coding in (self._decoder, self._encoder)]
+        self.memory = self._receiver.memory = share(self.run.budget, *map(part_bytes, sizes))
+
+    async def receive(self, part: GradientSlice) -> AsyncIterator[Reply]:
+        """Takes one message and yields what can be answered now; the reply with the receipt comes last.
+
+        Raises what the error table says. The session is of no further use then, and the run is as it was, unless the
+        exception's ``applied`` says otherwise.
+        """
+        receipt = self._receipt_of_repeat(part)
+        if receipt is not None:
+            if part.last:  # what came before it has been applied already
+                self._answering = Answering(True, part.sequence)
+                self._encoder.restart()
+                async for reply in self._results.committed(receipt):
+                    yield reply
+                self._answering = NOTHING
+            return
+        arrived = await self._receiver.take(part)
+        for tile, values in self._receiver.answers(part, arrived):
+            yield Reply(part.sequence, tile.start, values)
+        failpoint("stage.after")
+        if part.last:
+            async for reply in self._commit_block(self._receiver.whole(arrived)):
+                yield reply
+            self._answering = NOTHING
+            failpoint("reply.after")
+
+    def _receipt_of_repeat(self, part: GradientSlice) -> Receipt | None:
+        """What answers a message of a block that has been committed before; None: it is of another one."""
+        record = self.holder.record
+        if self._receiver.idle and part.sequence == record.last_sequence and record.receipt is not None:
+            return replace(record.receipt, repeated=True)
+        return None
+
+    async def _commit_block(self, whole: WholeBlock) -> AsyncIterator[Reply]:
+        """Commits what has arrived whole, and answers what of it is unanswered.
+
+        There are three ways. A journaled block with a short answer is computed, and its answer got ready, while the
+        disk is waited for. A block whose answer goes to shared memory is answered while it is applied. Any other one
+        is committed, and then answered.
+        """
+        block = whole.block
+        answer = None if whole.computed else SharedAnswer.of(self.memory, self._encoder, block)
+        gradients = partial(whole.gradients, answer)
+        self._answering = COMMITTING
+        storage = storage_of(self.run)
+        if storage is not None and storage.journals and self._results.fits_one_reply(block, answer, self.memory):
+            self._journaled = await JournaledBlock.begin(self.run, storage, self.holder, block, gradients, whole.work)
+            state = await self._journaled.compute()
+            if state is not None:
+                yield self._results.ahead(block, state, self._journaled.receipt, answer, self._finish)
+                return
+            receipt = await self._finish()
+        else:
+            committing = changes.commit(self.run, self.holder, block, gradients, whole.work)
+            if answer is None or not answer.early:
+                receipt = await committing
+            else:
+                self._commit = asyncio.ensure_future(committing)
+                async for reply in answer.replies(self._commit):
+                    yield reply
+                receipt = await self._commit
+            self._note_commit(block.sequence)
+        if answer is not None and not answer.rest:
+            yield answer.last(receipt)
+            return
+        async for reply in self._results.committed(receipt, whole.unanswered if answer is None else answer.rest):
+            yield reply
+
+    async def _finish(self) -> Receipt:
+        journaled = self._journaled
+        assert journaled is not None
+        receipt = await journaled.finish()
+        self._note_commit(journaled.block.sequence)
+        return receipt
+
+    def _note_commit(self, sequence: int) -> None:
+        """The block has been committed; what is left of it is to be answered."""
+        failpoint("reply.before")
+        self._answering = Answering(True, sequence)
+        self._receiver.drop()
+        self._commit = self._journaled = None
+
+    def complete(self, error: GradwireError) -> None:
+        """Says with what ends the stream whether a block was applied, and which one: a client that has its receipt
+        already waits for the answer to the next one, which has not been looked at."""
+        if error.applied is None:
+            error.applied = self._answering.committed
+            if self._answering.committed:
+                error.metadata["sequence"] = str(self._answering.sequence)
+
+    async def close(self) -> None:
+        """Gives the run back and frees what was staged, once a commit that is under way has ended."""
+        if self._journaled is not None:
+            with suppress(Exception):  # nobody is left to be told
+                await self._journaled.finish()
+        if self._commit is not None:
+            self._commit.cancel()
+            await asyncio.gather(self._commit, return_exceptions=True)
+        await self.run.lock.run(lambda: self.run.detach(self.holder))
+        self._receiver.release()
+        self._encoder.release()
+        if self.memory is not None:
+            self.memory.close()
