@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from gradwire.client import AMSGrad, Run, Server
-from gradwire.client.encodings import DeltaParameters
+from gradwire.client.encodings.selection import DeltaParameters
 from gradwire.v1 import run_pb2, train_pb2
 from gradwire.wire.errors import GradwireError, InvalidSlice, NonFiniteGradient, ProtocolViolation
 from tests.faults.bare import BareStream, Stub, attach_when_free, create, fingerprint, fresh_name, refusal_of, spec_of

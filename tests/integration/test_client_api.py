@@ -34,7 +34,7 @@ from gradwire.client import (
     TorchAdam,
     connect,
 )
-from gradwire.client.stream import TrainStream
+from gradwire.client.transport.stream import TrainStream
 from tests.serving import ServerProcess
 
 Tensor = npt.NDArray[Any]

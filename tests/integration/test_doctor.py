@@ -15,8 +15,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradwire.client import Server, connect, doctor, probe
-from gradwire.client.probe import Cell, measure_link
+from gradwire.client import Server, connect
+from gradwire.client.doctor import command as doctor
+from gradwire.client.doctor import measurement
+from gradwire.client.doctor.measurement import Cell, measure_link
 from tests.serving import ServerProcess
 
 QUICK = ("--parameters", "1000,200000", "--blocks", "1,3", "--seconds", "0.02")
@@ -51,7 +53,7 @@ def test_it_measures_every_encoding_and_block_and_leaves_nothing(
     assert {(cell["parameters"], cell["encoding"], cell["block"]) for cell in cells} == {
         (parameters, encoding, block)
         for parameters in (1000, 200_000)
-        for encoding in probe.ENCODINGS
+        for encoding in measurement.ENCODINGS
         for block in (1, 3)
     }
     for cell in cells:
@@ -59,10 +61,10 @@ def test_it_measures_every_encoding_and_block_and_leaves_nothing(
         assert cell["error"] == ""
         assert cell["extrapolated"] == (cell["measured_elements"] < cell["parameters"])
         assert cell["received_bytes"] == pytest.approx(
-            probe.ENCODINGS[cell["encoding"]] * cell["measured_elements"] * cell["block"], rel=0.02
+            measurement.ENCODINGS[cell["encoding"]] * cell["measured_elements"] * cell["block"], rel=0.02
         )
         assert cell["sent_bytes"] == pytest.approx(
-            probe.ENCODINGS[cell["encoding"]] * cell["measured_elements"], rel=0.02
+            measurement.ENCODINGS[cell["encoding"]] * cell["measured_elements"], rel=0.02
         )
     for best in found["best"]:
         same = [cell["step_seconds"] for cell in cells if cell["parameters"] == best["parameters"]]
@@ -72,7 +74,7 @@ def test_it_measures_every_encoding_and_block_and_leaves_nothing(
 
 def test_the_update_is_timed_by_itself(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The time of a whole step is mostly transfer, which must not count."""
-    monkeypatch.setattr(probe, "_MOST_ELEMENTS", 2**20)
+    monkeypatch.setattr(measurement, "_MOST_ELEMENTS", 2**20)
     link = measure_link(server, 0.1)
     assert link.elements <= 2**20
     transfer = 4 * link.elements / link.upload_bytes_per_second

@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from gradwire.client import AMSGrad, MemoryLimitExceeded, NonFiniteGradient, Run, Server, TorchAdam, connect
-from gradwire.client.encodings import DeltaParameters, Int8Gradients
+from gradwire.client.encodings.selection import DeltaParameters, Int8Gradients
 from gradwire.client.torch import RemoteOptimizer
 from gradwire.server.encodings import DeltaEncoder
 from gradwire.wire.int8 import Blocks

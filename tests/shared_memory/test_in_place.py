@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gradwire.client import AMSGrad, Fenced, NonFiniteGradient, Run, Server, StorageFailed, TorchAdam, connect
-from gradwire.client.region import SharedMemory as ClientMemory
+from gradwire.client.transport.shared_memory import SharedMemory as ClientMemory
 from gradwire.server import failpoints
 from gradwire.server.memory import MemoryBudget
 from gradwire.server.region import SharedMemory

@@ -12,18 +12,18 @@ from typing import Any
 
 import numpy as np
 
-from gradwire.client import flat as flats
-from gradwire.client.embedded import EmbeddedServer
+from gradwire.client.calls.creation import checked_groups, run_dtype, slots_of
+from gradwire.client.calls.remote_values import pack_state
+from gradwire.client.calls.snapshots import durability_of, import_requests, resource
+from gradwire.client.encodings import flat_vector
 from gradwire.client.errors import LayoutMismatch
 from gradwire.client.optimizers import Adam, ParamGroup, number
 from gradwire.client.options import RunOptions, shares_memory
-from gradwire.client.reach import CONNECT_TIMEOUT_SECONDS, answers, channel_to, wait_serving
-from gradwire.client.retry import RetryPolicy, retrying
 from gradwire.client.run import Run
-from gradwire.client.snapshots import durability_of, import_requests, resource
-from gradwire.client.specs import checked_groups, run_dtype, slots_of
-from gradwire.client.stream import train_method
-from gradwire.client.values import pack_state
+from gradwire.client.transport.channels import CONNECT_TIMEOUT_SECONDS, answers, channel_to, wait_serving
+from gradwire.client.transport.embedded_server import EmbeddedServer
+from gradwire.client.transport.retry import RetryPolicy, retrying
+from gradwire.client.transport.stream import train_method
 from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc
 from gradwire.wire.encoding import dtype_of
 from gradwire.wire.errors import RunAlreadyExists, RunNotFound
@@ -167,7 +167,7 @@ class Server:
         if not isinstance(optimizer, Adam):
             raise TypeError(f"optimizer is {optimizer!r}; expected a preset such as AMSGrad(lr=1e-2)")
         groups = checked_groups(params)
-        arrays = [{key: flats.as_array(key, value) for key, value in group.params.items()} for group in groups]
+        arrays = [{key: flat_vector.as_array(key, value) for key, value in group.params.items()} for group in groups]
         layout = Layout([[(key, array.shape) for key, array in group.items()] for group in arrays])
         numbers = run_dtype(dtype, groups)
         spec = run_pb2.RunSpec(name=resource(name), dtype=dtype_of(numbers), non_finite_policy=_NON_FINITE[non_finite])
@@ -186,7 +186,7 @@ class Server:
             except RunNotFound:
                 pass
         merged = {key: array for group in arrays for key, array in group.items()}
-        flat = flats.flatten(layout, merged, numbers, "the parameters")
+        flat = flat_vector.flatten(layout, merged, numbers, "the parameters")
         upload = None if state is None else pack_state(layout, numbers, slots_of(spec), state)
         request_id = uuid.uuid4().hex
 
@@ -195,7 +195,7 @@ class Server:
             if upload is not None:
                 header.state.CopyFrom(upload.header)
             yield service_pb2.CreateRunRequest(header=header)
-            for part in flats.value_slices(flat, numbers):
+            for part in flat_vector.value_slices(flat, numbers):
                 yield service_pb2.CreateRunRequest(slice=part)
             for slot_part in upload.slices() if upload is not None else ():
                 yield service_pb2.CreateRunRequest(slot_slice=slot_part)

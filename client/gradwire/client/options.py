@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
-from gradwire.client.retry import RetryPolicy
+from gradwire.client.transport.retry import RetryPolicy
 from gradwire.v1 import run_pb2, train_pb2
 
 SHARED_MEMORY_VARIABLE = "GRADWIRE_SHARED_MEMORY"

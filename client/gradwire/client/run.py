@@ -13,18 +13,18 @@ import grpc
 import numpy as np
 import numpy.typing as npt
 
-from gradwire.client import flat as flats
-from gradwire.client import snapshots
-from gradwire.client.ahead import Ahead, Source
-from gradwire.client.block import BlockData, block_messages, gradient_rows, override_messages
-from gradwire.client.encodings import Data, DeltaParameters, encodings_of
+from gradwire.client.calls import snapshots
+from gradwire.client.calls.remote_values import RemoteValues, pack_state
+from gradwire.client.calls.snapshots import SnapshotInfo
+from gradwire.client.encodings import flat_vector
+from gradwire.client.encodings.block import BlockData, block_messages, gradient_rows, override_messages
+from gradwire.client.encodings.selection import Data, DeltaParameters, encodings_of
 from gradwire.client.errors import RunRolledBack, WorkerConflict, translate
 from gradwire.client.optimizers import Adam
 from gradwire.client.options import Receipt, RunOptions, decode_receipt, encoding_of
-from gradwire.client.retry import Attempts, may_pass
-from gradwire.client.snapshots import SnapshotInfo
-from gradwire.client.stream import TrainMethod, TrainStream
-from gradwire.client.values import RemoteValues, pack_state
+from gradwire.client.training.early_gradients import Ahead, Source
+from gradwire.client.transport.retry import Attempts, may_pass
+from gradwire.client.transport.stream import TrainMethod, TrainStream
 from gradwire.v1 import run_pb2, service_pb2_grpc, train_pb2
 from gradwire.wire.encoding import Array, state_dtype
 from gradwire.wire.errors import Fenced, InternalError, RunNotFound
@@ -83,7 +83,7 @@ class Run:
         self._encoder, self._decoder = encodings_of(self._attach, self.layout, self.dtype)
         self._flat = np.empty(self.layout.elements, self.dtype) if params is None else params
         self._incoming = np.empty_like(self._flat) if options.double_buffer else self._flat
-        self.params: dict[str, npt.NDArray[Any]] = flats.views(self.layout, self._flat)
+        self.params: dict[str, npt.NDArray[Any]] = flat_vector.views(self.layout, self._flat)
         self._values = RemoteValues(
             stub, target, spec.name, message.uid, self.layout, self.dtype, self.slots, options.retry
         )
@@ -97,7 +97,7 @@ class Run:
         memory = self._open_stream(self._attempts(), resuming=self._resumes, vector=self._movable()).memory
         if memory is not None and memory.in_place:
             self._flat = self._incoming = memory.move(self._flat)
-            self.params = flats.views(self.layout, self._flat)
+            self.params = flat_vector.views(self.layout, self._flat)
         if params is None:
             self.refresh()
 
@@ -206,7 +206,7 @@ class Run:
                 "expected 'last' or 'none', or another encoding"
             )
         with self._lock:
-            arrays = {name: flats.as_array(name, value) for name, value in grads.items() if value is not None}
+            arrays = {name: flat_vector.as_array(name, value) for name, value in grads.items() if value is not None}
             counts = {array.shape[0] if array.ndim else 0 for array in arrays.values()}
             if len(counts) != 1 or 0 in counts:
                 raise ValueError(f"the gradients have {sorted(counts)} rows; expected the same K >= 1 for all tensors")
@@ -418,7 +418,7 @@ class Run:
 
     def read(self) -> dict[str, npt.NDArray[Any]]:
         """A fresh dict of arrays from the server, exact; ``params`` stay as they are."""
-        return flats.views(self.layout, self._values.read(self._attempts())[0])
+        return flat_vector.views(self.layout, self._values.read(self._attempts())[0])
 
     def refresh(self) -> None:
         """Reads the parameters from the server into ``params``."""
@@ -439,7 +439,7 @@ class Run:
         ``partial``: only those that are given; the others stay what they are on the server, to the last bit.
         """
         with self._lock:
-            values = flats.flatten(self.layout, params, self.dtype, "the parameters", partial=partial)
+            values = flat_vector.flatten(self.layout, params, self.dtype, "the parameters", partial=partial)
             written = {self.layout.index[name] for name in params}
             ranges = self.layout.present_ranges(set(range(len(self.layout.tensors))) - written) if partial else None
             stale = self.stale and partial

@@ -10,10 +10,10 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from gradwire.client.block import override_messages
+from gradwire.client.calls.remote_values import RemoteValues
+from gradwire.client.encodings.block import override_messages
 from gradwire.client.optimizers import Adam
-from gradwire.client.retry import retrying
-from gradwire.client.values import RemoteValues
+from gradwire.client.transport.retry import retrying
 from gradwire.v1 import run_pb2, service_pb2
 from gradwire.wire.layout import parse_run_name
 

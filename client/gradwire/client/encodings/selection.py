@@ -12,10 +12,10 @@ from typing import Any
 
 import numpy as np
 
-from gradwire.client import flat as flats
-from gradwire.client.block import BlockData, DenseBlock
-from gradwire.client.copies import DeltaCopy
-from gradwire.client.feedback import EncodedBlock, ErrorFeedback
+from gradwire.client.encodings import flat_vector
+from gradwire.client.encodings.block import BlockData, DenseBlock
+from gradwire.client.encodings.delta_copy import DeltaCopy
+from gradwire.client.encodings.error_feedback import EncodedBlock, ErrorFeedback
 from gradwire.v1 import run_pb2, train_pb2
 from gradwire.wire.encoding import Array, decode, wire_dtype
 from gradwire.wire.int8 import Blocks, Bytes
@@ -176,5 +176,5 @@ def encodings_of(
     if attach.gradient_encoding == int8:
         return Int8Gradients(layout, blocks()), decoder
     # The server answers slice by slice; of a slice that cuts a block it cannot send the ends as INT8.
-    tiles = whole_blocks if attach.parameter_encoding == int8 else flats.tiles
+    tiles = whole_blocks if attach.parameter_encoding == int8 else flat_vector.tiles
     return DenseGradients(layout, wire_dtype(attach.gradient_encoding, state), tiles), decoder

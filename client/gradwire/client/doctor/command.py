@@ -1,8 +1,4 @@
-"""``gradwire doctor``: what a server and the way to it can do, and which encoding and block suit a model.
-
-Works with any server through the public contract, in temporary runs that are deleted at the end. Where the ``gradwire``
-command is not installed: ``python -m gradwire.client.doctor``.
-"""
+"""``gradwire doctor``: what a server and the way to it can do, and which encoding and block suit a model."""
 
 from __future__ import annotations
 
@@ -17,8 +13,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from gradwire.client.connection import connect
+from gradwire.client.doctor.measurement import ENCODINGS, Cell, Link, measure_link, measure_steps
 from gradwire.client.errors import EmbeddedServerError
-from gradwire.client.probe import ENCODINGS, Cell, Link, measure_link, measure_steps
 from gradwire.wire.errors import GradwireError
 
 _HOW = """
@@ -201,7 +197,3 @@ def _time(seconds: float) -> str:
 
 def _rate(bytes_per_second: float) -> str:
     return f"{bytes_per_second / 1e6:,.3g} MB/s" if bytes_per_second < 1e9 else f"{bytes_per_second / 1e9:.3g} GB/s"
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gradwire.client import flat as flats
+from gradwire.client.encodings import flat_vector
 from gradwire.client.optimizers import ParamGroup
 from gradwire.v1 import run_pb2
 
@@ -34,7 +34,7 @@ def run_dtype(dtype: str | None, groups: Sequence[ParamGroup]) -> np.dtype[Any]:
     """The dtype of a run: what is asked for, else what all arrays have. Raises ValueError."""
     if dtype is None:
         values = [(name, value) for group in groups for name, value in group.params.items()]
-        found = {flats.as_array(name, value).dtype for name, value in values if not flats.is_plain(value)}
+        found = {flat_vector.as_array(name, value).dtype for name, value in values if not flat_vector.is_plain(value)}
         return np.dtype(np.float64 if found == {np.dtype(np.float64)} else np.float32)
     if dtype not in ("float32", "float64"):
         raise ValueError(f"dtype is {dtype!r}; expected 'float32' or 'float64'")

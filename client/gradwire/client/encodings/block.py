@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from gradwire.client import flat as flats
+from gradwire.client.encodings import flat_vector
 from gradwire.client.optimizers import to_override
-from gradwire.client.region import NoRoom, SharedMemory
+from gradwire.client.transport.shared_memory import NoRoom, SharedMemory
 from gradwire.v1 import run_pb2, train_pb2
 from gradwire.wire.encoding import Array, encoded, narrowed
 from gradwire.wire.envelope import gradients_request
@@ -23,15 +23,15 @@ def gradient_rows(layout: Layout, grads: Mapping[str, Any], steps: int | None) -
 
     Raises ValueError for an unknown name or a wrong shape, TypeError for a wrong dtype.
     """
-    flats.check_names(layout, grads, "the gradients")
+    flat_vector.check_names(layout, grads, "the gradients")
     rows: list[Array | None] = []
     for tensor in layout.tensors:
         value = grads.get(tensor.name)
         if value is None:
             rows.append(None)
             continue
-        array = flats.as_array(tensor.name, value)
-        flats.check_shape(tensor.name, array.shape, tensor.shape if steps is None else (steps, *tensor.shape))
+        array = flat_vector.as_array(tensor.name, value)
+        flat_vector.check_shape(tensor.name, array.shape, tensor.shape if steps is None else (steps, *tensor.shape))
         rows.append(array.reshape(steps or 1, tensor.size))
     return rows
 
@@ -74,7 +74,7 @@ class DenseBlock(BlockData):
         return self._parts
 
     def data(self, index: int) -> Array:
-        return narrowed(flats.gather(self._layout, self._rows, self._parts[index]), self._wire)
+        return narrowed(flat_vector.gather(self._layout, self._rows, self._parts[index]), self._wire)
 
     def size_bytes(self, index: int) -> int:
         part = self._parts[index]
@@ -82,7 +82,7 @@ class DenseBlock(BlockData):
 
     def write(self, index: int, out: Bytes) -> None:
         values = out.view(self._wire).reshape(self._steps, -1)
-        flats.gather_into(values, self._layout, self._rows, self._parts[index])
+        flat_vector.gather_into(values, self._layout, self._rows, self._parts[index])
 
 
 def block_messages(
