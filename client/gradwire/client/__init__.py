@@ -1,7 +1,8 @@
 """The gradwire client: stream gradients, get parameters back. Needs neither torch nor any part of the server."""
 
+from gradwire.client.calls.catalog import RunSummary
 from gradwire.client.calls.snapshots import SnapshotInfo
-from gradwire.client.connection import RunSummary, Server, connect
+from gradwire.client.connection import Server, connect
 from gradwire.client.errors import (
     ConnectionLost,
     EmbeddedServerError,

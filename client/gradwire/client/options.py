@@ -18,6 +18,12 @@ ENCODINGS = {
     "int8": run_pb2.ENCODING_INT8,
 }
 
+DURABILITIES = {
+    "JOURNAL": run_pb2.DURABILITY_JOURNAL,
+    "SNAPSHOT": run_pb2.DURABILITY_SNAPSHOT,
+    "MEMORY": run_pb2.DURABILITY_MEMORY,
+}
+
 
 @dataclass(frozen=True)
 class Receipt:
@@ -122,3 +128,12 @@ def encoding_of(name: str | None) -> run_pb2.Encoding.ValueType:
     if name not in ENCODINGS:
         raise ValueError(f"encoding is {name!r}; expected one of {', '.join(map(repr, ENCODINGS))}")
     return ENCODINGS[name]
+
+
+def durability_of(name: str | None) -> run_pb2.Durability.ValueType:
+    """The contract's word; None: the server decides. Raises ValueError."""
+    if name is None:
+        return run_pb2.DURABILITY_UNSPECIFIED
+    if name not in DURABILITIES:
+        raise ValueError(f"durability is {name!r}; expected one of {', '.join(map(repr, DURABILITIES))}")
+    return DURABILITIES[name]

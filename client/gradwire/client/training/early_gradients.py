@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 
 from gradwire.client.encodings import flat_vector
-from gradwire.client.encodings.block import DenseBlock, slice_message
+from gradwire.client.encodings.block import DenseBlock
+from gradwire.client.training.block_messages import slice_message
 from gradwire.client.transport.shared_memory import SharedMemory
 from gradwire.v1 import run_pb2, train_pb2
 from gradwire.wire.encoding import SLICE_BYTES, Array
@@ -18,7 +19,7 @@ Source = Callable[[], Array]
 """Makes a tensor's gradient, ``[1, size]``, when the connection is ready to take it. Called in the sending thread."""
 
 
-class Ahead:
+class EarlyGradients:
     """What has left of a deferred block, on one stream.
 
     It is a head start and no promise: whoever steps still has all gradients, so when the stream breaks this is simply
