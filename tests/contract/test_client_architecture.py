@@ -19,8 +19,7 @@ FLOORS = (
     ("transport", "overrides"),
     ("errors", "optimizers"),
 )
-"""Rooms and single files, from the top down. Each imports itself and what lies below it; neighbours know nothing of each
-other."""
+"""Rooms and single files, from the top down. Each imports itself and what lies below it; neighbours are strangers."""
 
 FLOOR_OF = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 
