@@ -12,7 +12,7 @@ DEFAULT_TARGET = "localhost:50051"
 
 
 @dataclass(frozen=True)
-class Found:
+class FoundServer:
     """A server's target, and in words which server it is and why."""
 
     target: str
@@ -21,16 +21,17 @@ class Found:
     """Started for this; whoever takes it closes it."""
 
 
-def find_server(target: str | None) -> Found:
+def find_server(target: str | None) -> FoundServer:
     """See `connect`. Raises EmbeddedServerError."""
     if target is None:
         target = os.environ.get("GRADWIRE_TARGET")
         if target and target != "embedded":
-            return Found(target, f"{target}, from GRADWIRE_TARGET")
+            return FoundServer(target, f"{target}, from GRADWIRE_TARGET")
         if not target and answers(DEFAULT_TARGET):
-            return Found(DEFAULT_TARGET, f"{DEFAULT_TARGET}, which answers")
+            return FoundServer(DEFAULT_TARGET, f"{DEFAULT_TARGET}, which answers")
         target = "embedded"
     if target == "embedded":
         embedded = EmbeddedServer()
-        return Found(embedded.target, f"an embedded server, process {embedded.pid}, which ends with this one", embedded)
-    return Found(target, target)
+        origin = f"an embedded server, process {embedded.pid}, which ends with this one"
+        return FoundServer(embedded.target, origin, embedded)
+    return FoundServer(target, target)
