@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gradwire.client.copies import DeltaCopy
+from gradwire.client.encodings.delta_copy import DeltaCopy
 from gradwire.v1 import run_pb2, train_pb2
 from gradwire.wire.errors import InvalidSlice, ProtocolViolation
 from gradwire.wire.int8 import Blocks

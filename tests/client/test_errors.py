@@ -8,7 +8,7 @@ import grpc
 import pytest
 
 from gradwire.client.errors import ConnectionLost, from_rpc_error, is_transient, translate
-from gradwire.client.retry import RetryPolicy, retrying
+from gradwire.client.transport.retry import RetryPolicy, retrying
 from gradwire.wire.errors import STATUS_DETAILS_KEY, Draining, GradwireError, RunBusy, StorageFull, to_status
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from gradwire.client.feedback import EncodedBlock, ErrorFeedback
+from gradwire.client.encodings.error_feedback import EncodedBlock, ErrorFeedback
 from gradwire.wire.encoding import Array
 from gradwire.wire.int8 import Blocks, array_of, decode_rows, rows_of
 from gradwire.wire.layout import Layout, Range

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from gradwire.client import Adam, AMSGrad, ParamGroup, TorchAdam, TorchAdamW, WeightDecay
-from gradwire.client.optimizers import to_override
+from gradwire.client.overrides import to_override
 from gradwire.v1 import run_pb2
 
 PRESETS = [Adam, AMSGrad, TorchAdam, TorchAdamW]

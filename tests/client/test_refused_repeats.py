@@ -13,7 +13,7 @@ import pytest
 from gradwire.client import ConnectionLost, RetryPolicy
 from gradwire.client.options import RunOptions
 from gradwire.client.run import Run
-from gradwire.client.stream import train_method
+from gradwire.client.transport.stream import train_method
 from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc, train_pb2
 from gradwire.wire.errors import STATUS_DETAILS_KEY, Draining, Fenced, GradwireError, to_status
 from tests.faults.bare import spec_of

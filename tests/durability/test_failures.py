@@ -183,7 +183,7 @@ def test_a_run_that_cannot_be_brought_back_is_named_and_the_others_serve(
     run, other = trained(server, "x", "SNAPSHOT"), trained(server, "y", "JOURNAL")
     expected = everything(other)
     lasting.stop()
-    uid = run.describe.__self__._attach.run_uid  # type: ignore[attr-defined]
+    uid = run.describe.__self__._attachment.message.run_uid  # type: ignore[attr-defined]
     for path in (lasting.data / "snapshots").glob(f"{uid}*"):
         path.write_bytes(b"")
     lasting.start()

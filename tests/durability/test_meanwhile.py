@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gradwire.client import AMSGrad, Server, StorageFailed, connect
-from gradwire.client.retry import RetryPolicy
+from gradwire.client.transport.retry import RetryPolicy
 from gradwire.server import failpoints
 from gradwire.server.devices.cpu import CpuDevice
 from tests.faults.bare import fresh_name

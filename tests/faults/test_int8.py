@@ -13,7 +13,7 @@ import numpy.typing as npt
 import pytest
 
 from gradwire.client import AMSGrad, Run, Server
-from gradwire.client.encodings import DeltaParameters
+from gradwire.client.encodings.parameters import DeltaParameters
 from gradwire.v1 import run_pb2, train_pb2
 from gradwire.wire.errors import GradwireError, InvalidSlice, NonFiniteGradient, ProtocolViolation
 from tests.faults.bare import BareStream, Stub, attach_when_free, create, fingerprint, fresh_name, refusal_of, spec_of
@@ -300,8 +300,8 @@ def test_an_encoding_that_the_server_does_not_know_is_refused_at_attach(hosted_s
 
 def test_a_client_does_not_believe_a_difference_from_nothing(direct: Server) -> None:
     run: Run = direct.create_run(fresh_name("int8"), {"w": gradient(ELEMENTS, 0)}, AMSGrad(), **INT8)
-    assert isinstance(run._decoder, DeltaParameters)
+    assert isinstance(run._encodings.parameters, DeltaParameters)
     message = train_pb2.Parameters(steps=1, data=row(1, 1, 1), encoding=run_pb2.ENCODING_INT8)
     with pytest.raises(ProtocolViolation, match="before it had sent their values"):
-        run._decoder.take(message, message.data)
+        run._encodings.parameters.take(message, message.data)
     run.close()

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -15,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+import gradwire.client
 from gradwire.client import AMSGrad, ParamGroup, Run, Server, connect
-from gradwire.client.apart import GRACE_SECONDS, apart
+from gradwire.client.transport.call_threads import GRACE_SECONDS, in_own_thread
 from tests.faults.bare import fresh_name
 from tests.faults.gated import GatedDevice, gradient
 from tests.faults.hosted import HostedServer, InBackground
@@ -60,14 +62,17 @@ def test_ctrl_c_during_a_step(
 
 
 class Interruption:
-    """Raises KeyboardInterrupt at the n-th line that runs of the client's ``run.py`` and ``stream.py``."""
+    """Raises KeyboardInterrupt at the n-th line that runs of the client's ``run.py``, ``training/`` and ``stream``."""
+
+    CLIENT = str(Path(gradwire.client.__file__).parent)
+    PLACES = (f"{CLIENT}/run.py", f"{CLIENT}/training/", f"{CLIENT}/transport/stream.py")
 
     def __init__(self, number: int) -> None:
         self.left = number
         self.place = ""
 
     def __call__(self, frame: FrameType, event: str, argument: object) -> Any:
-        if not frame.f_code.co_filename.endswith(("client/gradwire/client/run.py", "client/gradwire/client/stream.py")):
+        if not frame.f_code.co_filename.startswith(self.PLACES):
             return None
         if event == "line":
             self.left -= 1
@@ -193,7 +198,7 @@ def test_ctrl_c_while_a_call_is_under_way_and_right_after_it() -> None:
 
         started = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
-            apart(call)
+            in_own_thread(call)
         assert time.monotonic() - started < GRACE_SECONDS / 2
         if seconds:
             assert done, "it was given the time to end"

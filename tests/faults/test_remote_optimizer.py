@@ -69,7 +69,7 @@ for step in range(2):
     optimizer.step()
 
 def die(_):
-    assert len(optimizer.run._ahead.tensors) >= 4, "two layers have left"
+    assert len(optimizer.run._attachment.early.tensors) >= 4, "two layers have left"
     time.sleep(0.3)  # and have arrived
     print("half of step 3 is there", flush=True)
     os.kill(os.getpid(), signal.SIGKILL)

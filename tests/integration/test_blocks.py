@@ -9,7 +9,7 @@ import numpy.typing as npt
 import pytest
 
 from gradwire.client import AMSGrad, ParamGroup, Run, Server, TorchAdam
-from gradwire.client.stream import TrainStream
+from gradwire.client.transport.stream import TrainStream
 
 Tensor = npt.NDArray[Any]
 

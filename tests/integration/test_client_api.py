@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-import gradwire.client.connection as connection_module
+import gradwire.client.transport.discovery as discovery_module
 from gradwire.client import (
     Adam,
     AMSGrad,
@@ -34,7 +34,7 @@ from gradwire.client import (
     TorchAdam,
     connect,
 )
-from gradwire.client.stream import TrainStream
+from gradwire.client.transport.stream import TrainStream
 from tests.serving import ServerProcess
 
 Tensor = npt.NDArray[Any]
@@ -440,7 +440,7 @@ def wait_until(condition: Callable[[], bool], what: str) -> None:
 
 def test_the_environment_names_the_server(server_process: ServerProcess, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("GRADWIRE_TARGET", server_process.target)
-    monkeypatch.setattr(connection_module, "DEFAULT_TARGET", free_target())
+    monkeypatch.setattr(discovery_module, "DEFAULT_TARGET", free_target())
     with connect() as server:
         assert server.origin == f"{server_process.target}, from GRADWIRE_TARGET"
         assert server.embedded is None
@@ -451,7 +451,7 @@ def test_a_server_at_the_default_address_is_used(
     server_process: ServerProcess, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("GRADWIRE_TARGET", raising=False)
-    monkeypatch.setattr(connection_module, "DEFAULT_TARGET", server_process.target)
+    monkeypatch.setattr(discovery_module, "DEFAULT_TARGET", server_process.target)
     with connect() as server:
         assert server.origin == f"{server_process.target}, which answers"
         assert server.embedded is None
@@ -460,7 +460,7 @@ def test_a_server_at_the_default_address_is_used(
 
 def test_else_a_server_is_embedded_and_ends_with_its_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GRADWIRE_TARGET", raising=False)
-    monkeypatch.setattr(connection_module, "DEFAULT_TARGET", free_target())
+    monkeypatch.setattr(discovery_module, "DEFAULT_TARGET", free_target())
     with connect() as server:
         assert server.embedded is not None
         pid, directory = server.embedded.pid, Path(server.target.removeprefix("unix:")).parent

@@ -15,8 +15,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradwire.client import Server, connect, doctor, probe
-from gradwire.client.probe import Cell, measure_link
+from gradwire.client import Server, connect
+from gradwire.client.doctor import measurement
+from gradwire.client.doctor.command import main
+from gradwire.client.doctor.measurement import Cell, measure_link
+from gradwire.client.doctor.report import best
 from tests.serving import ServerProcess
 
 QUICK = ("--parameters", "1000,200000", "--blocks", "1,3", "--seconds", "0.02")
@@ -29,8 +32,15 @@ def small() -> Iterator[ServerProcess]:
         yield process
 
 
+def exit_code(*arguments: str) -> int:
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    assert isinstance(caught.value.code, int)
+    return caught.value.code
+
+
 def report(capsys: pytest.CaptureFixture[str], *arguments: str) -> dict[str, Any]:
-    assert doctor.main([*arguments, "--json"]) == 0
+    assert exit_code(*arguments, "--json") == 0
     found: dict[str, Any] = json.loads(capsys.readouterr().out)
     return found
 
@@ -51,7 +61,7 @@ def test_it_measures_every_encoding_and_block_and_leaves_nothing(
     assert {(cell["parameters"], cell["encoding"], cell["block"]) for cell in cells} == {
         (parameters, encoding, block)
         for parameters in (1000, 200_000)
-        for encoding in probe.ENCODINGS
+        for encoding in measurement.ENCODINGS
         for block in (1, 3)
     }
     for cell in cells:
@@ -59,20 +69,20 @@ def test_it_measures_every_encoding_and_block_and_leaves_nothing(
         assert cell["error"] == ""
         assert cell["extrapolated"] == (cell["measured_elements"] < cell["parameters"])
         assert cell["received_bytes"] == pytest.approx(
-            probe.ENCODINGS[cell["encoding"]] * cell["measured_elements"] * cell["block"], rel=0.02
+            measurement.ENCODINGS[cell["encoding"]] * cell["measured_elements"] * cell["block"], rel=0.02
         )
         assert cell["sent_bytes"] == pytest.approx(
-            probe.ENCODINGS[cell["encoding"]] * cell["measured_elements"], rel=0.02
+            measurement.ENCODINGS[cell["encoding"]] * cell["measured_elements"], rel=0.02
         )
-    for best in found["best"]:
-        same = [cell["step_seconds"] for cell in cells if cell["parameters"] == best["parameters"]]
-        assert best["step_seconds"] == min(same)
+    for quickest in found["best"]:
+        same = [cell["step_seconds"] for cell in cells if cell["parameters"] == quickest["parameters"]]
+        assert quickest["step_seconds"] == min(same)
     assert temporary_runs(server) == []
 
 
 def test_the_update_is_timed_by_itself(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     """The time of a whole step is mostly transfer, which must not count."""
-    monkeypatch.setattr(probe, "_MOST_ELEMENTS", 2**20)
+    monkeypatch.setattr(measurement, "_MOST_ELEMENTS", 2**20)
     link = measure_link(server, 0.1)
     assert link.elements <= 2**20
     transfer = 4 * link.elements / link.upload_bytes_per_second
@@ -88,7 +98,7 @@ def test_what_the_server_refuses_is_said_and_the_rest_is_measured(
     assert cells[0]["step_seconds"] > 0
     assert "are free" in cells[1]["error"]
     assert cells[1]["step_seconds"] is None
-    assert doctor.main(["--target", small.target, *sizes, "--seconds", "0.5"]) == 0
+    assert exit_code("--target", small.target, *sizes, "--seconds", "0.5") == 0
     text = capsys.readouterr().out
     assert "refused: 8,000,000 parameters, float32, block 1:" in text
 
@@ -107,7 +117,7 @@ def test_the_table_with_and_without_rich(
 
         monkeypatch.setattr(importlib, "import_module", without_rich)
     monkeypatch.setenv("COLUMNS", "120")
-    assert doctor.main(["--target", server.target, *QUICK, "--encodings", "float32,bfloat16"]) == 0
+    assert exit_code("--target", server.target, *QUICK, "--encodings", "float32,bfloat16") == 0
     lines = capsys.readouterr().out.splitlines()
     assert any(line.startswith("round trip: ") for line in lines)
     rows = [line for line in lines if "200,000" in line and " *" in line]
@@ -123,7 +133,7 @@ def test_extrapolated_times_are_marked_and_grow_with_the_vector(
     (cell,) = report(capsys, "--target", server.target, *sizes)["steps"]
     assert cell["extrapolated"]
     assert cell["step_seconds"] > 200_000_000 * 8 / 1e11
-    assert doctor.main(["--target", server.target, *sizes]) == 0
+    assert exit_code("--target", server.target, *sizes) == 0
     assert "~" in capsys.readouterr().out
 
 
@@ -146,7 +156,7 @@ def test_an_interrupt_deletes_the_temporary_run(server: Server, number: signal.S
 
 
 def test_without_a_server_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    assert doctor.main(["--target", "127.0.0.1:1"]) == 1
+    assert exit_code("--target", "127.0.0.1:1") == 1
     assert "127.0.0.1:1" in capsys.readouterr().err
 
 
@@ -154,16 +164,16 @@ def test_without_a_server_it_says_so(capsys: pytest.CaptureFixture[str]) -> None
     ("arguments", "expected"),
     [
         (["--parameters", "0"], "below 1"),
-        (["--blocks", "1,x"], "invalid"),
+        (["--blocks", "1,x"], "'1,x' is no list of numbers"),
+        (["--parameters", "inf"], "'inf' is no list of numbers"),
         (["--encodings", "float32,int4"], "'int4' is none of float32"),
         (["--seconds", "-1"], "no positive number"),
         (["--seconds", "nan"], "no positive number"),
+        (["--seconds", "x"], "no positive number"),
     ],
 )
 def test_bad_options_are_refused(capsys: pytest.CaptureFixture[str], arguments: list[str], expected: str) -> None:
-    with pytest.raises(SystemExit) as caught:
-        doctor.main(arguments)
-    assert caught.value.code == 2
+    assert exit_code(*arguments) == 2
     assert expected in capsys.readouterr().err
 
 
@@ -188,12 +198,22 @@ def test_the_server_s_command_passes_the_arguments_on(server: Server) -> None:
     assert "--parameters" in result.stdout
 
 
+@pytest.mark.parametrize("module", ["gradwire.server", "gradwire.client.doctor"])
+def test_without_click_it_says_what_to_install(module: str) -> None:
+    """click is no part of the base install."""
+    code = f"import runpy, sys; sys.modules['click'] = None; runpy.run_module({module!r}, run_name='__main__')"
+    command = [sys.executable, "-c", code, *(["doctor"] if module == "gradwire.server" else []), "--help"]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert result.returncode == 1
+    assert result.stderr == "gradwire doctor: click is not installed; it needs: pip install click\n"
+
+
 def test_best_leaves_out_what_was_refused() -> None:
     quick = Cell(10, "float32", 1, 1.0, 10, 0, 0)
     slow = Cell(10, "int8", 1, 2.0, 10, 0, 0)
     refused = Cell(10, "int8", 8, float("nan"), 10, 0, 0, "no room")
-    assert doctor.best([refused, slow, quick]) is quick
-    assert doctor.best([refused]) is None
+    assert best([refused, slow, quick]) is quick
+    assert best([refused]) is None
     assert np.isnan(refused.step_seconds)
 
 

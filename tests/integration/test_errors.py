@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from gradwire.client import AMSGrad, ParamGroup, RetryPolicy, Run, Server, connect
-from gradwire.client import flat as flats
+from gradwire.client.encodings import flat_vector
 from gradwire.server import failpoints
 from gradwire.server.durability.stored_runs import DamagedRun
 from gradwire.server.engine.spec import TENSOR_BYTES
@@ -251,7 +251,7 @@ def client_fenced(world: World) -> None:
 def client_stalled(world: World) -> None:
     world.large()
     run = world.server.attach("large", retry=ONCE)
-    place = flats.place
+    place = flat_vector.place
     waited: list[bool] = []
 
     def slow(*arguments: Any) -> None:
@@ -260,7 +260,7 @@ def client_stalled(world: World) -> None:
             world.wait_until_read_is_given_up()
         place(*arguments)
 
-    world.patch.setattr(flats, "place", slow)
+    world.patch.setattr(flat_vector, "place", slow)
     run.read()
 
 

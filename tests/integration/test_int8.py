@@ -15,7 +15,8 @@ import pytest
 import torch
 
 from gradwire.client import AMSGrad, MemoryLimitExceeded, NonFiniteGradient, Run, Server, TorchAdam, connect
-from gradwire.client.encodings import DeltaParameters, Int8Gradients
+from gradwire.client.encodings.gradients import DenseGradients, Int8Gradients
+from gradwire.client.encodings.parameters import DeltaParameters
 from gradwire.client.torch import RemoteOptimizer
 from gradwire.server.encodings.encoders import DeltaEncoder
 from gradwire.wire.int8 import Blocks
@@ -66,8 +67,8 @@ def flat(params: Params) -> npt.NDArray[Any]:
 
 def copy_of(run: Run) -> npt.NDArray[np.float32]:
     """What the client believes that the server counts on."""
-    assert isinstance(run._decoder, DeltaParameters)
-    return run._decoder.copy.held
+    assert isinstance(run._encodings.parameters, DeltaParameters)
+    return run._encodings.parameters.copy.held
 
 
 def baseline_of(hosted: HostedServer, elements: int = SIZE) -> npt.NDArray[np.float32]:
@@ -279,8 +280,10 @@ def test_tensors_that_come_late_come_in_full(server: Server) -> None:
 def test_gradients_cut_elsewhere_are_answered_all_the_same(hosted: HostedServer, near: Server) -> None:
     """Float32 gradients may be cut anywhere, by another client; the ends that cut blocks are answered in full."""
     run = create(near, gradient_encoding="float32")
-    assert run._encoder.ahead == np.float32
-    run._encoder._tiles = lambda ranges, row_bytes, slice_bytes: [Range(0, 300), Range(300, 301), Range(301, SIZE)]  # type: ignore[attr-defined]
+    gradients = run._encodings.gradients
+    assert isinstance(gradients, DenseGradients)
+    assert gradients.early_dtype == np.float32
+    gradients._tiles = lambda ranges, row_bytes, slice_bytes: [Range(0, 300), Range(300, 301), Range(301, SIZE)]
     for seed in (1, 2, 3):
         receipt = run.step(tensors(seed))
         assert np.array_equal(copy_of(run), baseline_of(hosted))
@@ -312,8 +315,8 @@ def test_long_vectors_of_odd_tensors(hosted: HostedServer, near: Server) -> None
 
 
 def residual_of(run: Run) -> Any:
-    assert isinstance(run._encoder, Int8Gradients)
-    return run._encoder.feedback.residual
+    assert isinstance(run._encodings.gradients, Int8Gradients)
+    return run._encodings.gradients.feedback.residual
 
 
 def test_an_attachment_drops_residual_and_baseline(server: Server) -> None:

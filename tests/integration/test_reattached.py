@@ -104,11 +104,11 @@ def test_malformed_arguments_are_named(server: Server, params: Any, optimizer: A
 
 def test_a_closed_run_is_forgotten_by_its_connection_until_it_comes_back(server: Server) -> None:
     run = make(server, "reattached-forgotten")
-    assert run in server._runs
+    assert run._attachment in server._attached
     run.close()
-    assert run not in server._runs
+    assert run._attachment not in server._attached
     run.step({"w": ONES})
-    assert run in server._runs
+    assert run._attachment in server._attached
 
 
 def test_a_state_that_cannot_be_is_refused(server: Server) -> None:

@@ -81,13 +81,13 @@ def test_nothing_is_written_that_did_not_change(server: Server) -> None:
     """A write ends the stream: it would cost every step a new attachment."""
     pair = SideBySide(server, PRESET, adam)
     pair.train(0, 3)
-    stream = pair.remote.run._stream
+    stream = pair.remote.run._attachment.stream
     for param in pair.there:
         param.requires_grad_(False).requires_grad_(True)
         param.detach().clone().clamp_(-0.1, 0.1)
     pair.remote.state_dict()
     pair.train(3)
-    assert pair.remote.run._stream is stream is not None
+    assert pair.remote.run._attachment.stream is stream is not None
     pair.assert_close()
     pair.remote.close()
 

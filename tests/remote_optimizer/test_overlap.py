@@ -54,7 +54,7 @@ class Training:
     def sent(self) -> set[str]:
         """Tensors that have left, or are about to, for the next step."""
         run = self.optimizer.run
-        return {run.layout.tensors[index].name for index in run._ahead.tensors}
+        return {run.layout.tensors[index].name for index in run._attachment.early.tensors}
 
 
 def start(server: Server, overlap: bool, **options: Any) -> Training:
@@ -317,7 +317,7 @@ def test_a_lost_connection_during_the_backward_pass_costs_nothing(server: Server
         for step in range(STEPS):
             t.optimizer.zero_grad()
             t.loss(step).backward()
-            stream = t.optimizer.run._stream
+            stream = t.optimizer.run._attachment.stream
             assert stream is not None
             if step % 2:
                 stream.abandon()

@@ -145,7 +145,7 @@ def check(server: Server, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None
             for step in range(STEPS):
                 optimizer.zero_grad()
                 way(model, optimizer, torch.randn(3, 6, generator=torch.Generator().manual_seed(step)))
-                ahead += len(optimizer.run._ahead.tensors)
+                ahead += len(optimizer.run._attachment.early.tensors)
                 optimizer.step()
             masters = [torch.from_numpy(value.copy()) for value in optimizer.run.read().values()]
             found.append([*model.parameters(), *masters])

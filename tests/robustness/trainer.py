@@ -267,7 +267,7 @@ class Trainer:
         except (GradwireError, grpc.RpcError, ValueError):
             self._drop()
             return
-        self.note(f"the server is at step {step}, epoch {run._epoch}; pending {pending}")
+        self.note(f"the server is at step {step}, epoch {run._attachment.epoch}; pending {pending}")
         if isinstance(pending, Write) and applied and step < expected:
             self._roll_back(step, told)  # first, and then somebody wrote: what was written is never lost
             expected = step

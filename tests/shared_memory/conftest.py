@@ -47,13 +47,13 @@ def plain(hosted: HostedServer) -> Iterator[Server]:
 
 def shared_slices(run: Run) -> int:
     """Slices of gradients that have left through shared memory, on the present stream."""
-    assert run._stream is not None
-    assert run._stream.memory is not None
-    return run._stream.memory._ring.placed
+    assert run._attachment.stream is not None
+    assert run._attachment.stream.memory is not None
+    return run._attachment.stream.memory._ring.placed
 
 
 def taken_slices(run: Run) -> int:
     """Slices of parameters that have come through shared memory, on the present stream."""
-    assert run._stream is not None
-    assert run._stream.memory is not None
-    return run._stream.memory._received
+    assert run._attachment.stream is not None
+    assert run._attachment.stream.memory is not None
+    return run._attachment.stream.memory._received

@@ -194,7 +194,7 @@ def test_a_malformed_environment_says_so(hosted: HostedServer, monkeypatch: pyte
 def test_a_client_that_does_not_know_shared_memory(hosted: HostedServer, server: Server) -> None:
     """The field is not set: nothing is offered."""
     run = server.create_run(fresh_name("old"), PARAMS, AMSGrad())
-    run._attach.ClearField("shared_memory")
+    run._attachment.message.ClearField("shared_memory")
     run.close()
     run.step(GRADIENTS)
     assert not run.shares_memory

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from gradwire.client import AMSGrad, Fenced, NonFiniteGradient, Run, Server, StorageFailed, TorchAdam, connect
-from gradwire.client.region import SharedMemory as ClientMemory
+from gradwire.client.transport.shared_memory import SharedMemory as ClientMemory
 from gradwire.server import failpoints
 from gradwire.server.memory.budget import MemoryBudget
 from gradwire.server.memory.shared_memory import SharedMemory
@@ -38,7 +38,7 @@ def pair(server: Server, plain: Server, **options: Any) -> tuple[Run, Run]:
 
 def in_place(run: Run) -> bool:
     """Whether the parameters lie in the memory of the present stream."""
-    memory = None if run._stream is None else run._stream.memory
+    memory = None if run._attachment.stream is None else run._attachment.stream.memory
     if memory is None or not memory.in_place:
         return False
     return np.shares_memory(run.params["c"], memory._region.part(0, memory._region._bytes.size))

@@ -12,8 +12,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from gradwire.client.region import Found, NoRoom
-from gradwire.client.region import SharedMemory as ClientMemory
+from gradwire.client.transport.shared_memory import Found, NoRoom
+from gradwire.client.transport.shared_memory import SharedMemory as ClientMemory
 from gradwire.server.memory.budget import MemoryBudget, Reservation
 from gradwire.server.memory.shared_memory import LARGEST_SHARE, SharedMemory, memory_bytes, share
 from gradwire.v1 import train_pb2

@@ -1,6 +1,8 @@
 """The gradwire client: stream gradients, get parameters back. Needs neither torch nor any part of the server."""
 
-from gradwire.client.connection import RunSummary, Server, connect
+from gradwire.client.calls.catalog import RunSummary
+from gradwire.client.calls.snapshots import SnapshotInfo
+from gradwire.client.connection import Server, connect
 from gradwire.client.errors import (
     ConnectionLost,
     EmbeddedServerError,
@@ -10,9 +12,8 @@ from gradwire.client.errors import (
 )
 from gradwire.client.optimizers import Adam, AMSGrad, ParamGroup, TorchAdam, TorchAdamW, WeightDecay
 from gradwire.client.options import Receipt, RunOptions
-from gradwire.client.retry import RetryPolicy
 from gradwire.client.run import Run
-from gradwire.client.snapshots import SnapshotInfo
+from gradwire.client.transport.retry import RetryPolicy
 from gradwire.wire.errors import (
     Draining,
     Fenced,

@@ -2,55 +2,29 @@
 
 from __future__ import annotations
 
-import os
-import uuid
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy as np
+import numpy.typing as npt
 
-from gradwire.client import flat as flats
-from gradwire.client.embedded import EmbeddedServer
-from gradwire.client.errors import LayoutMismatch
-from gradwire.client.optimizers import Adam, ParamGroup, number
+from gradwire.client.calls.catalog import RunSummary, delete_run, get_run, list_runs
+from gradwire.client.calls.creation import NewRun, RunRules
+from gradwire.client.calls.files import import_run
+from gradwire.client.optimizers import Adam, ParamGroup
 from gradwire.client.options import RunOptions, shares_memory
-from gradwire.client.reach import CONNECT_TIMEOUT_SECONDS, answers, channel_to, wait_serving
-from gradwire.client.retry import RetryPolicy, retrying
 from gradwire.client.run import Run
-from gradwire.client.snapshots import durability_of, import_requests, resource
-from gradwire.client.specs import checked_groups, run_dtype, slots_of
-from gradwire.client.stream import train_method
-from gradwire.client.values import pack_state
-from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc
-from gradwire.wire.encoding import dtype_of
+from gradwire.client.training.attachment import Attachment
+from gradwire.client.transport.channels import CONNECT_TIMEOUT_SECONDS, channel_to, wait_serving
+from gradwire.client.transport.discovery import find_server
+from gradwire.client.transport.embedded_server import EmbeddedServer
+from gradwire.client.transport.retry import RetryPolicy, retrying
+from gradwire.client.transport.stream import train_method
+from gradwire.v1 import run_pb2, service_pb2_grpc
 from gradwire.wire.errors import RunAlreadyExists, RunNotFound
-from gradwire.wire.layout import Layout
-
-DEFAULT_TARGET = "localhost:50051"
-
-_NON_FINITE = {
-    "reject": run_pb2.NON_FINITE_POLICY_REJECT,
-    "skip": run_pb2.NON_FINITE_POLICY_SKIP,
-    "allow": run_pb2.NON_FINITE_POLICY_ALLOW,
-}
-
-
-@dataclass(frozen=True)
-class RunSummary:
-    """One line of `Server.list_runs`."""
-
-    name: str
-    step: int
-    elements: int
-    dtype: str
-    attached_worker_id: str
-    durability: str
-    """See `Receipt.durability`."""
-    damage: str
-    """Why the run cannot be served; empty: it is well."""
 
 
 def connect(
@@ -69,27 +43,19 @@ def connect(
 
     Raises ConnectionLost when nothing serves there, EmbeddedServerError when the embedded server does not start.
     """
-    options: dict[str, Any] = {"timeout_seconds": timeout_seconds, "shared_memory": shared_memory}
-    if target is None:
-        target = os.environ.get("GRADWIRE_TARGET")
-        if target and target != "embedded":
-            return Server(target, f"{target}, from GRADWIRE_TARGET", **options)
-        if not target and answers(DEFAULT_TARGET):
-            return Server(DEFAULT_TARGET, f"{DEFAULT_TARGET}, which answers", **options)
-        target = "embedded"
-    if target == "embedded":
-        embedded = EmbeddedServer()
-        try:
-            return Server(
-                embedded.target,
-                f"an embedded server, process {embedded.pid}, which ends with this one",
-                embedded=embedded,
-                **options,
-            )
-        except BaseException:
-            embedded.close()
-            raise
-    return Server(target, target, **options)
+    found = find_server(target)
+    try:
+        return Server(
+            found.target,
+            found.origin,
+            embedded=found.embedded,
+            timeout_seconds=timeout_seconds,
+            shared_memory=shared_memory,
+        )
+    except BaseException:
+        if found.embedded is not None:
+            found.embedded.close()
+        raise
 
 
 class Server:
@@ -111,7 +77,7 @@ class Server:
         self._channel = channel_to(target)
         self._stub = service_pb2_grpc.OptimizerServiceStub(self._channel)
         self._train = train_method(self._channel)
-        self._runs: set[Run] = set()  # those that hold a stream
+        self._attached: set[Attachment] = set()
         try:
             wait_serving(self._channel, target, timeout_seconds)
         except BaseException:
@@ -161,57 +127,28 @@ class Server:
         """
         if on_existing not in ("error", "resume", "replace"):
             raise ValueError(f"on_existing is {on_existing!r}; expected 'error', 'resume' or 'replace'")
-        if non_finite not in _NON_FINITE:
-            raise ValueError(f"non_finite is {non_finite!r}; expected one of {', '.join(map(repr, _NON_FINITE))}")
+        rules = RunRules(non_finite, clip_norm, clip_value, durability)
         run_options = self._run_options(retry, options)
-        if not isinstance(optimizer, Adam):
-            raise TypeError(f"optimizer is {optimizer!r}; expected a preset such as AMSGrad(lr=1e-2)")
-        groups = checked_groups(params)
-        arrays = [{key: flats.as_array(key, value) for key, value in group.params.items()} for group in groups]
-        layout = Layout([[(key, array.shape) for key, array in group.items()] for group in arrays])
-        numbers = run_dtype(dtype, groups)
-        spec = run_pb2.RunSpec(name=resource(name), dtype=dtype_of(numbers), non_finite_policy=_NON_FINITE[non_finite])
-        spec.durability = durability_of(durability)
-        if clip_norm is not None:
-            spec.clip_norm = number("clip_norm", clip_norm)
-        if clip_value is not None:
-            spec.clip_value = number("clip_value", clip_value)
-        for group in groups:
-            spec.groups.add(adam=optimizer.replace(group.hyperparameters).to_message())
-        for tensor in layout.tensors:
-            spec.groups[tensor.group].tensors.add(name=tensor.name, shape=tensor.shape)
+        new = NewRun.of(name, params, optimizer, dtype, rules)
         if on_existing == "resume":
-            try:
-                return self._resume(name, layout, numbers, run_options)
-            except RunNotFound:
-                pass
-        merged = {key: array for group in arrays for key, array in group.items()}
-        flat = flats.flatten(layout, merged, numbers, "the parameters")
-        upload = None if state is None else pack_state(layout, numbers, slots_of(spec), state)
-        request_id = uuid.uuid4().hex
-
-        def requests() -> Iterator[service_pb2.CreateRunRequest]:
-            header = service_pb2.CreateRunHeader(spec=spec, request_id=request_id, replace=on_existing == "replace")
-            if upload is not None:
-                header.state.CopyFrom(upload.header)
-            yield service_pb2.CreateRunRequest(header=header)
-            for part in flats.value_slices(flat, numbers):
-                yield service_pb2.CreateRunRequest(slice=part)
-            for slot_part in upload.slices() if upload is not None else ():
-                yield service_pb2.CreateRunRequest(slot_slice=slot_part)
-
+            with suppress(RunNotFound):
+                return self._resume(name, new, run_options)
+        upload = new.upload(state)
+        replaces = on_existing == "replace"
         try:
-            response = retrying(lambda: self._stub.CreateRun(requests()), run_options.retry, self.target)
+            response = retrying(
+                lambda: self._stub.CreateRun(upload.requests(replace=replaces)), run_options.retry, self.target
+            )
         except RunAlreadyExists:
             if on_existing != "resume":
                 raise
-            return self._resume(name, layout, numbers, run_options)  # somebody else was faster
-        return Run(self._stub, self._train, self.target, response.run, run_options, self._runs, flat)
+            return self._resume(name, new, run_options)  # somebody else was faster
+        return self._run(response.run, run_options, upload.values)
 
     def attach(self, name: str, *, retry: RetryPolicy | None = None, **options: Any) -> Run:
         """Attaches to an existing run and reads its parameters. Raises RunNotFound, RunBusy."""
         run_options = self._run_options(retry, options)
-        return Run(self._stub, self._train, self.target, self._get(name, run_options.retry), run_options, self._runs)
+        return self._run(get_run(self._stub, self.target, run_options.retry, name), run_options)
 
     def import_run(
         self,
@@ -239,48 +176,30 @@ class Server:
         if on_existing not in ("error", "replace"):
             raise ValueError(f"on_existing is {on_existing!r}; expected 'error' or 'replace'")
         run_options = self._run_options(retry, options)
-        header = service_pb2.ImportRunHeader(
-            name=resource(name),
-            request_id=uuid.uuid4().hex,
+        message = import_run(
+            self._stub,
+            self.target,
+            run_options.retry,
+            name,
+            Path(path),
+            weights_only=weights_only,
+            durability=durability,
             replace=on_existing == "replace",
-            weights_only=weights_only is not None,
-            durability=durability_of(durability),
         )
-        if weights_only is not None:
-            header.groups.add(adam=weights_only.to_message())
-        file = Path(path)
-        file.open("rb").close()  # an error of the caller's, and not of a thread of gRPC's
-        response = retrying(lambda: self._stub.ImportRun(import_requests(header, file)), run_options.retry, self.target)
-        return Run(self._stub, self._train, self.target, response.run, run_options, self._runs)
+        return self._run(message, run_options)
 
     def list_runs(self) -> list[RunSummary]:
         """All runs of the server, ordered by name."""
-        summaries: list[RunSummary] = []
-        token = ""
-        while True:
-            request = service_pb2.ListRunsRequest(page_token=token)
-            page = retrying(lambda request=request: self._stub.ListRuns(request), RetryPolicy(), self.target)  # type: ignore[misc]
-            for run in page.runs:
-                dtype = run_pb2.Dtype.Name(run.dtype).removeprefix("DTYPE_").lower()
-                name = run.name.removeprefix("runs/")
-                durability = run_pb2.Durability.Name(run.durability).removeprefix("DURABILITY_")
-                summaries.append(
-                    RunSummary(name, run.step, run.elements, dtype, run.attached_worker_id, durability, run.damage)
-                )
-            token = page.next_page_token
-            if not token:
-                return summaries
+        return list_runs(self._stub, self.target)
 
     def delete_run(self, name: str) -> int:
         """Deletes a run and returns the step it had reached. Raises RunNotFound."""
-        request = service_pb2.DeleteRunRequest(name=resource(name))
-        # Not tried again: after a lost answer the second attempt would find nothing.
-        return retrying(lambda: self._stub.DeleteRun(request), RetryPolicy(deadline_seconds=0), self.target).step
+        return delete_run(self._stub, self.target, name)
 
     def close(self) -> None:
         """Closes all runs of this connection, the channel, and the embedded server where there is one."""
-        for run in list(self._runs):
-            run.close()
+        for attachment in list(self._attached):
+            attachment.close()
         self._channel.close()
         if self.embedded is not None:
             self.embedded.close()
@@ -297,17 +216,11 @@ class Server:
         made = RunOptions(retry=retry or RetryPolicy(), **options)
         return made if made.shared_memory is not None else replace(made, shared_memory=self._shares_memory)
 
-    def _get(self, name: str, policy: RetryPolicy) -> run_pb2.Run:
-        request = service_pb2.GetRunRequest(name=resource(name))
-        return retrying(lambda: self._stub.GetRun(request), policy, self.target).run
+    def _resume(self, name: str, new: NewRun, options: RunOptions) -> Run:
+        """Attaches to the run of this name. Raises RunNotFound, LayoutMismatch."""
+        message = get_run(self._stub, self.target, options.retry, name)
+        new.check_same(name, message.spec)
+        return self._run(message, options)
 
-    def _resume(self, name: str, layout: Layout, dtype: np.dtype[Any], options: RunOptions) -> Run:
-        message = self._get(name, options.retry)
-        spec = message.spec
-        theirs = [[(t.name, tuple(t.shape)) for t in group.tensors] for group in spec.groups]
-        ours = [[(t.name, t.shape) for t in layout.tensors if t.group == group] for group in range(layout.groups)]
-        if theirs != ours or spec.dtype != dtype_of(dtype):
-            raise LayoutMismatch(
-                f"run {name!r} exists with other tensors, groups or dtype; it cannot be resumed with these"
-            )
-        return Run(self._stub, self._train, self.target, message, options, self._runs)
+    def _run(self, message: run_pb2.Run, options: RunOptions, values: npt.NDArray[Any] | None = None) -> Run:
+        return Run(self._stub, self._train, self.target, message, options, self._attached, values)

@@ -210,21 +210,6 @@ class ParamGroup:
         return f"ParamGroup({list(self.params)}, {self.hyperparameters})"
 
 
-def to_override(group: int, changes: Mapping[str, Any]) -> run_pb2.Override:
-    """New numbers for one group: ``lr``, ``betas``, ``eps``, ``weight_decay``, ``bounds``. Raises TypeError."""
-    override = run_pb2.Override(group=group)
-    for name, value in changes.items():
-        if name in ("lr", "eps", "weight_decay"):
-            setattr(override, name, number(name, value))
-        elif name == "betas":
-            override.beta1, override.beta2 = pair(name, value)
-        elif name == "bounds":
-            override.low, override.high = pair(name, value)
-        else:
-            raise TypeError(f"{name!r} cannot change during a run; expected lr, betas, eps, weight_decay or bounds")
-    return override
-
-
 def number(name: str, value: Any) -> float:
     """A Python, numpy or torch number as a float. Raises TypeError for anything else, booleans included."""
     item = getattr(value, "item", None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
-from gradwire.client.retry import RetryPolicy
+from gradwire.client.transport.retry import RetryPolicy
 from gradwire.v1 import run_pb2, train_pb2
 
 SHARED_MEMORY_VARIABLE = "GRADWIRE_SHARED_MEMORY"
@@ -16,6 +16,12 @@ ENCODINGS = {
     "bfloat16": run_pb2.ENCODING_BFLOAT16,
     "float16": run_pb2.ENCODING_FLOAT16,
     "int8": run_pb2.ENCODING_INT8,
+}
+
+DURABILITIES = {
+    "JOURNAL": run_pb2.DURABILITY_JOURNAL,
+    "SNAPSHOT": run_pb2.DURABILITY_SNAPSHOT,
+    "MEMORY": run_pb2.DURABILITY_MEMORY,
 }
 
 
@@ -122,3 +128,12 @@ def encoding_of(name: str | None) -> run_pb2.Encoding.ValueType:
     if name not in ENCODINGS:
         raise ValueError(f"encoding is {name!r}; expected one of {', '.join(map(repr, ENCODINGS))}")
     return ENCODINGS[name]
+
+
+def durability_of(name: str | None) -> run_pb2.Durability.ValueType:
+    """The contract's word; None: the server decides. Raises ValueError."""
+    if name is None:
+        return run_pb2.DURABILITY_UNSPECIFIED
+    if name not in DURABILITIES:
+        raise ValueError(f"durability is {name!r}; expected one of {', '.join(map(repr, DURABILITIES))}")
+    return DURABILITIES[name]

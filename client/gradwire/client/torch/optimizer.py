@@ -12,7 +12,6 @@ from typing import Any, NoReturn
 import torch
 from torch.optim import Optimizer
 
-from gradwire.client.ahead import Source
 from gradwire.client.connection import Server, connect
 from gradwire.client.optimizers import Adam, TorchAdam
 from gradwire.client.options import Receipt
@@ -23,6 +22,7 @@ from gradwire.client.torch.closing import Closing
 from gradwire.client.torch.overlap import Overlap
 from gradwire.client.torch.state import check_parts
 from gradwire.client.torch.tensors import check_parameter
+from gradwire.client.training.early_gradients import Source
 from gradwire.wire.errors import GradwireError
 
 

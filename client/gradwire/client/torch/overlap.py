@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from gradwire.client.ahead import Source
 from gradwire.client.torch.tensors import Array, GradientMark, RemoteTensor
+from gradwire.client.training.early_gradients import Source
 from gradwire.wire.encoding import SLICE_BYTES
 
 

@@ -10,8 +10,8 @@ from typing import TypeVar
 
 import grpc
 
-from gradwire.client.apart import apart
 from gradwire.client.errors import ConnectionLost, is_transient, translate
+from gradwire.client.transport.call_threads import in_own_thread
 from gradwire.wire.errors import Draining, GradwireError, Starting
 
 T = TypeVar("T")
@@ -56,7 +56,7 @@ class Attempts:
         unknown = False
         while True:
             try:
-                return apart(call)
+                return in_own_thread(call)
             except grpc.RpcError as error:
                 failure = translate(error, self._target)
                 if failure.applied is not False:

@@ -7,9 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from gradwire.client import flat as flats
-from gradwire.client.block import DenseBlock, slice_message
-from gradwire.client.region import SharedMemory
+from gradwire.client.encodings import flat_vector
+from gradwire.client.encodings.block import DenseBlock
+from gradwire.client.training.block_messages import slice_message
+from gradwire.client.transport.shared_memory import SharedMemory
 from gradwire.v1 import run_pb2, train_pb2
 from gradwire.wire.encoding import SLICE_BYTES, Array
 from gradwire.wire.layout import Layout, Range, merge
@@ -18,7 +19,7 @@ Source = Callable[[], Array]
 """Makes a tensor's gradient, ``[1, size]``, when the connection is ready to take it. Called in the sending thread."""
 
 
-class Ahead:
+class EarlyGradients:
     """What has left of a deferred block, on one stream.
 
     It is a head start and no promise: whoever steps still has all gradients, so when the stream breaks this is simply
@@ -66,7 +67,7 @@ class Ahead:
         parts = merge(Range(tensors[index].start, tensors[index].stop) for index in sorted(sources))
         rows: list[Array | None] = [None] * len(tensors)
         slice_bytes = SLICE_BYTES if memory is None else memory.slice_bytes
-        for part in flats.tiles(parts, self._wire.itemsize, slice_bytes):
+        for part in flat_vector.tiles(parts, self._wire.itemsize, slice_bytes):
             if current.over:
                 return
             for index in self._layout.tensors_in(part):

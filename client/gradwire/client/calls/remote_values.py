@@ -2,53 +2,19 @@
 
 from __future__ import annotations
 
-import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gradwire.client import flat as flats
-from gradwire.client.retry import Attempts, RetryPolicy, retrying
+from gradwire.client.calls.optimizer_state import StateUpload
+from gradwire.client.encodings import flat_vector
+from gradwire.client.transport.retry import Attempts, RetryPolicy, retrying
 from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc
 from gradwire.wire.errors import RunNotFound
 from gradwire.wire.layout import Layout, Range
-
-
-@dataclass(frozen=True)
-class StateUpload:
-    """An optimizer state on its way to the server."""
-
-    header: service_pb2.StateHeader
-    vectors: list[npt.NDArray[Any]]
-
-    def slices(self) -> Iterator[service_pb2.SlotSlice]:
-        """All slots, in the header's order."""
-        for slot, vector in enumerate(self.vectors):
-            yield from flats.slot_slices(slot, vector)
-
-
-def pack_state(layout: Layout, dtype: np.dtype[Any], slots: Sequence[str], state: Mapping[str, Any]) -> StateUpload:
-    """A state as `Run.state_dict` gives it. Raises ValueError or TypeError for one that does not fit."""
-    if not isinstance(state, Mapping) or not {"step", "tensors"} <= set(state):
-        raise ValueError('the state is no mapping with "step" and "tensors"; expected what `state_dict` returns')
-    tensors: Mapping[str, Mapping[str, Any]] = state["tensors"]
-    flats.check_names(layout, tensors, "the state's tensors")
-    for name, parts in tensors.items():
-        if set(parts) != {"step", *slots}:
-            raise ValueError(f"the state of {name!r} has {sorted(parts)}; expected {sorted(('step', *slots))}")
-    vectors = [
-        flats.flatten(layout, {name: parts[slot] for name, parts in tensors.items()}, dtype, f"the {slot} values")
-        for slot in slots
-    ]
-    header = service_pb2.StateHeader(
-        step=operator.index(state["step"]),
-        tensor_steps=[operator.index(tensors[tensor.name]["step"]) for tensor in layout.tensors],
-        slots=slots,
-    )
-    return StateUpload(header, vectors)
 
 
 @dataclass(frozen=True)
@@ -63,6 +29,10 @@ class RemoteValues:
     dtype: np.dtype[Any]
     slots: tuple[str, ...]
     retry: RetryPolicy
+
+    def attempts(self) -> Attempts:
+        """Those of one operation, none of which has failed yet."""
+        return Attempts(self.retry, self.target)
 
     def describe(self) -> run_pb2.Run:
         """The run without its values."""
@@ -85,7 +55,7 @@ class RemoteValues:
                 if response.WhichOneof("message") == "header":
                     step = response.header.step
                 else:
-                    flats.place(values, response.slice.offset, response.slice.data, self.dtype)
+                    flat_vector.place(values, response.slice.offset, response.slice.data, self.dtype)
             return values, step
 
         return attempts.until_done(call)
@@ -96,7 +66,7 @@ class RemoteValues:
         def requests() -> Iterator[service_pb2.WriteParametersRequest]:
             header = service_pb2.WriteParametersHeader(name=self.name, run_uid=self.uid, partial=ranges is not None)
             yield service_pb2.WriteParametersRequest(header=header)
-            for part in flats.value_slices(values, self.dtype, ranges):
+            for part in flat_vector.value_slices(values, self.dtype, ranges):
                 yield service_pb2.WriteParametersRequest(slice=part)
 
         return retrying(lambda: self.stub.WriteParameters(requests()), self.retry, self.target).epoch
@@ -114,8 +84,10 @@ class RemoteValues:
                     slots = [np.empty(self.layout.elements, self.dtype) for _ in header.slots]
                 else:
                     part = response.slice
-                    flats.place(slots[part.slot], part.offset, part.data, self.dtype)
-            by_name = {slot: flats.views(self.layout, vector) for slot, vector in zip(header.slots, slots, strict=True)}
+                    flat_vector.place(slots[part.slot], part.offset, part.data, self.dtype)
+            by_name = {
+                slot: flat_vector.views(self.layout, vector) for slot, vector in zip(header.slots, slots, strict=True)
+            }
             tensors = {
                 tensor.name: {"step": t, **{slot: parts[tensor.name] for slot, parts in by_name.items()}}
                 for tensor, t in zip(self.layout.tensors, header.tensor_steps, strict=True)

@@ -18,8 +18,8 @@ import numpy as np
 from gradwire.client.connection import Server
 from gradwire.client.errors import translate
 from gradwire.client.optimizers import TorchAdam
-from gradwire.client.retry import RetryPolicy
 from gradwire.client.run import Run
+from gradwire.client.transport.retry import RetryPolicy
 from gradwire.v1 import run_pb2, train_pb2
 from gradwire.wire.encoding import SLICE_BYTES
 from gradwire.wire.errors import GradwireError, MemoryLimitExceeded, TooManyParameters

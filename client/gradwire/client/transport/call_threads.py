@@ -32,7 +32,7 @@ def take(items: queue.SimpleQueue[T]) -> T:
             pass
 
 
-def apart(call: Callable[[], T]) -> T:
+def in_own_thread(call: Callable[[], T]) -> T:
     """Result of ``call()``, or what it raises; the caller only waits.
 
     gRPC takes locks of the whole channel in Python code. Ctrl-C between the taking of one and the code that gives it

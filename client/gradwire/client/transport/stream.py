@@ -11,8 +11,8 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError
 
-from gradwire.client.apart import begin, take
-from gradwire.client.region import SharedMemory
+from gradwire.client.transport.call_threads import begin, take
+from gradwire.client.transport.shared_memory import SharedMemory
 from gradwire.v1 import train_pb2
 from gradwire.wire.encoding import SLICE_BYTES, Array
 from gradwire.wire.envelope import Opened, open_response
@@ -62,10 +62,10 @@ class TrainStream:
     """An attached stream. gRPC pulls requests from a queue in its own thread, so reading and writing overlap: a client
     that wrote all slices before it read any would deadlock in flow control.
 
-    Answers come through a queue too, so that the caller's thread never enters gRPC: see `apart`.
+    Answers come through a queue too, so that the caller's thread never enters gRPC: see `call_threads`.
 
     Args:
-        vector: see `region.SharedMemory`.
+        vector: see `SharedMemory`.
 
     Raises grpc.RpcError, also from the constructor, which waits for the attachment: up to ``timeout_seconds``, or as
     long as the connection lasts.

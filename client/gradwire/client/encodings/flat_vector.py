@@ -110,6 +110,24 @@ def check_shape(name: str, shape: tuple[int, ...], expected: tuple[int, ...]) ->
         raise ValueError(f"{name!r} has shape {shape}; expected {expected}")
 
 
+def gradient_rows(layout: Layout, grads: Mapping[str, Any], steps: int | None) -> list[Array | None]:
+    """For each tensor its gradients as ``[K, size]``, or None; ``steps`` None: one gradient without the leading axis.
+
+    Raises ValueError for an unknown name or a wrong shape, TypeError for a wrong dtype.
+    """
+    check_names(layout, grads, "the gradients")
+    rows: list[Array | None] = []
+    for tensor in layout.tensors:
+        value = grads.get(tensor.name)
+        if value is None:
+            rows.append(None)
+            continue
+        array = as_array(tensor.name, value)
+        check_shape(tensor.name, array.shape, tensor.shape if steps is None else (steps, *tensor.shape))
+        rows.append(array.reshape(steps or 1, tensor.size))
+    return rows
+
+
 def value_slices(
     flat: npt.NDArray[Any], wire: np.dtype[Any], ranges: Sequence[Range] | None = None
 ) -> Iterator[run_pb2.Slice]:

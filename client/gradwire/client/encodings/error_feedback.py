@@ -7,8 +7,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gradwire.client import flat as flats
-from gradwire.client.block import BlockData
+from gradwire.client.encodings import flat_vector
+from gradwire.client.encodings.block import BlockData
 from gradwire.wire.encoding import MAX_ROW_BYTES, Array
 from gradwire.wire.int8 import SLICE_ELEMENTS, Blocks, Bytes, Floats, Quantizer, Rows, empty_rows
 from gradwire.wire.layout import Layout, Range
@@ -99,7 +99,7 @@ class EncodedBlock(BlockData):
         rows = empty_rows(self._steps, part, span)
         residual = self.residual[part.start : part.stop]
         with np.errstate(all="ignore"):  # a float64 beyond float32's range becomes an infinity
-            values = flats.gather(self._layout, self._rows, part).astype(np.float32, copy=False)
+            values = flat_vector.gather(self._layout, self._rows, part).astype(np.float32, copy=False)
             for row in range(self._steps):
                 self._encode_row(values[row], rows, row, residual, span)
         return rows.data

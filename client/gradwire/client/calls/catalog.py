@@ -1,0 +1,71 @@
+"""The runs of a server, by name."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from gradwire.client.transport.retry import RetryPolicy, retrying
+from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc
+from gradwire.wire.layout import parse_run_name
+
+Stub = service_pb2_grpc.OptimizerServiceStub
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """One line of `Server.list_runs`."""
+
+    name: str
+    step: int
+    elements: int
+    dtype: str
+    attached_worker_id: str
+    durability: str
+    """See `Receipt.durability`."""
+    damage: str
+    """Why the run cannot be served; empty: it is well."""
+
+
+def resource(name: str) -> str:
+    """The resource name of a run. Raises InvalidSpec."""
+    whole = f"runs/{name}"
+    parse_run_name(whole)
+    return whole
+
+
+def get_run(stub: Stub, target: str, retry: RetryPolicy, name: str) -> run_pb2.Run:
+    """A run without its values. Raises RunNotFound."""
+    request = service_pb2.GetRunRequest(name=resource(name))
+    return retrying(lambda: stub.GetRun(request), retry, target).run
+
+
+def list_runs(stub: Stub, target: str) -> list[RunSummary]:
+    """See `Server.list_runs`."""
+    summaries: list[RunSummary] = []
+    token = ""
+    while True:
+        request = service_pb2.ListRunsRequest(page_token=token)
+        page = retrying(lambda request=request: stub.ListRuns(request), RetryPolicy(), target)  # type: ignore[misc]
+        summaries.extend(map(_summary, page.runs))
+        token = page.next_page_token
+        if not token:
+            return summaries
+
+
+def delete_run(stub: Stub, target: str, name: str) -> int:
+    """See `Server.delete_run`."""
+    request = service_pb2.DeleteRunRequest(name=resource(name))
+    # Not tried again: after a lost answer the second attempt would find nothing.
+    return retrying(lambda: stub.DeleteRun(request), RetryPolicy(deadline_seconds=0), target).step
+
+
+def _summary(run: service_pb2.RunSummary) -> RunSummary:
+    return RunSummary(
+        name=run.name.removeprefix("runs/"),
+        step=run.step,
+        elements=run.elements,
+        dtype=run_pb2.Dtype.Name(run.dtype).removeprefix("DTYPE_").lower(),
+        attached_worker_id=run.attached_worker_id,
+        durability=run_pb2.Durability.Name(run.durability).removeprefix("DURABILITY_"),
+        damage=run.damage,
+    )

@@ -1,0 +1,155 @@
+"""A run that is to be made: checked, compared with one that exists, and sent."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gradwire.client.calls.catalog import resource
+from gradwire.client.calls.optimizer_state import StateUpload, pack_state
+from gradwire.client.encodings import flat_vector
+from gradwire.client.errors import LayoutMismatch
+from gradwire.client.optimizers import Adam, ParamGroup, number
+from gradwire.client.options import durability_of
+from gradwire.v1 import run_pb2, service_pb2
+from gradwire.wire.encoding import Array, dtype_of
+from gradwire.wire.layout import Layout
+
+_NON_FINITE = {
+    "reject": run_pb2.NON_FINITE_POLICY_REJECT,
+    "skip": run_pb2.NON_FINITE_POLICY_SKIP,
+    "allow": run_pb2.NON_FINITE_POLICY_ALLOW,
+}
+
+
+@dataclass(frozen=True)
+class RunRules:
+    """What holds for a run besides its optimizer; see `Server.create_run`. Raises ValueError for another policy."""
+
+    non_finite: str
+    clip_norm: float | None
+    clip_value: float | None
+    durability: str | None
+
+    def __post_init__(self) -> None:
+        if self.non_finite not in _NON_FINITE:
+            raise ValueError(f"non_finite is {self.non_finite!r}; expected one of {', '.join(map(repr, _NON_FINITE))}")
+
+    def spec(self, name: str, dtype: np.dtype[Any]) -> run_pb2.RunSpec:
+        """A spec without groups. Raises InvalidSpec, ValueError or TypeError."""
+        spec = run_pb2.RunSpec(
+            name=resource(name), dtype=dtype_of(dtype), non_finite_policy=_NON_FINITE[self.non_finite]
+        )
+        spec.durability = durability_of(self.durability)
+        if self.clip_norm is not None:
+            spec.clip_norm = number("clip_norm", self.clip_norm)
+        if self.clip_value is not None:
+            spec.clip_value = number("clip_value", self.clip_value)
+        return spec
+
+
+@dataclass(frozen=True)
+class NewRun:
+    """What a run is made of."""
+
+    spec: run_pb2.RunSpec
+    layout: Layout
+    dtype: np.dtype[Any]
+    arrays: Mapping[str, Array]
+    """Initial values."""
+
+    @classmethod
+    def of(
+        cls,
+        name: str,
+        params: Mapping[str, Any] | Sequence[ParamGroup],
+        optimizer: Adam,
+        dtype: str | None,
+        rules: RunRules,
+    ) -> NewRun:
+        """See `Server.create_run`. Raises ValueError or TypeError."""
+        if not isinstance(optimizer, Adam):
+            raise TypeError(f"optimizer is {optimizer!r}; expected a preset such as AMSGrad(lr=1e-2)")
+        groups = checked_groups(params)
+        arrays = [{key: flat_vector.as_array(key, value) for key, value in group.params.items()} for group in groups]
+        layout = Layout([[(key, array.shape) for key, array in group.items()] for group in arrays])
+        numbers = run_dtype(dtype, groups)
+        spec = rules.spec(name, numbers)
+        for group in groups:
+            spec.groups.add(adam=optimizer.replace(group.hyperparameters).to_message())
+        for tensor in layout.tensors:
+            spec.groups[tensor.group].tensors.add(name=tensor.name, shape=tensor.shape)
+        return cls(spec, layout, numbers, {key: array for group in arrays for key, array in group.items()})
+
+    def check_same(self, name: str, found: run_pb2.RunSpec) -> None:
+        """Raises LayoutMismatch where the run of this name has other tensors, groups or dtype."""
+        theirs, ours = ([_tensors(group) for group in spec.groups] for spec in (found, self.spec))
+        if theirs != ours or found.dtype != self.spec.dtype:
+            raise LayoutMismatch(
+                f"run {name!r} exists with other tensors, groups or dtype; it cannot be resumed with these"
+            )
+
+    def upload(self, state: Mapping[str, Any] | None) -> RunUpload:
+        """The run, with an optimizer state perhaps, to be sent. Raises ValueError or TypeError for a malformed one."""
+        values = flat_vector.flatten(self.layout, self.arrays, self.dtype, "the parameters")
+        packed = None if state is None else pack_state(self.layout, self.dtype, slots_of(self.spec), state)
+        return RunUpload(self.spec, values, packed)
+
+
+@dataclass(frozen=True)
+class RunUpload:
+    """A run on its way to the server; sent twice it is made once."""
+
+    spec: run_pb2.RunSpec
+    values: npt.NDArray[Any]
+    state: StateUpload | None
+    request_id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    def requests(self, *, replace: bool) -> Iterator[service_pb2.CreateRunRequest]:
+        """``replace``: it takes the place of the run of this name."""
+        header = service_pb2.CreateRunHeader(spec=self.spec, request_id=self.request_id, replace=replace)
+        if self.state is not None:
+            header.state.CopyFrom(self.state.header)
+        yield service_pb2.CreateRunRequest(header=header)
+        for part in flat_vector.value_slices(self.values, self.values.dtype):
+            yield service_pb2.CreateRunRequest(slice=part)
+        for slot_part in self.state.slices() if self.state is not None else ():
+            yield service_pb2.CreateRunRequest(slot_slice=slot_part)
+
+
+def checked_groups(params: Mapping[str, Any] | Sequence[ParamGroup]) -> list[ParamGroup]:
+    """The groups. Raises TypeError."""
+    groups = [ParamGroup(params)] if isinstance(params, Mapping) else list(params)
+    for group in groups:
+        if not isinstance(group, ParamGroup):
+            raise TypeError(f"params hold a {type(group).__name__}; expected a dict, or a list of ParamGroup")
+        for key in group.params:
+            if not isinstance(key, str):
+                raise TypeError(f"a tensor is named {key!r}; expected a string")
+    return groups
+
+
+def slots_of(spec: run_pb2.RunSpec) -> tuple[str, ...]:
+    """The state vectors that a run of this spec will have."""
+    maximum = any(group.adam.amsgrad for group in spec.groups)
+    return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if maximum else ("exp_avg", "exp_avg_sq")
+
+
+def run_dtype(dtype: str | None, groups: Sequence[ParamGroup]) -> np.dtype[Any]:
+    """The dtype of a run: what is asked for, else what all arrays have. Raises ValueError."""
+    if dtype is None:
+        values = [(name, value) for group in groups for name, value in group.params.items()]
+        found = {flat_vector.as_array(name, value).dtype for name, value in values if not flat_vector.is_plain(value)}
+        return np.dtype(np.float64 if found == {np.dtype(np.float64)} else np.float32)
+    if dtype not in ("float32", "float64"):
+        raise ValueError(f"dtype is {dtype!r}; expected 'float32' or 'float64'")
+    return np.dtype(dtype)
+
+
+def _tensors(group: run_pb2.Group) -> list[tuple[str, tuple[int, ...]]]:
+    return [(tensor.name, tuple(tensor.shape)) for tensor in group.tensors]

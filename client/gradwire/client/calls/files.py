@@ -1,0 +1,82 @@
+"""Runs as files, and the hash that tells whether two runs are the same."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+from gradwire.client.calls.catalog import resource
+from gradwire.client.calls.remote_values import RemoteValues
+from gradwire.client.calls.snapshots import SnapshotInfo, snapshot_id
+from gradwire.client.optimizers import Adam
+from gradwire.client.options import durability_of
+from gradwire.client.transport.retry import RetryPolicy, retrying
+from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc
+
+FILE_BYTES = 2**20
+"""Pieces in which a file is sent."""
+
+
+def export_run(values: RemoteValues, path: Path, snapshot: SnapshotInfo | int | None, weights_only: bool) -> int:
+    """Writes the file whole or not at all; returns the step."""
+    request = service_pb2.ExportRunRequest(
+        name=values.name, run_uid=values.uid, snapshot_id=snapshot_id(snapshot), weights_only=weights_only
+    )
+    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+    def call() -> int:
+        step = 0
+        with unfinished.open("wb") as file:
+            for response in values.stub.ExportRun(request):
+                if response.WhichOneof("message") == "header":
+                    step = response.header.step
+                else:
+                    file.write(response.data)
+        return step
+
+    try:
+        step = retrying(call, values.retry, values.target)
+        os.replace(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+    return step
+
+
+def import_run(
+    stub: service_pb2_grpc.OptimizerServiceStub,
+    target: str,
+    retry: RetryPolicy,
+    name: str,
+    file: Path,
+    *,
+    weights_only: Adam | None,
+    durability: str | None,
+    replace: bool,
+) -> run_pb2.Run:
+    """See `Server.import_run`."""
+    header = service_pb2.ImportRunHeader(
+        name=resource(name),
+        request_id=uuid.uuid4().hex,
+        replace=replace,
+        weights_only=weights_only is not None,
+        durability=durability_of(durability),
+    )
+    if weights_only is not None:
+        header.groups.add(adam=weights_only.to_message())
+    file.open("rb").close()  # an error of the caller's, and not of a thread of gRPC's
+    return retrying(lambda: stub.ImportRun(_import_requests(header, file)), retry, target).run
+
+
+def _import_requests(header: service_pb2.ImportRunHeader, path: Path) -> Iterator[service_pb2.ImportRunRequest]:
+    """The messages that carry a file."""
+    yield service_pb2.ImportRunRequest(header=header)
+    with path.open("rb") as file:
+        while data := file.read(FILE_BYTES):
+            yield service_pb2.ImportRunRequest(data=data)
+
+
+def digest_run(values: RemoteValues) -> str:
+    request = service_pb2.DigestRunRequest(name=values.name, run_uid=values.uid)
+    return retrying(lambda: values.stub.DigestRun(request), values.retry, values.target).sha256

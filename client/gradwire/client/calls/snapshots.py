@@ -1,0 +1,51 @@
+"""Snapshots of a run: taken, listed, gone back to."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import datetime, timezone
+
+from gradwire.client.calls.remote_values import RemoteValues
+from gradwire.client.transport.retry import retrying
+from gradwire.v1 import service_pb2
+
+
+@dataclass(frozen=True)
+class SnapshotInfo:
+    """A run as it was at one step."""
+
+    id: int
+    step: int
+    created: datetime
+    size_bytes: int
+    label: str
+    """Empty: the server took it by itself, and drops it for newer ones."""
+
+
+def save_snapshot(values: RemoteValues, label: str) -> SnapshotInfo:
+    request = service_pb2.SaveSnapshotRequest(name=values.name, run_uid=values.uid, label=label)
+    return _info(retrying(lambda: values.stub.SaveSnapshot(request), values.retry, values.target).snapshot)
+
+
+def list_snapshots(values: RemoteValues) -> list[SnapshotInfo]:
+    request = service_pb2.ListSnapshotsRequest(name=values.name, run_uid=values.uid)
+    found = retrying(lambda: values.stub.ListSnapshots(request), values.retry, values.target).snapshots
+    return [_info(message) for message in found]
+
+
+def roll_back(values: RemoteValues, snapshot: SnapshotInfo | int) -> int:
+    """Returns the run's step."""
+    request = service_pb2.RollBackRequest(name=values.name, run_uid=values.uid, snapshot_id=snapshot_id(snapshot))
+    return retrying(lambda: values.stub.RollBack(request), values.retry, values.target).step
+
+
+def snapshot_id(snapshot: SnapshotInfo | int | None) -> int:
+    """0: the run as it is now."""
+    if snapshot is None:
+        return 0
+    return snapshot.id if isinstance(snapshot, SnapshotInfo) else snapshot
+
+
+def _info(message: service_pb2.Snapshot) -> SnapshotInfo:
+    created = datetime.fromtimestamp(message.created_seconds, timezone.utc)
+    return SnapshotInfo(message.id, message.step, created, message.size_bytes, message.label)

@@ -1,0 +1,147 @@
+"""A worker's place at a run: the stream that it has now, or none, and how far its blocks have come."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import grpc
+import numpy.typing as npt
+
+from gradwire.client.encodings.selection import Encodings
+from gradwire.client.errors import RunRolledBack, WorkerConflict, translate
+from gradwire.client.overrides import override_messages
+from gradwire.client.training.early_gradients import EarlyGradients, Source
+from gradwire.client.training.local_parameters import LocalParameters
+from gradwire.client.transport.retry import Attempts, may_pass
+from gradwire.client.transport.stream import TrainMethod, TrainStream
+from gradwire.v1 import train_pb2
+from gradwire.wire.errors import RunNotFound
+
+
+class Attachment:
+    """Attaches when it is asked for a stream and has none. Whoever uses it holds ``lock``.
+
+    The order of assignments matters here: Ctrl-C may come between any two of them.
+
+    Args:
+        message: how every stream begins.
+        epoch: of the run, when it was last heard of.
+        last_sequence: see `RunOptions`.
+        attached: those of a connection that have a stream; closing it closes them.
+    """
+
+    def __init__(
+        self,
+        train: TrainMethod,
+        target: str,
+        message: train_pb2.Attach,
+        epoch: int,
+        last_sequence: int | None,
+        parameters: LocalParameters,
+        encodings: Encodings,
+        attached: set[Attachment],
+    ) -> None:
+        self.lock = threading.RLock()
+        self.message = message
+        self.epoch = epoch
+        self.target = target
+        self.parameters = parameters
+        self.encodings = encodings
+        self.early = EarlyGradients(parameters.layout, encodings.gradients.early_dtype or parameters.vector.dtype)
+        self.stream: TrainStream | None = None
+        self.sequence = last_sequence
+        """The last block that was acknowledged."""
+        self.resumes = last_sequence is not None
+        """Whether an earlier process may have sent the block after it."""
+        self.unresolved = self.resumes
+        """Whether the block after it may have been sent, and its outcome is not known."""
+        self._train = train
+        self._attached = attached
+
+    def open(self, attempts: Attempts, *, resuming: bool, vector: npt.NDArray[Any] | None = None) -> TrainStream:
+        """The attached stream; attaches where there is none.
+
+        Args:
+            resuming: a block of ours may have been applied.
+            vector: see `SharedMemory`.
+        """
+        while self.stream is None:
+            try:
+                stream = TrainStream(self._train, self.message, attempts.seconds_left, vector)
+            except grpc.RpcError as error:
+                failure = translate(error, self.target)
+                failure.applied = None if resuming else False  # of the step; the server speaks of the attachment
+                if isinstance(failure, RunNotFound):
+                    raise failure.within(f"the last step this client knows is {self.parameters.step_count}") from None
+                attempts.pause_for(failure, transient=may_pass(error, failure))
+                continue
+            self.stream = stream
+            self._attached.add(self)
+            if stream.attached.HasField("region") and stream.memory is None:
+                self.message.shared_memory = False  # it will not work the next time either
+            self.encodings.begin_stream()
+            if stream.attached.epoch != self.epoch + 1:
+                self.parameters.stale = True  # somebody else has attached or written since
+            self.epoch = stream.attached.epoch
+            try:
+                self._compare_sequences(stream.attached.last_sequence, resuming)
+            except BaseException:
+                self.drop()
+                raise
+        return self.stream
+
+    def _compare_sequences(self, last: int, resuming: bool) -> None:
+        """Ours with the ``last`` block that the server has applied. Raises RunRolledBack, WorkerConflict."""
+        known = self.sequence
+        if known is None:
+            self.sequence = last
+        elif last < known:
+            self.parameters.stale = True
+            self.sequence = last  # a caller who decides to go on starts from what the server has
+            self.unresolved = self.resumes = False
+            raise RunRolledBack(
+                f"the server is at block {last} of worker {self.message.worker_id}, but it has acknowledged block "
+                f"{known} (step {self.parameters.step_count}); nothing was sent again",
+                last_sequence=last,
+                acknowledged_sequence=known,
+            )
+        elif last > known + 1 or (last == known + 1 and not self.unresolved):
+            raise WorkerConflict(
+                f"the server has applied block {last} of worker {self.message.worker_id}; this client has sent none "
+                f"after {known}. Another process uses the same worker_id",
+                last_sequence=last,
+            )
+        elif last == known + 1 and not resuming:
+            self.sequence = last  # an abandoned block turned out to be applied
+            self.unresolved = False
+
+    def send_early(self, sources: Mapping[str, Source], overrides: Mapping[int, Mapping[str, Any]] | None) -> bool:
+        """See `Run.send_ahead`."""
+        if self.encodings.gradients.early_dtype is None:
+            return False
+        if self.stream is None or self.unresolved or self.parameters.stale or self.sequence is None:
+            return False
+        layout = self.parameters.layout
+        indexed = {layout.index[name]: source for name, source in sources.items()}
+        guess = override_messages(layout.groups, None, overrides)
+        self.stream.send(self.early.messages(self.sequence + 1, indexed, guess, self.stream.memory))
+        return True
+
+    def drop(self) -> None:
+        """Without the stream, whatever is on its way."""
+        self.early.forget()
+        if self.stream is not None:
+            self.stream.abandon()
+            self.stream = None
+            self._attached.discard(self)
+
+    def close(self) -> None:
+        """Gives the run back to the server."""
+        with self.lock:
+            self.early.forget()
+            if self.stream is not None:
+                self.stream.close()
+                self.stream = None
+                self._attached.discard(self)

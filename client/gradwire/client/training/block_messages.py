@@ -1,0 +1,59 @@
+"""The messages of one block, made while the connection takes them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from gradwire.client.encodings.block import BlockData
+from gradwire.client.transport.shared_memory import NoRoom, SharedMemory
+from gradwire.v1 import train_pb2
+from gradwire.wire.envelope import gradients_request
+
+
+def block_messages(
+    sequence: int,
+    header: train_pb2.BlockHeader,
+    block: BlockData,
+    *,
+    begun: bool = False,
+    memory: SharedMemory | None = None,
+) -> Iterator[bytes | None]:
+    """The serialized messages of one block, made one by one as the connection takes them; see `slice_message`.
+
+    Args:
+        begun: the block is deferred and others of its messages have left; its header goes with the last one.
+        memory: where the data goes, as far as there is room.
+    """
+    if not block.parts:
+        empty = train_pb2.Gradients(sequence=sequence, last=True, header=header)
+        yield train_pb2.TrainRequest(gradients=empty).SerializeToString()
+    end = len(block.parts) - 1
+    for index, part in enumerate(block.parts):
+        gradients = train_pb2.Gradients(
+            sequence=sequence,
+            offset=part.start,
+            last=index == end,
+            header=header if index == (end if begun else 0) else None,
+        )
+        yield from slice_message(gradients, block, index, memory)
+
+
+def slice_message(
+    gradients: train_pb2.Gradients, block: BlockData, index: int, memory: SharedMemory | None
+) -> Iterator[bytes | None]:
+    """A serialized TrainRequest: ``gradients``, which has no data yet, with slice ``index`` in it or in shared memory;
+    before it None as often as there is no room there yet."""
+    while (request := _request(gradients, block, index, memory)) is None:
+        yield None
+    yield request
+
+
+def _request(gradients: train_pb2.Gradients, block: BlockData, index: int, memory: SharedMemory | None) -> bytes | None:
+    found = NoRoom.EVER if memory is None else memory.place(block.size_bytes(index), last=gradients.last)
+    if found is NoRoom.NOW:
+        return None
+    if isinstance(found, NoRoom):
+        return gradients_request(gradients, block.data(index))
+    block.write(index, found.view)
+    gradients.shared.CopyFrom(found.shared)
+    return train_pb2.TrainRequest(gradients=gradients).SerializeToString()

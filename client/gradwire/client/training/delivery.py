@@ -1,0 +1,138 @@
+"""The delivery of one block: sent exactly once, however often that has to be tried, and its answer taken."""
+
+from __future__ import annotations
+
+import grpc
+
+from gradwire.client.encodings.block import BlockData
+from gradwire.client.encodings.parameters import Data
+from gradwire.client.errors import translate
+from gradwire.client.training.attachment import Attachment
+from gradwire.client.training.block import Block
+from gradwire.client.training.block_messages import block_messages
+from gradwire.client.transport.retry import Attempts, may_pass
+from gradwire.client.transport.stream import TrainStream
+from gradwire.v1 import train_pb2
+from gradwire.wire.errors import Fenced, InternalError
+
+
+class Delivery:
+    """One block on its way.
+
+    The order of the assignments matters: Ctrl-C may come between any two of them, and the next step must still do the
+    right thing.
+    """
+
+    def __init__(self, block: Block, attachment: Attachment, attempts: Attempts) -> None:
+        self._block = block
+        self._attachment = attachment
+        self._parameters = attachment.parameters
+        self._encodings = attachment.encodings
+        self._attempts = attempts
+        self._rows = self._parameters.out_of_the_way(block.rows)
+        self._sent = attachment.resumes  # whether it may have been
+        self._data: BlockData | None = None  # as it was sent last
+        self._in_place = False  # whether the server writes the answer to where the parameters lie
+
+    def complete(self) -> train_pb2.Receipt:
+        """Tries until there is a receipt. Raises what is no use to try again."""
+        attachment, parameters = self._attachment, self._parameters
+        if attachment.unresolved:
+            attachment.drop()  # a step was interrupted; what its stream still brings is not for this one
+        if not self._block.answered:
+            parameters.behind |= self._block.present
+        while True:
+            stream = attachment.open(self._attempts, resuming=self._sent)
+            self._prepare_for_the_answer(stream)
+            assert attachment.sequence is not None
+            sequence = attachment.sequence + 1
+            try:
+                attachment.unresolved = self._sent = True
+                self._send(stream, sequence)
+                receipt = stream.collect(sequence, self._accept)
+                break
+            except grpc.RpcError as error:
+                attachment.drop()
+                self._pause_after(error, sequence, asked=stream.attached.last_sequence == sequence)
+            except BaseException:  # Ctrl-C, or an answer that makes no sense
+                attachment.drop()
+                parameters.stale = True
+                raise
+        self._conclude(sequence, receipt)
+        return receipt
+
+    def _prepare_for_the_answer(self, stream: TrainStream) -> None:
+        """Only once there is the stream, when no older one of ours can change anything any more."""
+        block, parameters = self._block, self._parameters
+        if parameters.stale or (block.answered and parameters.behind & block.absent):
+            parameters.refresh(self._attempts)
+        if block.trajectory is not None and block.absent:
+            block.trajectory[:] = parameters.vector  # tensors without a gradient keep their values
+        self._in_place = stream.memory is not None and stream.memory.in_place
+
+    def _send(self, stream: TrainStream, sequence: int) -> None:
+        """The block, or what is missing of it; where it was applied before the connection broke, a question."""
+        if stream.attached.last_sequence == sequence:
+            again = train_pb2.Gradients(sequence=sequence, last=True)
+            stream.send([train_pb2.TrainRequest(gradients=again).SerializeToString()])
+            return
+        block, header, early = self._block, self._block.header, self._attachment.early
+        there = early.tensors & block.ahead & block.present  # none, where the stream is a new one
+        header.deferred = bool(there)
+        if not there:
+            early.forget()
+        missing = self._parameters.layout.present_ranges(block.absent | there) if there else block.ranges
+        self._data = self._encodings.gradients.block(self._rows, missing, header.steps, self._data, stream.slice_bytes)
+        stream.send(block_messages(sequence, header, self._data, begun=header.deferred, memory=stream.memory))
+
+    def _accept(self, reply: train_pb2.Parameters, data: Data) -> None:
+        """Takes a part of the answer."""
+        trajectory = self._block.trajectory
+        self._parameters.stale = True  # until the receipt, the arrays mix old and new
+        if trajectory is None and reply.HasField("shared") and self._in_place:
+            return  # that is where they are
+        values = self._encodings.parameters.take(reply, data)
+        columns = slice(reply.offset, reply.offset + values.shape[1])
+        if trajectory is None:
+            self._parameters.incoming[columns] = values[0]
+        else:
+            trajectory[reply.first_step : reply.first_step + reply.steps, columns] = values
+
+    def _pause_after(self, error: grpc.RpcError, sequence: int, *, asked: bool) -> None:
+        """Notes what is known of the block after ``error``, and waits. Raises the refusal where trying again is no use.
+
+        ``asked``: the block had been applied, and it was only asked for its result.
+        """
+        attachment, parameters, attempts = self._attachment, self._parameters, self._attempts
+        refusal = translate(error, attachment.target)
+        if refusal.applied and refusal.metadata.get("sequence", str(sequence)) != str(sequence):
+            refusal.applied = False  # it speaks of the block before, whose receipt has come
+        if asked:
+            refusal.applied = True  # before; it is only the question about it that was refused
+        if isinstance(refusal, InternalError):  # it may have been applied; the next attachment tells
+            parameters.stale = True
+            attempts.pause_for(refusal, transient=not attempts.failed_internally)
+            attempts.failed_internally = True
+            return
+        if refusal.applied is False:
+            attachment.unresolved = attachment.resumes = self._sent = False
+        if refusal.applied is not False or isinstance(refusal, Fenced) or self._in_place:
+            parameters.stale = True
+        attempts.pause_for(refusal, transient=may_pass(error, refusal))
+
+    def _conclude(self, sequence: int, receipt: train_pb2.Receipt) -> None:
+        """The block has been applied, and all that it answers is here."""
+        block, attachment, parameters = self._block, self._attachment, self._parameters
+        attachment.sequence = sequence
+        attachment.unresolved = attachment.resumes = False
+        attachment.early.forget()
+        if self._data is not None:
+            self._encodings.gradients.commit(self._data, skipped=bool(receipt.skipped_steps))
+        if block.trajectory is not None:
+            parameters.vector[:] = block.trajectory[-1]
+        elif block.answered:
+            parameters.take_incoming(block.ranges)
+        if block.answered:
+            parameters.behind -= block.present
+        parameters.stale = False
+        parameters.step_count = receipt.step
