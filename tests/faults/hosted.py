@@ -10,6 +10,8 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+import pytest
+
 from gradwire.server import exclusive
 from gradwire.server.app import Server
 from gradwire.server.config import ServerConfig
@@ -38,18 +40,22 @@ class HostedServer:
     """
 
     def __init__(self, device: Device | None = None, *, near: bool = False, **settings: Any) -> None:
-        self._near_property = Pace.near
-        if not near:
-            Pace.near = property(lambda pace: False)  # type: ignore[method-assign,assignment]
-        # Work that a test holds up must not be on the event loop, and runs of a test are small.
-        self._bulk_elements, exclusive.BULK_ELEMENTS = exclusive.BULK_ELEMENTS, BULK_ELEMENTS
         config = ServerConfig(**{"listen": ("127.0.0.1:0",), "device": "cpu", "drain_timeout_seconds": 5.0, **settings})
         self._cancelled = threading.Event()
+        self._patch = pytest.MonkeyPatch()
         self.loop = asyncio.new_event_loop()
         self.loop.set_task_factory(_noting_cancellations(self._cancelled))
         self._thread = threading.Thread(target=self._serve, name="hosted-server", daemon=True)
         self._thread.start()
-        self.server: Server = self._run(self._start(config, device))
+        try:
+            if not near:
+                self._patch.setattr(Pace, "near", property(lambda pace: False))
+            # Work that a test holds up must not be on the event loop, and runs of a test are small.
+            self._patch.setattr(exclusive, "BULK_ELEMENTS", BULK_ELEMENTS)
+            self.server: Server = self._run(self._start(config, device))
+        except BaseException:
+            self._end()
+            raise
         self.registry: Registry = self.server.registry
         self.target: str = self.server.addresses[0]
 
@@ -128,15 +134,19 @@ class HostedServer:
         self._run(self.server.drain())
 
     def close(self) -> None:
-        """Drains and ends the thread."""
-        if self._thread.is_alive():
-            try:
+        """Drains and ends the thread; what was patched is as it was before, even where draining fails."""
+        try:
+            if self._thread.is_alive():
                 self.drain()
-            finally:
-                self.loop.call_soon_threadsafe(self.loop.stop)
-                self._thread.join(WAIT_SECONDS)
-                exclusive.BULK_ELEMENTS = self._bulk_elements
-                Pace.near = self._near_property  # type: ignore[method-assign]
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        """Ends the loop and its thread, and takes the patches back."""
+        self._patch.undo()
+        if self._thread.is_alive():
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self._thread.join(WAIT_SECONDS)
 
     def __enter__(self) -> HostedServer:
         return self

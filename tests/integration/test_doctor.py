@@ -17,6 +17,7 @@ import pytest
 
 from gradwire.client import Server, connect, doctor, probe
 from gradwire.client.probe import Cell, measure_link
+from tests.children import child
 from tests.serving import ServerProcess
 
 QUICK = ("--parameters", "1000,200000", "--blocks", "1,3", "--seconds", "0.02")
@@ -130,15 +131,15 @@ def test_extrapolated_times_are_marked_and_grow_with_the_vector(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_deletes_the_temporary_run(server: Server, number: signal.Signals) -> None:
     command = [sys.executable, "-m", "gradwire.client.doctor", "--target", server.target, "--seconds", "20"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not temporary_runs(server):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    time.sleep(0.2)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    with child(command) as process:
+        deadline = time.monotonic() + 60
+        while not temporary_runs(server):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(0.2)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted" in errors
     assert "Traceback" not in errors

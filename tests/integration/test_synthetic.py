@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.children import child
 from tests.serving import ServerProcess
 
 SCRIPT = Path(__file__).parents[2] / "client" / "synthetic.py"
@@ -122,9 +123,7 @@ def test_stochastic_variant_depends_on_the_seed_and_not_on_the_block(
 
 def test_interrupt_stops_cleanly_and_writes_what_there_is(server_process: ServerProcess, tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--target", server_process.target, "--out", str(tmp_path), "--block", "1"]
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "100"}
-    ) as process:
+    with child(command, env={**os.environ, "COLUMNS": "100"}) as process:
         assert process.stderr is not None
         process.stderr.readline()  # which server it is: the experiment begins
         assert "adam" in process.stderr.readline()  # some seconds of steps

@@ -19,6 +19,7 @@ from click.testing import CliRunner, Result
 from gradwire.server import cli
 from gradwire.server.config import ServerConfig
 from gradwire.server.logs import JsonFormatter
+from tests.children import child
 from tests.serving import ServerProcess
 
 OPTIONS: dict[str, tuple[str, str, Any, Any]] = {
@@ -184,7 +185,7 @@ def test_server_logs_its_effective_configuration_as_json_lines(tmp_path: Path) -
     command = [sys.executable, "-m", "gradwire.server", "serve", "--device", "cpu", "--log-format", "json"]
     command += ["--listen", f"unix:{tmp_path}/socket", "--stall-timeout", "5"]
     environment = {**os.environ, "GRADWIRE_STALL_TIMEOUT": "7", "GRADWIRE_MAX_PARAMETERS": "1234"}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    with child(command, env=environment) as process:
         assert process.stderr is not None
         entries = []
         for line in process.stderr:
