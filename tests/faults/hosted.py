@@ -12,7 +12,7 @@ from typing import Any, Generic, TypeVar
 
 import pytest
 
-from gradwire.server import exclusive
+from gradwire.server import exclusive, failpoints
 from gradwire.server.app import Server
 from gradwire.server.config import ServerConfig
 from gradwire.server.devices.base import Device
@@ -62,6 +62,7 @@ class HostedServer:
     def _serve(self) -> None:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
+        self.loop.run_until_complete(_cancel_the_others())
         self.loop.run_until_complete(self.loop.shutdown_asyncgens())
         self.loop.run_until_complete(self.loop.shutdown_default_executor())
         self.loop.close()
@@ -142,8 +143,9 @@ class HostedServer:
             self._end()
 
     def _end(self) -> None:
-        """Ends the loop and its thread, and takes the patches back."""
+        """Ends the loop and its thread, takes the patches back and disarms failpoints, of a test that failed too."""
         self._patch.undo()
+        failpoints.disarm()
         if self._thread.is_alive():
             self.loop.call_soon_threadsafe(self.loop.stop)
             self._thread.join(WAIT_SECONDS)
@@ -155,6 +157,15 @@ class HostedServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+async def _cancel_the_others() -> None:
+    """As `asyncio.run` does: a task that is forgotten with its loop would be logged as an error of some later test."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    if others:
+        await asyncio.wait(others, timeout=WAIT_SECONDS)
 
 
 def _noting_cancellations(cancelled: threading.Event) -> Any:
