@@ -26,8 +26,8 @@ test: $(VENV)/installed .venv-stubs/installed  ## all tests
 	$(PYTEST) $(ARGUMENTS)
 
 # What is quick and reaches everything, and the tests that were changed since the branch began. Neither kills nor fuzzes.
-QUICK := tests/client tests/contract tests/devices tests/docker tests/server tests/store/test_conformance.py \
-	tests/wire tests/integration/test_bare_stub.py tests/integration/test_blocks.py
+QUICK := tests/client tests/contract tests/docker tests/server tests/store/test_conformance.py tests/wire \
+	tests/devices/test_update.py tests/integration/test_bare_stub.py tests/integration/test_blocks.py
 SLOW := tests/robustness/
 TEST_FILES := 'tests/**/test_*.py'
 
