@@ -72,12 +72,17 @@ def test_it_measures_every_encoding_and_block_and_leaves_nothing(
 
 
 def test_the_update_is_timed_by_itself(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The time of a whole step is mostly transfer, which must not count."""
+    """The time of a whole step is mostly transfer, which must not count. The least of five: neighbours only add."""
     monkeypatch.setattr(probe, "_MOST_ELEMENTS", 2**20)
-    link = measure_link(server, 0.1)
-    assert link.elements <= 2**20
-    transfer = 4 * link.elements / link.upload_bytes_per_second
-    assert 0 < link.commit_seconds < 10 * transfer
+    shares = []
+    for _ in range(5):
+        link = measure_link(server, 0.1)
+        assert link.elements <= 2**20
+        assert link.commit_seconds > 0
+        shares.append(link.commit_seconds * link.upload_bytes_per_second / (4 * link.elements))
+        if shares[-1] < 10:
+            return
+    raise AssertionError(f"the update took so many times the transfer: {shares}")
 
 
 def test_what_the_server_refuses_is_said_and_the_rest_is_measured(
