@@ -31,7 +31,7 @@ QUICK := tests/client tests/contract tests/docker tests/server tests/store/test_
 SLOW := tests/robustness/
 TEST_FILES := 'tests/**/test_*.py'
 
-quick: lint types  ## lint, types, the quick tests and those that you changed: under 90 s
+quick: lint types  ## lint, types, the quick tests (under 90 s) and those that you changed
 	base=$$(git merge-base HEAD main 2>/dev/null || echo HEAD); \
 	changed=$$( (git diff --name-only --diff-filter=d $$base -- $(TEST_FILES); \
 		git ls-files --others --exclude-standard -- $(TEST_FILES)) | grep -v '^$(SLOW)'); \
