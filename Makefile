@@ -6,9 +6,12 @@ BIN := $(VENV)/bin
 # protobuf in pyproject.toml follow from it.
 STUB_TOOLS := grpcio-tools==1.62.3 mypy-protobuf==3.6.0 'setuptools<81'
 SOURCES := protos server client tests benchmarks
+# A worker takes the tests that another one has left when it has done its own: neighbours, which share servers, stay
+# together for as long as there are enough of them.
+PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo digits test integrations lint format types buf stubs image constraints benchmarks gpu peers robustness clean
+.PHONY: help demo digits test quick integrations lint format types buf stubs image constraints benchmarks gpu peers robustness clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -20,7 +23,19 @@ digits: $(VENV)/installed  ## the same network trained with a local and a remote
 	$(BIN)/python client/train_digits.py
 
 test: $(VENV)/installed .venv-stubs/installed  ## all tests
-	$(BIN)/python -m pytest
+	$(PYTEST) $(ARGUMENTS)
+
+# What is quick and reaches everything, and the tests that were changed since the branch began. Neither kills nor fuzzes.
+QUICK := tests/client tests/contract tests/docker tests/server tests/store/test_conformance.py tests/wire \
+	tests/devices/test_update.py tests/integration/test_bare_stub.py tests/integration/test_blocks.py
+SLOW := tests/robustness/
+TEST_FILES := 'tests/**/test_*.py'
+
+quick: lint types  ## lint, types, the quick tests (under 90 s) and those that you changed
+	base=$$(git merge-base HEAD main 2>/dev/null || echo HEAD); \
+	changed=$$( (git diff --name-only --diff-filter=d $$base -- $(TEST_FILES); \
+		git ls-files --others --exclude-standard -- $(TEST_FILES)) | grep -v '^$(SLOW)'); \
+	$(PYTEST) --quiet $(QUICK) $$changed
 
 integrations: .venv-integrations/installed  ## the torch optimizer inside HuggingFace's Trainer and Lightning
 	.venv-integrations/bin/python -m pytest tests/remote_optimizer/test_huggingface.py tests/remote_optimizer/test_lightning.py
@@ -61,9 +76,9 @@ gpu: $(if $(NO_INSTALL),,$(VENV)/installed)  ## what only a GPU can show, in six
 peers: .venv-peers/installed  ## against Ray, torch rpc, gloo, zmq, unary gRPC and local torch: docs/peers.md and its picture
 	.venv-peers/bin/python benchmarks/peers.py --table docs/peers.md --picture docs/peers.png
 
-constraints: $(VENV)/installed  ## constraints.txt and requirements/demo.txt, anew
+constraints: $(VENV)/installed  ## constraints.txt and requirements/demo.txt; ARGUMENTS=--upgrade: with newer versions
 	$(BIN)/pip install --quiet uv
-	$(BIN)/python requirements/compile.py
+	$(BIN)/python requirements/compile.py $(ARGUMENTS)
 
 clean:  ## environments and caches
 	rm -rf .venv .venv-demo .venv-integrations .venv-peers .venv-stubs .venv-base .mypy_cache .ruff_cache .pytest_cache .hypothesis out

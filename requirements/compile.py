@@ -1,10 +1,12 @@
-"""Writes ``constraints.txt`` (everything that CI installs) and ``requirements/demo.txt`` (the demo: no torch).
+"""Writes ``constraints.txt`` (all that CI, peers and integrations install) and ``requirements/demo.txt`` (no torch).
 
-Both hold for Python 3.10 and later on any platform. Needs ``uv``. torch is held at TORCH, of which CPU builds exist.
+Both hold for Python 3.10 and later on any platform. Versions that are there already stay, as long as pyproject.toml
+allows them; ``--upgrade`` takes the newest. Needs ``uv``. torch is held at TORCH, of which CPU builds exist.
 """
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 import sys
 from pathlib import Path
@@ -15,19 +17,21 @@ ROOT = Path(__file__).resolve().parent.parent
 LEFT_TO_TORCH = ("nvidia-", "triton", "cuda-toolkit", "setuptools")
 
 
-def resolve(*extras: str) -> list[str]:
+def write(path: Path, comment: str, extras: tuple[str, ...], options: list[str]) -> None:
     """Pinned requirements of the package with some extras, with environment markers."""
     command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal", "--python-version", "3.10"]
     command += ["--no-header", "--no-annotate", "--no-emit-package", "gradwire", "--constraint", "-", "pyproject.toml"]
     command += [flag for extra in extras for flag in ("--extra", extra)]
-    done = subprocess.run(command, cwd=ROOT, input=TORCH, text=True, stdout=subprocess.PIPE, check=True)
-    return [line for line in done.stdout.splitlines() if not line.startswith(LEFT_TO_TORCH)]
-
-
-def write(path: Path, comment: str, lines: list[str]) -> None:
+    # uv takes a file that it is to write for what is preferred.
+    subprocess.run([*command, "--output-file", str(path), *options], cwd=ROOT, input=TORCH, text=True, check=True)
+    lines = [line for line in path.read_text().splitlines() if not line.startswith(LEFT_TO_TORCH)]
     path.write_text("\n".join([f"# {comment}; `make constraints` writes this file.", *lines]) + "\n")
 
 
 if __name__ == "__main__":
-    write(ROOT / "constraints.txt", "Versions that `make test`, CI and the images install", resolve("dev"))
-    write(ROOT / "requirements/demo.txt", "What `make demo` installs", resolve("server", "plot"))
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--upgrade", action="store_true", help="take the newest versions")
+    options = ["--upgrade"] if parser.parse_args().upgrade else []
+    everything = ("dev", "integrations", "peers")
+    write(ROOT / "constraints.txt", "Versions that `make test`, CI and the images install", everything, options)
+    write(ROOT / "requirements/demo.txt", "What `make demo` installs", ("server", "plot"), options)

@@ -50,17 +50,32 @@ class ServerProcess:
         )
         assert self.process.stdout is not None
         assert self.process.stderr is not None
+        self.target: str
         self.log: list[str] = []
         self._log_reader = threading.Thread(target=self._drain_log, daemon=True)
         self._log_reader.start()
+        try:
+            self.target = self._read_target()
+        except BaseException:
+            self.process.kill()
+            self.close()
+            raise
+
+    def _read_target(self) -> str:
+        """Waits until it serves."""
+        assert self.process.stdout is not None
         timer = threading.Timer(START_TIMEOUT_SECONDS, self.process.kill)
         timer.start()
-        line = self.process.stdout.readline()
-        timer.cancel()
+        try:
+            line = self.process.stdout.readline()
+        finally:
+            timer.cancel()
         if not line:
-            self.close()
+            self.process.wait()
+            self._log_reader.join(5)
             raise RuntimeError(f"the server did not start: {''.join(self.log)}")
-        self.target: str = json.loads(line)["addresses"][0]
+        target: str = json.loads(line)["addresses"][0]
+        return target
 
     def _drain_log(self) -> None:
         assert self.process.stderr is not None

@@ -113,4 +113,4 @@ def test_2_31_elements_are_refused_before_allocation(bare: BareClient, server_pr
     ):
         refused("TOO_MANY_PARAMETERS", lambda groups=groups: create(bare, spec_of(*groups)))  # type: ignore[misc]
     assert server_process.rss_bytes() - before < 20 * 2**20
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 
 from gradwire.client import Adam, AMSGrad, RunRolledBack, Server, WorkerConflict, connect
+from tests.children import child
 from tests.durability.lasting import LastingServer, gradient
 
 SCRIPT = Path(__file__).parents[2] / "client" / "synthetic.py"
@@ -26,20 +28,30 @@ def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LastingServer]
         yield server
 
 
+@pytest.fixture(autouse=True)
+def no_run_is_left(lasting: LastingServer) -> Iterator[None]:
+    """A test that fails leaves its runs; the next one may use their names."""
+    yield
+    with connect(lasting.target) as connection:
+        for run in connection.list_runs():
+            connection.delete_run(run.name)
+
+
 @pytest.fixture
 def server(lasting: LastingServer) -> Iterator[Server]:
     with connect(lasting.target) as connection:
         yield connection
 
 
-def start(lasting: LastingServer, out: Path, *flags: str) -> subprocess.Popen[str]:
+def experiment(lasting: LastingServer, out: Path, *flags: str) -> AbstractContextManager[subprocess.Popen[str]]:
+    """A process that makes it; it is killed at the end, if it has not ended before."""
     command = [sys.executable, str(SCRIPT), "--target", lasting.target, "--out", str(out), *FLAGS, *flags]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return child(command)
 
 
 def finish(lasting: LastingServer, out: Path, *flags: str) -> dict[str, Any]:
-    process = start(lasting, out, *flags)
-    _, errors = process.communicate(timeout=100)
+    with experiment(lasting, out, *flags) as process:
+        _, errors = process.communicate(timeout=100)
     assert process.returncode == 0, errors
     (row,) = json.loads((out / "summary.json").read_text())
     return {key: row[key] for key in ("steps", "x", "average_regret")}
@@ -63,13 +75,11 @@ def test_an_interrupted_experiment_ends_with_the_same_bits(
     out = tmp_path / "parts"
     notes = out / "progress-amsgrad-inverse-sqrt.jsonl"
     for part in range(3):
-        process = start(lasting, out, *flags, *(["--resume"] if part else []))
-        wait_for_lines(notes, (part + 1) * (steps // block // 5), process)
-        if part == 1:
-            lasting.restart()  # the client tries again until it is back
-            wait_for_lines(notes, notes.read_bytes().count(b"\n") + 3, process)
-        process.kill()
-        process.communicate()
+        with experiment(lasting, out, *flags, *(["--resume"] if part else [])) as process:
+            wait_for_lines(notes, (part + 1) * (steps // block // 5), process)
+            if part == 1:
+                lasting.restart()  # the client tries again until it is back
+                wait_for_lines(notes, notes.read_bytes().count(b"\n") + 3, process)
     assert finish(lasting, out, *flags, "--resume") == expected
     curves = [(tmp_path / name / "regret.csv").read_text() for name in ("whole", "parts")]
     assert curves[0] == curves[1]
@@ -80,11 +90,9 @@ def test_an_interrupted_experiment_ends_with_the_same_bits(
 def test_a_cut_line_does_not_count(lasting: LastingServer, server: Server, tmp_path: Path) -> None:
     flags = ("--steps", "50000", "--block", "500")
     expected = finish(lasting, tmp_path / "whole", *flags)
-    process = start(lasting, tmp_path / "cut", *flags)
     notes = tmp_path / "cut" / "progress-amsgrad-inverse-sqrt.jsonl"
-    wait_for_lines(notes, 10, process)
-    process.kill()
-    process.communicate()
+    with experiment(lasting, tmp_path / "cut", *flags) as process:
+        wait_for_lines(notes, 10, process)
     data = notes.read_bytes()
     *whole, _ = data.split(b"\n")
     noted = json.loads(whole[-1])["sequence"]
@@ -100,8 +108,8 @@ def test_a_cut_line_does_not_count(lasting: LastingServer, server: Server, tmp_p
 
 def test_another_experiment_is_not_resumed(lasting: LastingServer, tmp_path: Path) -> None:
     finish(lasting, tmp_path, "--steps", "2000")
-    process = start(lasting, tmp_path, "--steps", "3000", "--resume")
-    _, errors = process.communicate(timeout=60)
+    with experiment(lasting, tmp_path, "--steps", "3000", "--resume") as process:
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 1
     assert "is of an experiment with steps = 2000, not 3000" in errors
     assert finish(lasting, tmp_path, "--steps", "2000", "--resume")["steps"] == 2000, "it is over, and says so again"

@@ -10,6 +10,9 @@ from concurrent.futures import Future
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
+import pytest
+
+from gradwire.server import failpoints
 from gradwire.server.app import Server
 from gradwire.server.config import ServerConfig
 from gradwire.server.devices.base import Device
@@ -38,24 +41,29 @@ class HostedServer:
     """
 
     def __init__(self, device: Device | None = None, *, near: bool = False, **settings: Any) -> None:
-        self._near_property = ArrivalSpeed.near
-        if not near:
-            ArrivalSpeed.near = property(lambda speed: False)  # type: ignore[method-assign,assignment]
-        # Work that a test holds up must not be on the event loop, and runs of a test are small.
-        self._bulk_elements, threads.BULK_ELEMENTS = threads.BULK_ELEMENTS, BULK_ELEMENTS
         config = ServerConfig(**{"listen": ("127.0.0.1:0",), "device": "cpu", "drain_timeout_seconds": 5.0, **settings})
         self._cancelled = threading.Event()
+        self._patch = pytest.MonkeyPatch()
         self.loop = asyncio.new_event_loop()
         self.loop.set_task_factory(_noting_cancellations(self._cancelled))
         self._thread = threading.Thread(target=self._serve, name="hosted-server", daemon=True)
         self._thread.start()
-        self.server: Server = self._run(self._start(config, device))
+        try:
+            if not near:
+                self._patch.setattr(ArrivalSpeed, "near", property(lambda speed: False))
+            # Work that a test holds up must not be on the event loop, and runs of a test are small.
+            self._patch.setattr(threads, "BULK_ELEMENTS", BULK_ELEMENTS)
+            self.server: Server = self._run(self._start(config, device))
+        except BaseException:
+            self._end()
+            raise
         self.registry: Registry = self.server.registry
         self.target: str = self.server.addresses[0]
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self.loop)
         self.loop.run_forever()
+        self.loop.run_until_complete(_cancel_the_others())
         self.loop.run_until_complete(self.loop.shutdown_asyncgens())
         self.loop.run_until_complete(self.loop.shutdown_default_executor())
         self.loop.close()
@@ -128,15 +136,20 @@ class HostedServer:
         self._run(self.server.drain())
 
     def close(self) -> None:
-        """Drains and ends the thread."""
-        if self._thread.is_alive():
-            try:
+        """Drains and ends the thread; what was patched is as it was before, even where draining fails."""
+        try:
+            if self._thread.is_alive():
                 self.drain()
-            finally:
-                self.loop.call_soon_threadsafe(self.loop.stop)
-                self._thread.join(WAIT_SECONDS)
-                threads.BULK_ELEMENTS = self._bulk_elements
-                ArrivalSpeed.near = self._near_property  # type: ignore[method-assign]
+        finally:
+            self._end()
+
+    def _end(self) -> None:
+        """Ends the loop and its thread, takes the patches back and disarms failpoints, of a test that failed too."""
+        self._patch.undo()
+        failpoints.disarm()
+        if self._thread.is_alive():
+            self.loop.call_soon_threadsafe(self.loop.stop)
+            self._thread.join(WAIT_SECONDS)
 
     def __enter__(self) -> HostedServer:
         return self
@@ -145,6 +158,15 @@ class HostedServer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+async def _cancel_the_others() -> None:
+    """As `asyncio.run` does: a task that is forgotten with its loop would be logged as an error of some later test."""
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    for task in others:
+        task.cancel()
+    if others:
+        await asyncio.wait(others, timeout=WAIT_SECONDS)
 
 
 def _noting_cancellations(cancelled: threading.Event) -> Any:

@@ -199,6 +199,6 @@ def test_ctrl_c_while_a_call_is_under_way_and_right_after_it() -> None:
         started = time.monotonic()
         with pytest.raises(KeyboardInterrupt):
             in_own_thread(call)
-        assert time.monotonic() - started < GRACE_SECONDS / 2
+        assert time.monotonic() - started < GRACE_SECONDS
         if seconds:
             assert done, "it was given the time to end"

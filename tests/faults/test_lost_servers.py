@@ -17,8 +17,8 @@ from tests.serving import ServerProcess
 
 SIZE = 100_000
 IMPATIENT = RetryPolicy(deadline_seconds=1.5)
-SLACK_SECONDS = 5.0
-"""What a busy machine may add to the deadline."""
+SLACK_SECONDS = 15.0
+"""What a busy machine may add to the deadline; less than gRPC's own patience, which is 20 s."""
 
 
 def kill(server: ServerProcess, proxy: Proxy) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +34,7 @@ from gradwire.client import (
     connect,
 )
 from gradwire.client.transport.stream import TrainStream
+from tests.children import child
 from tests.serving import ServerProcess
 
 Tensor = npt.NDArray[Any]
@@ -494,10 +494,10 @@ if sys.argv[1] == "killed":
 def test_an_embedded_server_is_gone_when_its_client_is(end: str) -> None:
     """Neither of the two clients closes anything."""
     environment = {key: value for key, value in os.environ.items() if key != "GRADWIRE_TARGET"}
-    with subprocess.Popen([sys.executable, "-c", _CLIENT, end], stdout=subprocess.PIPE, env=environment) as client:
+    with child([sys.executable, "-c", _CLIENT, end], stderr=None, env=environment) as client:
         assert client.stdout is not None
         pid, target = client.stdout.readline().split()
-        directory = Path(target.decode().removeprefix("unix:")).parent
+        directory = Path(target.removeprefix("unix:")).parent
         if end == "killed":
             assert is_running(int(pid))
             client.kill()

@@ -20,6 +20,7 @@ from gradwire.client.doctor import measurement
 from gradwire.client.doctor.command import main
 from gradwire.client.doctor.measurement import Cell, measure_link
 from gradwire.client.doctor.report import best
+from tests.children import child
 from tests.serving import ServerProcess
 
 QUICK = ("--parameters", "1000,200000", "--blocks", "1,3", "--seconds", "0.02")
@@ -81,12 +82,17 @@ def test_it_measures_every_encoding_and_block_and_leaves_nothing(
 
 
 def test_the_update_is_timed_by_itself(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The time of a whole step is mostly transfer, which must not count."""
+    """The time of a whole step is mostly transfer, which must not count. The least of five: neighbours only add."""
     monkeypatch.setattr(measurement, "_MOST_ELEMENTS", 2**20)
-    link = measure_link(server, 0.1)
-    assert link.elements <= 2**20
-    transfer = 4 * link.elements / link.upload_bytes_per_second
-    assert 0 < link.commit_seconds < 10 * transfer
+    shares = []
+    for _ in range(5):
+        link = measure_link(server, 0.1)
+        assert link.elements <= 2**20
+        assert link.commit_seconds > 0
+        shares.append(link.commit_seconds * link.upload_bytes_per_second / (4 * link.elements))
+        if shares[-1] < 10:
+            return
+    raise AssertionError(f"the update took so many times the transfer: {shares}")
 
 
 def test_what_the_server_refuses_is_said_and_the_rest_is_measured(
@@ -140,15 +146,15 @@ def test_extrapolated_times_are_marked_and_grow_with_the_vector(
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_an_interrupt_deletes_the_temporary_run(server: Server, number: signal.Signals) -> None:
     command = [sys.executable, "-m", "gradwire.client.doctor", "--target", server.target, "--seconds", "20"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 60
-    while not temporary_runs(server):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-    time.sleep(0.2)
-    process.send_signal(number)
-    _, errors = process.communicate(timeout=60)
+    with child(command) as process:
+        deadline = time.monotonic() + 60
+        while not temporary_runs(server):
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        time.sleep(0.2)
+        process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "interrupted" in errors
     assert "Traceback" not in errors

@@ -401,4 +401,4 @@ def test_an_unexpected_error_says_nothing_of_the_inside(world: World) -> None:
     with pytest.raises(TABLE["INTERNAL"], match="the server's log says more") as caught:
         world.server.attach("x", retry=ONCE)
     assert "nobody planned" not in str(caught.value)
-    assert time.monotonic() - started < 10
+    assert time.monotonic() - started < 20

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.children import child
 from tests.serving import ServerProcess
 
 SCRIPT = Path(__file__).parents[2] / "client" / "synthetic.py"
@@ -67,10 +68,10 @@ def test_interactive_run_equals_the_seed_and_the_block_run_bit_for_bit(
     server_process: ServerProcess, tmp_path: Path
 ) -> None:
     """``--block 1`` is one round trip a step; blocks of any size give the same bits."""
-    flags = ("--steps", "20000", "--schedule", "constant")
+    check(run(server_process.target, tmp_path, "--steps", "20000", "--schedule", "constant", "--block", "7919"), 20_000)
+    flags = ("--steps", "4000", "--schedule", "constant")
     single = run(server_process.target, tmp_path / "single", *flags, "--block", "1")
-    check(single, 20_000)
-    blocks = run(server_process.target, tmp_path / "blocks", *flags, "--block", "7919")
+    blocks = run(server_process.target, tmp_path / "blocks", *flags, "--block", "1583")
     for key, row in single.items():
         assert blocks[key]["x"] == row["x"]
         assert blocks[key]["average_regret"] == row["average_regret"]
@@ -122,9 +123,7 @@ def test_stochastic_variant_depends_on_the_seed_and_not_on_the_block(
 
 def test_interrupt_stops_cleanly_and_writes_what_there_is(server_process: ServerProcess, tmp_path: Path) -> None:
     command = [sys.executable, str(SCRIPT), "--target", server_process.target, "--out", str(tmp_path), "--block", "1"]
-    with subprocess.Popen(
-        command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "COLUMNS": "100"}
-    ) as process:
+    with child(command, env={**os.environ, "COLUMNS": "100"}) as process:
         assert process.stderr is not None
         process.stderr.readline()  # which server it is: the experiment begins
         assert "adam" in process.stderr.readline()  # some seconds of steps

@@ -217,6 +217,7 @@ class Episode:
         runs = [trainer.shape.name for trainer in self.trainers if isinstance(trainer, Trainer)]
         run = self._chance.choice(runs)
         done = KINDS[kind](self.disk.root / "data", run, self._chance)
+        self.disk._trust()  # to look into the database is to empty its log, and the server's library has not seen that
         self._note(f"damage: {kind}, {run}, {done}")
         self.world.damaged = True
         self.tally.damages[kind] += done

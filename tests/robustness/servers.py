@@ -45,7 +45,11 @@ class Zygote:
         self._socket = ours
         self._answers = ours.makefile("r")
         self._lock = threading.Lock()
-        assert self._answers.readline() == "ready\n", "the process that forks servers did not start"
+        try:
+            assert self._answers.readline() == "ready\n", "the process that forks servers did not start"
+        except BaseException:
+            self.close()
+            raise
 
     def ask(self, order: dict[str, Any], descriptors: list[int]) -> int:
         """The pid of a new server, or the exit status of one that has ended."""
@@ -60,9 +64,17 @@ class Zygote:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Ends the process: it ends when nobody can ask it any more, or is killed."""
         self._answers.close()
         self._socket.close()
-        self._process.wait(30)
+        try:
+            self._process.wait(30)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
 
 
 class ForkedServer:

@@ -20,6 +20,7 @@ from gradwire.server.cli import serve as serve_module
 from gradwire.server.cli.commands import cli
 from gradwire.server.cli.logs import JsonFormatter
 from gradwire.server.config import ServerConfig
+from tests.children import child
 from tests.serving import ServerProcess
 
 OPTIONS: dict[str, tuple[str, str, Any, Any]] = {
@@ -185,7 +186,7 @@ def test_server_logs_its_effective_configuration_as_json_lines(tmp_path: Path) -
     command = [sys.executable, "-m", "gradwire.server", "serve", "--device", "cpu", "--log-format", "json"]
     command += ["--listen", f"unix:{tmp_path}/socket", "--stall-timeout", "5"]
     environment = {**os.environ, "GRADWIRE_STALL_TIMEOUT": "7", "GRADWIRE_MAX_PARAMETERS": "1234"}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+    with child(command, env=environment) as process:
         assert process.stderr is not None
         entries = []
         for line in process.stderr:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import subprocess
 import sys
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 from gradwire.client import AMSGrad, NonFiniteGradient, Server, connect
+from tests.children import child
 from tests.faults.bare import fresh_name
 from tests.faults.hosted import HostedServer, eventually
 from tests.faults.proxy import Proxy
@@ -127,7 +127,7 @@ def test_a_client_that_is_killed_leaves_nothing() -> None:
     )
     with ServerProcess() as process:
         command = [sys.executable, "-c", code, process.target]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as client:
+        with child(command, stderr=None) as client:
             assert client.stdout is not None
             assert client.stdout.readline() == "True\n"
             assert regions_of(process.pid) == (1, 1)

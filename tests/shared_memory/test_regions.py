@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
-import subprocess
 import sys
 import threading
 from collections.abc import Iterator
@@ -19,6 +18,7 @@ from gradwire.server.memory.shared_memory import LARGEST_SHARE, SharedMemory, me
 from gradwire.v1 import train_pb2
 from gradwire.wire.errors import InvalidSlice, MemoryLimitExceeded, ProtocolViolation
 from gradwire.wire.shared import FILE_NAME, HEADER_BYTES, MIN_SLICE_BYTES
+from tests.children import child
 
 PART = 4 * MIN_SLICE_BYTES
 SIZE = HEADER_BYTES + 2 * PART
@@ -247,10 +247,9 @@ def test_a_process_that_has_gone_or_has_become_another_program(ours: SharedMemor
         "sys.stdin.readline()\n"
         "os.execv(sys.executable, [sys.executable, '-c', 'print(0, flush=True); input()'])\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-    assert process.stdin is not None
-    assert process.stdout is not None
-    with process:
+    with child([sys.executable, "-c", code], stderr=None) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
         file_descriptor, nonce = process.stdout.readline().split()
         offer = offer_of(ours, pid=process.pid, file_descriptor=int(file_descriptor), nonce=bytes.fromhex(nonce))
         ClientMemory(offer).close()
@@ -259,7 +258,6 @@ def test_a_process_that_has_gone_or_has_become_another_program(ours: SharedMemor
         assert process.stdout.readline() == "0\n"
         with pytest.raises(FileNotFoundError):
             ClientMemory(offer)
-        process.stdin.write("\n")
     with pytest.raises(FileNotFoundError):
         ClientMemory(offer)
 

@@ -17,7 +17,8 @@ import tempfile
 import textwrap
 import threading
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -79,11 +80,7 @@ def load(body: str, name: str) -> ModuleType:
     with _lock:
         path = _writable_dir() / f"{stem}.py"
         if not path.exists():
-            # Renamed into place whole, so that a second server starting now reads all of it or writes the same.
-            descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
-            with os.fdopen(descriptor, "w") as file:
-                file.write(text)
-            os.replace(temporary, path)
+            _write(path, text)
         spec = importlib.util.spec_from_file_location(f"_gradwire_{stem}", path)
         assert spec is not None
         assert spec.loader is not None
@@ -92,10 +89,52 @@ def load(body: str, name: str) -> ModuleType:
     return module
 
 
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Only one process at a time changes what lies in the directory."""
+    with (_writable_dir() / "lock").open("w") as file:
+        if sys.platform != "win32":
+            import fcntl
+
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _write(path: Path, text: str) -> None:
+    """Renamed into place whole, and once: numba takes a file of another time for another source."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, suffix=".tmp")
+    with os.fdopen(descriptor, "w") as file:
+        file.write(text)
+    with _alone():
+        if path.exists():
+            os.unlink(temporary)
+        else:
+            os.replace(temporary, path)
+
+
+def _save_alone(dispatcher: Any) -> None:
+    """numba numbers the files of a function's types after those in its index, and reads and writes that unguarded.
+
+    Two servers that compile one function for two types at once would give both one number: one type's code is lost,
+    or run for the other's.
+    """
+    cache = getattr(dispatcher._cache, "_cache_file", None)
+    if cache is None:
+        return
+    save = cache.save
+
+    def guarded(key: Any, data: Any) -> None:
+        with _alone():
+            save(key, data)
+
+    cache.save = guarded
+
+
 def cpu_module(body: str, entry: str) -> Any:
     """The compiled function ``entry`` of a generated module; ``@OPTIONS`` in ``body`` stands for our jit options."""
     module = load(body.replace("@OPTIONS", _OPTIONS), entry)
     dispatcher = getattr(module, entry)
+    _save_alone(dispatcher)
     _dispatchers.append(dispatcher)
     return dispatcher
 
