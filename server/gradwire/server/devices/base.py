@@ -56,8 +56,10 @@ def in_order(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     if len(sums) == 1:
         first: npt.NDArray[np.float64] = sums[0]
         return first
-    totals: npt.NDArray[np.float64] = np.add.accumulate(sums, axis=0)[-1:]  # one after another, by definition
-    return totals[0] if len(totals) else np.zeros(sums.shape[1])
+    total = np.zeros(sums.shape[1])
+    for row in sums:
+        total += row
+    return total
 
 
 def chunks_of(ranges: Sequence[Range]) -> list[Range]:

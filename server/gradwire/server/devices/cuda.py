@@ -90,6 +90,14 @@ class CudaDevice(Device):
         with self._runtime.section():
             return self._chunk_sums(gradients, first_row, ranges, start)
 
+    def square_sums(
+        self, gradients: DeviceArray, first_row: int, ranges: Sequence[Range], start: int = 0
+    ) -> npt.NDArray[np.float64]:
+        sums = self.chunk_sums(gradients, first_row, ranges, start)
+        # One after another, as everywhere; in Python the chunks of a long vector would take longer than its update.
+        totals: npt.NDArray[np.float64] = np.add.accumulate(sums, axis=0)[-1:]
+        return totals[0] if len(totals) else np.zeros(sums.shape[1])
+
     def clip(
         self,
         gradients: DeviceArray,
