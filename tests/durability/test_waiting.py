@@ -102,7 +102,8 @@ def test_a_block_whose_caller_has_left_is_applied_all_the_same(
     run = hosted.run_of(name)
     failpoints.arm(point, "sleep:0.5", at_hit=1)
     stream.send_block(1, gradient(1, size))
-    eventually(lambda: hosted.call(run.lock._lock.locked), "the block is being committed")
+    # Not the lock alone: a block whose caller leaves before its row is on its way is rightly not applied.
+    eventually(lambda: failpoints._armed[point].hits, "the block's row is being written")
     stream.cancel()
     hosted.wait_cancelled()
     eventually(lambda: hosted.call(lambda: run.step) == 1, "the block is applied")
