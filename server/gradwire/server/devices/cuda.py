@@ -94,7 +94,8 @@ class CudaDevice(Device):
         self, gradients: DeviceArray, first_row: int, ranges: Sequence[Range], start: int = 0
     ) -> npt.NDArray[np.float64]:
         sums = self.chunk_sums(gradients, first_row, ranges, start)
-        # One after another, as everywhere; in Python the chunks of a long vector would take longer than its update.
+        # What `in_order` does, in one call: in Python the chunks of a long vector would take longer than its update. It
+        # stands here and not there, because the journals of CPU servers depend on the text of that file.
         totals: npt.NDArray[np.float64] = np.add.accumulate(sums, axis=0)[-1:]
         return totals[0] if len(totals) else np.zeros(sums.shape[1])
 

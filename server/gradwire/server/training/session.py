@@ -64,8 +64,6 @@ class Session:
         self.holder = holder
         self._decoder = decoder
         self._encoder = encoder
-        self.memory: SharedMemory | None = None
-        """Shared with the client, or offered to it."""
         self._receiver = BlockReceiver(run, holder, decoder, encoder, max_result_bytes, executor, local)
         self._results = Results(run, holder, encoder)
         self._answering = NOTHING
@@ -86,11 +84,16 @@ class Session:
         holder = await changes.attach(run, worker_id, takeover, on_end)
         return cls(run, holder, **options)
 
+    @property
+    def memory(self) -> SharedMemory | None:
+        """Shared with the client, or offered to it."""
+        return self._receiver.memory
+
     def share_memory(self) -> None:
         """Makes ``memory``, for the encodings of this stream, where there is some to be had and it is worth it."""
         elements = self.run.spec.layout.elements
         sizes = [coding.vector_bytes(elements) for coding in (self._decoder, self._encoder)]
-        self.memory = self._receiver.memory = share(self.run.budget, *map(part_bytes, sizes))
+        self._receiver.memory = share(self.run.budget, *map(part_bytes, sizes))
 
     async def receive(self, part: GradientSlice) -> AsyncIterator[Reply]:
         """Takes one message and yields what can be answered now; the reply with the receipt comes last.
