@@ -25,20 +25,18 @@ digits: $(VENV)/installed  ## the same network trained with a local and a remote
 test: $(VENV)/installed .venv-stubs/installed  ## all tests
 	$(PYTEST) $(ARGUMENTS)
 
-# What is quick and reaches everything, and the tests that were changed since the branch began. Neither kills nor fuzzes.
-QUICK := tests/client tests/contract tests/docker tests/server tests/store/test_conformance.py tests/wire \
-	tests/devices/test_update.py tests/integration/test_bare_stub.py tests/integration/test_blocks.py
-SLOW := tests/robustness/
-TEST_FILES := 'tests/**/test_*.py'
+# What is quick and reaches every room, and the five test files that were changed most since the branch began. Neither
+# kills nor fuzzes.
+QUICK := tests/protos tests/client/encodings tests/client/training $(wildcard tests/client/test_*.py) tests/contract \
+	tests/docker $(wildcard tests/server/test_*.py) $(addprefix tests/server/,cli encodings engine memory optimizers rpc runs \
+	training store/test_conformance.py devices/test_update.py) tests/integration/test_bare_stub.py tests/integration/test_blocks.py
+SLOW := tests/robustness/ tests/benchmarks/ tests/server/devices/test_cuda_simulator.py
 
-quick: lint types  ## lint, types, the quick tests (under 90 s) and those that you changed
-	base=$$(git merge-base HEAD main 2>/dev/null || echo HEAD); \
-	changed=$$( (git diff --name-only --diff-filter=d $$base -- $(TEST_FILES); \
-		git ls-files --others --exclude-standard -- $(TEST_FILES)) | grep -v '^$(SLOW)'); \
-	$(PYTEST) --quiet $(QUICK) $$changed
+quick: lint types  ## lint, types, the quick tests (under 90 s) and those that you changed most
+	$(PYTEST) --quiet $(QUICK) $$($(BIN)/python -m tests.most_changed 5 $(SLOW))
 
 integrations: .venv-integrations/installed  ## the torch optimizer inside HuggingFace's Trainer and Lightning
-	.venv-integrations/bin/python -m pytest tests/remote_optimizer/test_huggingface.py tests/remote_optimizer/test_lightning.py
+	.venv-integrations/bin/python -m pytest tests/client/torch/test_huggingface.py tests/client/torch/test_lightning.py
 
 robustness: $(VENV)/installed  ## a thousand servers killed under traffic; goes on where it was ended, needs a C compiler
 	$(BIN)/python -m tests.robustness --docs

@@ -140,8 +140,10 @@ def _workers() -> tuple[str, ...]:
 def _conformance(simulated: bool) -> list[Command]:
     files = ["test_update.py", "test_memory.py", "test_square_sums.py", "test_clip.py", "test_parity.py"]
     chosen = "cuda and (block_of or copy)" if simulated else "cuda"
-    tests = [f"tests/devices/{name}" for name in files]
-    return [Command("pytest tests/devices", (*PYTEST, *_workers(), "-k", chosen, *tests), 80, TESTS, markdown=False)]
+    tests = [f"tests/server/devices/{name}" for name in files]
+    return [
+        Command("pytest tests/server/devices", (*PYTEST, *_workers(), "-k", chosen, *tests), 80, TESTS, markdown=False)
+    ]
 
 
 def _server_tests(simulated: bool) -> list[Command]:
@@ -150,10 +152,10 @@ def _server_tests(simulated: bool) -> list[Command]:
         return [Command("pytest with a CUDA server", (*PYTEST, *tests), 60, TESTS, markdown=False)]
     integration = ("parity", "torch_parity", "blocks", "clipping", "encodings", "int8", "state_exchange", "client_api")
     faults = ("exactly_once", "whole_steps", "non_finite", "sequences", "lost_servers")
-    tests = ["tests/remote_optimizer/test_cuda.py"]
+    tests = ["tests/client/torch/test_cuda.py"]
     tests += [f"tests/integration/test_{name}.py" for name in integration]
     tests += [f"tests/faults/test_{name}.py" for name in faults]
-    tests += ["tests/durability/test_acknowledged.py"]
+    tests += ["tests/server/durability/test_acknowledged.py"]
     return [Command("pytest with a CUDA server", (*PYTEST, *_workers(), *tests), 100, TESTS, markdown=False)]
 
 

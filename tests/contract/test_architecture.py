@@ -231,3 +231,12 @@ def test_nothing_unpickles() -> None:
     for root in SOURCE_ROOTS:
         for name, imports in modules(root):
             assert not under(imports, *strangers), name
+
+
+@pytest.mark.parametrize("side", ["server", "client"])
+def test_tests_mirror_the_rooms(side: str) -> None:
+    """A folder of tests that no room answers to would be one that nobody finds from the tree."""
+    rooms = {path.parent.name for path in (SOURCE_ROOTS[side] / "gradwire" / side).glob("*/__init__.py")}
+    tested = {path.parent.name for path in (ROOT / "tests" / side).glob("*/test_*.py")}
+    assert tested <= rooms
+    assert len(tested) >= len(rooms) / 2, "nothing was looked at"

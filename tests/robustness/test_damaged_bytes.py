@@ -1,6 +1,6 @@
 """The last record of a journal, and a snapshot: cut off at every byte, every byte changed. Never silently wrong.
 
-Whole, or ended at an earlier step and said so, or refused: `tests.store.test_damage` defines these outcomes, and
+Whole, or ended at an earlier step and said so, or refused: `tests.server.store.test_damage` defines these outcomes, and
 damages whole files, at every so many bytes.
 """
 
@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from gradwire.server.store.disk import DiskStore
-from tests.store.stored import append, create, entry, killed
-from tests.store.test_damage import check, closed, last_transaction, left  # noqa: F401
+from tests.server.store.stored import append, create, entry, killed
+from tests.server.store.test_damage import check, closed, last_transaction, left  # noqa: F401
 
 STEPS = 7
 MASKS = (0x01, 0x80, 0xFF)

@@ -12,7 +12,7 @@ import pytest
 
 from gradwire.server.store.disk import DiskStore
 from tests.robustness.disk import Disk, FileKind, Loss
-from tests.store.stored import append, create
+from tests.server.store.stored import append, create
 
 _BEGIN = """
 import ctypes, os, sys
@@ -125,7 +125,7 @@ except OSError as error:
 # --- what was found with it ------------------------------------------------------------------------------------------
 
 _STORE = """
-from tests.store.stored import *
+from tests.server.store.stored import *
 store = reopened(root / "deep" / "data")
 """
 

@@ -1,4 +1,4 @@
-"""The interface of a device. ``tests/devices`` holds the one conformance suite for all of them."""
+"""The interface of a device. ``tests/server/devices`` holds the one conformance suite for all of them."""
 
 from __future__ import annotations
 

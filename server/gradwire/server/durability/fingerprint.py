@@ -23,8 +23,9 @@ _MOVED = (
         "from gradwire.server.optimizers.base import Floats\nfrom gradwire.server.spec import RunSpec\n",
     ),
     ("from gradwire.server.optimizers.schedules import", "from gradwire.server.schedules import"),
+    ("``tests/server/devices``", "``tests/devices``"),
 )
-"""Imports as they are, and as they were when the first journals were written: where a module lies changes no bit."""
+"""Names as they are, and as they were when the first journals were written: where a module lies changes no bit."""
 
 
 def computing_sources() -> str:

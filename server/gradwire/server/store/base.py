@@ -1,4 +1,4 @@
-"""The interface of a store, and what is stored, as plain data. ``tests/store`` holds the one conformance suite."""
+"""The interface of a store, and what is stored, as plain data. ``tests/server/store`` has the conformance suite."""
 
 from __future__ import annotations
 
