@@ -12,10 +12,10 @@ from gradwire.server.engine.run import MAX_WORKERS
 from gradwire.server.engine.workers import MAX_ID_BYTES
 from gradwire.server.runs.registry import MAX_PAGE
 from gradwire.server.store.base import MAX_ENTRY_BYTES
-from gradwire.wire.encoding import MAX_MESSAGE_BYTES, MAX_ROW_BYTES
+from gradwire.wire.encoding import MAX_ROW_BYTES
 from gradwire.wire.errors import DOMAIN, MAX_METADATA_BYTES, STATUS_DETAILS_KEY, TABLE
 from gradwire.wire.layout import MAX_DIMENSIONS, MAX_ELEMENTS, MAX_TENSOR_NAME_BYTES, MAX_TENSORS
-from gradwire.wire.service import SERVICE_NAME
+from gradwire.wire.service import MAX_MESSAGE_BYTES, SERVICE_NAME
 from tests.protos.buf import PROTOS
 
 TEXT = {path.stem: path.read_text() for path in (PROTOS / "gradwire/v1").glob("*.proto")}
@@ -31,7 +31,7 @@ def prose(name: str) -> str:
 def test_each_refusal_stands_in_the_contract_once_with_its_code_and_nothing_else_does() -> None:
     assert sorted(row[0] for row in ROWS) == sorted(TABLE)
     for reason, code, *_ in ROWS:
-        assert code == code_pb2.Code.Name(TABLE[reason].code), reason  # type: ignore[arg-type]
+        assert code == code_pb2.Code.Name(TABLE[reason].code), reason
 
 
 def test_what_may_pass_by_itself_is_what_the_client_tries_again() -> None:

@@ -1,14 +1,16 @@
-"""What both sides must agree on about the gRPC service itself."""
+"""What both sides must agree on about the gRPC service itself. Imports no numpy: health is asked every few seconds."""
 
 from __future__ import annotations
 
 from urllib.parse import unquote
 
 from gradwire.v1 import service_pb2
-from gradwire.wire.encoding import MAX_MESSAGE_BYTES
 
 SERVICE_NAME: str = service_pb2.DESCRIPTOR.services_by_name["OptimizerService"].full_name
 """Full name of the service, under which health is asked for it."""
+
+MAX_MESSAGE_BYTES = 16 * 2**20
+"""No message of the contract is larger; both sides set it as gRPC's limit."""
 
 MESSAGE_OPTIONS = [
     # A slice may fill a message; its other fields need a little more.
