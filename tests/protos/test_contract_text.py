@@ -12,6 +12,7 @@ from gradwire.server.engine.run import MAX_WORKERS
 from gradwire.server.engine.workers import MAX_ID_BYTES
 from gradwire.server.runs.registry import MAX_PAGE
 from gradwire.server.store.base import MAX_ENTRY_BYTES
+from gradwire.v1 import service_pb2
 from gradwire.wire.encoding import MAX_ROW_BYTES
 from gradwire.wire.errors import DOMAIN, MAX_METADATA_BYTES, STATUS_DETAILS_KEY, TABLE
 from gradwire.wire.layout import MAX_DIMENSIONS, MAX_ELEMENTS, MAX_TENSOR_NAME_BYTES, MAX_TENSORS
@@ -32,6 +33,10 @@ def test_each_refusal_stands_in_the_contract_once_with_its_code_and_nothing_else
     assert sorted(row[0] for row in ROWS) == sorted(TABLE)
     for reason, code, *_ in ROWS:
         assert code == code_pb2.Code.Name(TABLE[reason].code), reason
+
+
+def test_the_service_is_called_what_both_sides_say() -> None:
+    assert service_pb2.DESCRIPTOR.services_by_name["OptimizerService"].full_name == SERVICE_NAME
 
 
 def test_what_may_pass_by_itself_is_what_the_client_tries_again() -> None:

@@ -1,12 +1,11 @@
-"""What both sides must agree on about the gRPC service itself. Imports no numpy: health is asked every few seconds."""
+"""What both sides must agree on about the gRPC service itself. Imports neither numpy nor
+protobuf: health is asked every few seconds."""
 
 from __future__ import annotations
 
 from urllib.parse import unquote
 
-from gradwire.v1 import service_pb2
-
-SERVICE_NAME: str = service_pb2.DESCRIPTOR.services_by_name["OptimizerService"].full_name
+SERVICE_NAME = "gradwire.v1.OptimizerService"
 """Full name of the service, under which health is asked for it."""
 
 MAX_MESSAGE_BYTES = 16 * 2**20
