@@ -20,18 +20,23 @@ WORKDIR /src
 RUN python3 -m venv /opt/build && python3 -m venv --without-pip /opt/gradwire
 # The dependencies form a layer of their own (gigabytes here), which a change of the sources leaves alone; their own
 # tests stay behind. cu13 is the CUDA that the pinned torch is built for; the two must stay the same.
+# Their bytecode holds whatever happens to the times of files, as copies between stages and layers may change those: the
+# user of the image cannot write it anew, and each start, each health check too, would compile all that it imports.
+# (What does not compile is made for another Python, and never imported.)
 COPY pyproject.toml constraints.txt docker/requirements.py ./
 RUN python3 requirements.py cuda > requirements.txt \
  && /opt/build/bin/pip --python /opt/gradwire/bin/python install \
-      --no-cache-dir --only-binary :all: --constraint constraints.txt --requirement requirements.txt "numba-cuda[cu13]" \
+      --no-cache-dir --no-compile --only-binary :all: --constraint constraints.txt --requirement requirements.txt "numba-cuda[cu13]" \
  && cd /opt/gradwire/lib/python3*/site-packages \
- && find numpy numba llvmlite -type d -name tests -prune -exec rm -r {} +
+ && find numpy numba llvmlite -type d -name tests -prune -exec rm -r {} + \
+ && { python3 -m compileall -q --invalidation-mode unchecked-hash . || true; }
 COPY README.md LICENSE ./
 COPY protos protos
 COPY server server
 COPY client client
 RUN /opt/build/bin/pip --python /opt/gradwire/bin/python install \
-      --no-cache-dir --no-deps --prefix /opt/package .
+      --no-cache-dir --no-compile --no-deps --prefix /opt/package . \
+ && python3 -m compileall -q --invalidation-mode unchecked-hash /opt/package
 
 
 FROM base

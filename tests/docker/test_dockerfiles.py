@@ -99,9 +99,16 @@ def test_says_what_it_is(stages: list[list[Instruction]], variant: str) -> None:
 
 def test_the_tests_of_dependencies_stay_behind(stages: list[list[Instruction]]) -> None:
     (install,) = [value for value in values(stages[1], "RUN") if "requirements.txt" in value]
-    assert install.endswith("find numpy numba llvmlite -type d -name tests -prune -exec rm -r {} +"), (
-        "in the same layer"
-    )
+    assert "&& find numpy numba llvmlite -type d -name tests -prune -exec rm -r {} +" in install, "in the same layer"
+
+
+def test_bytecode_does_not_depend_on_the_times_of_files(stages: list[list[Instruction]]) -> None:
+    """Copies between stages may change them: then each health check compiled all that it imported."""
+    installs = [value for value in values(stages[1], "RUN") if " install " in value]
+    assert len(installs) == 2
+    for install in installs:
+        assert "--no-compile" in install
+        assert "compileall -q --invalidation-mode unchecked-hash" in install
 
 
 def test_runs_as_a_numbered_user_that_is_not_root(stages: list[list[Instruction]]) -> None:
