@@ -20,7 +20,7 @@ way to a thread and back, past everything else that wants the interpreter, was m
 async def to_the_end(work: asyncio.Future[T]) -> T:
     """Result of ``work``. A caller that is cancelled stays until it has ended."""
     try:
-        return await asyncio.shield(work)
+        await asyncio.wait({work})  # from Python 3.14 on, a shield reports failures that its caller has left behind
     except asyncio.CancelledError:
         while not work.done():
             with suppress(asyncio.CancelledError):
@@ -28,6 +28,7 @@ async def to_the_end(work: asyncio.Future[T]) -> T:
         if not work.cancelled():
             work.exception()  # there is nobody left to be told
         raise
+    return work.result()
 
 
 async def outlast(future: ConcurrentFuture[Any]) -> asyncio.CancelledError | None:

@@ -253,7 +253,8 @@ class Registry:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)  # the event loop itself keeps only weak references
         task.add_done_callback(self._note_done)
-        return await asyncio.shield(task)
+        await asyncio.wait({task})  # not a shield: see `to_the_end`
+        return task.result()
 
     def _note_done(self, task: asyncio.Task[Any]) -> None:
         self._tasks.discard(task)
