@@ -114,8 +114,13 @@ class OptimizerServicer(SnapshotCalls):
                 stream = TrainStream(guard, context, session.memory, encoder)
                 await guard.write(context.write, self._attached(session))
                 while (part := await stream.receive()) is not None:
-                    async for reply in session.receive(part):
-                        await stream.send(reply)
+                    at_once = session.receive_at_once(part)
+                    if at_once is not None:
+                        await stream.send(at_once)
+                        session.answered()
+                    else:
+                        async for reply in session.receive(part):
+                            await stream.send(reply)
             except GradwireError as error:
                 session.complete(error)
                 raise
