@@ -28,8 +28,8 @@ from gradwire.client.training.local_parameters import LocalParameters
 from gradwire.client.transport.stream import TrainMethod
 from gradwire.v1 import run_pb2, service_pb2_grpc, train_pb2
 from gradwire.wire.encoding import state_dtype
+from gradwire.wire.hosts import is_local
 from gradwire.wire.layout import Layout, Range
-from gradwire.wire.service import is_local
 
 
 class Run:

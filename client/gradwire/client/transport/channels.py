@@ -9,7 +9,8 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gradwire.client.errors import ConnectionLost, connection_lost
-from gradwire.wire.service import MESSAGE_OPTIONS, SERVICE_NAME, is_local, local_options
+from gradwire.wire.hosts import is_local
+from gradwire.wire.service import MESSAGE_OPTIONS, SERVICE_NAME, local_options
 
 CONNECT_TIMEOUT_SECONDS = 15.0
 REACH_TIMEOUT_SECONDS = 5.0
