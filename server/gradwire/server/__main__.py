@@ -15,9 +15,10 @@ def main() -> None:
         return
     try:
         from gradwire.server.cli.commands import cli
-    except ModuleNotFoundError as error:
+
+        cli(auto_envvar_prefix=None)
+    except ModuleNotFoundError as error:  # of a command that needs the server
         sys.exit(f"gradwire: {error.name} is not installed; the server needs: pip install 'gradwire[server]'")
-    cli(auto_envvar_prefix=None)
 
 
 def _leave_working_directory() -> None:
