@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from urllib.parse import unquote
-
 from gradwire.v1 import service_pb2
 from gradwire.wire.encoding import MAX_MESSAGE_BYTES
+from gradwire.wire.hosts import is_this_host
+from gradwire.wire.proxies import proxy_variable
 
 SERVICE_NAME: str = service_pb2.DESCRIPTOR.services_by_name["OptimizerService"].full_name
 """Full name of the service, under which health is asked for it."""
@@ -18,17 +18,6 @@ MESSAGE_OPTIONS = [
 """gRPC channel and server options for the contract's message size."""
 
 
-def is_local(address: str) -> bool:
-    """Whether ``address``, a target of a client or a peer as gRPC names it, leads to this host's own loopback.
-
-    Behind it may still be another host: a tunnel, or a container.
-    """
-    for scheme in ("dns:///", "dns:", "ipv4:", "ipv6:"):
-        address = address.removeprefix(scheme)
-    host = unquote(address).rpartition(":")[0].strip("[]").removeprefix("::ffff:")
-    return address.startswith(("unix:", "unix-abstract:")) or host in ("localhost", "::1") or host.startswith("127.")
-
-
 def local_options(target: str) -> list[tuple[str, int]]:
     """Channel options for ``target``: an HTTP proxy from the environment must not stand between two local processes."""
-    return [("grpc.enable_http_proxy", 0)] if is_local(target) else []
+    return [("grpc.enable_http_proxy", 0)] if proxy_variable() and is_this_host(target) else []

@@ -36,7 +36,8 @@ from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc, train_pb2
 from gradwire.wire.encoding import dtype_of, encode, wire_dtype
 from gradwire.wire.envelope import Opened
 from gradwire.wire.errors import GradwireError
-from gradwire.wire.service import SERVICE_NAME, is_local
+from gradwire.wire.hosts import is_local
+from gradwire.wire.service import SERVICE_NAME
 
 
 class OptimizerServicer(SnapshotCalls):
