@@ -46,8 +46,9 @@ versions:  ## quick tests without torch on the other Pythons that are found here
 
 VERSIONS ?= 3.12 3.13 3.14
 
-integrations: .venv-integrations/installed  ## the torch optimizer inside HuggingFace's Trainer and Lightning
-	.venv-integrations/bin/python -m pytest tests/client/torch/test_huggingface.py tests/client/torch/test_lightning.py
+integrations: .venv-integrations/installed examples/node/node_modules  ## inside HuggingFace's Trainer, Lightning and Node.js
+	GRADWIRE_INTEGRATIONS=1 .venv-integrations/bin/python -m pytest tests/client/torch/test_huggingface.py \
+	  tests/client/torch/test_lightning.py tests/integration/test_node.py
 
 robustness: $(VENV)/installed  ## a thousand servers killed under traffic; goes on where it was ended, needs a C compiler
 	$(BIN)/python -m tests.robustness --docs
@@ -90,7 +91,7 @@ constraints: $(VENV)/installed  ## constraints.txt and requirements/demo.txt; AR
 	$(BIN)/python requirements/compile.py $(ARGUMENTS)
 
 clean:  ## environments and caches
-	rm -rf .venv .venv-demo .venv-integrations .venv-peers .venv-stubs .venv-base .venv-3.* .mypy_cache .ruff_cache .pytest_cache .hypothesis out
+	rm -rf examples/node/node_modules .venv .venv-demo .venv-integrations .venv-peers .venv-stubs .venv-base .venv-3.* .mypy_cache .ruff_cache .pytest_cache .hypothesis out
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "gradwire needs Python 3.11 or newer")'
@@ -108,6 +109,10 @@ $(VENV)/installed: pyproject.toml constraints.txt
 .venv-integrations/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-integrations
 	.venv-integrations/bin/pip install --quiet --constraint constraints.txt --editable '.[integrations]' pytest pytest-timeout
+	@touch $@
+
+examples/node/node_modules: examples/node/package-lock.json
+	npm ci --prefix examples/node
 	@touch $@
 
 .venv-peers/installed: pyproject.toml constraints.txt

@@ -1,4 +1,4 @@
-"""The compose files obey the compose specification and keep the server closed, confined and able to drain.
+"""The compose files obey the compose specification, keep runs, and keep the server closed, confined and able to drain.
 
 `data/compose-spec.json` is the specification's own JSON schema, unchanged, under the Apache License 2.0 (beside it in
 `LICENSE.compose-spec`); it came from the PyPI package check-jsonschema 0.39.0, which carries it as data.
@@ -17,15 +17,20 @@ import jsonschema
 import pytest
 import yaml
 
+from gradwire.server.cli.serve import serve_command, size
 from gradwire.server.config import ServerConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = json.loads((Path(__file__).parent / "data/compose-spec.json").read_text())
 FILES = ["compose.yaml", "compose.cuda.yaml"]
+DATA = "/var/lib/gradwire"
 
 
 def load(name: str) -> dict[str, Any]:
-    content: dict[str, Any] = yaml.safe_load((ROOT / name).read_text())
+    """The file as it is where no variable is set."""
+    text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", (ROOT / name).read_text())
+    assert "${" not in text
+    content: dict[str, Any] = yaml.safe_load(text)
     return content
 
 
@@ -40,6 +45,10 @@ def seconds(duration: str) -> float:
     return 60 * int(match[1] or 0) + int(match[2] or 0)
 
 
+def option(command: list[str], name: str) -> str:
+    return command[command.index(name) + 1]
+
+
 @pytest.fixture(scope="module")
 def server() -> dict[str, Any]:
     service: dict[str, Any] = load("compose.yaml")["services"]["server"]
@@ -50,6 +59,7 @@ def server() -> dict[str, Any]:
 def test_obeys_the_schema_of_the_specification(name: str) -> None:
     assert SCHEMA["$schema"] == jsonschema.Draft202012Validator.META_SCHEMA["$id"]
     check(load(name))
+    check(yaml.safe_load((ROOT / name).read_text()))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -66,25 +76,33 @@ def test_publishes_on_loopback_only(server: dict[str, Any]) -> None:
     for port in server["ports"]:
         assert ipaddress.ip_address(port.rsplit(":", 2)[0]).is_loopback
     assert "network_mode" not in server
+    assert '"127.0.0.1:${GRADWIRE_PORT:-50051}:50051"' in (ROOT / "compose.yaml").read_text()
 
 
 def test_serves_the_published_port(server: dict[str, Any]) -> None:
     command = server["command"]
     assert command[0] == "serve"
-    listen = command[command.index("--listen") + 1]
+    listen = option(command, "--listen")
     assert listen.rpartition(":")[2] == server["ports"][0].rsplit(":", 1)[1]
     ServerConfig(listen=(listen,), insecure="--insecure" in command)  # not refused
 
 
 def test_is_killed_only_after_the_drain(server: dict[str, Any]) -> None:
-    assert seconds(server["stop_grace_period"]) >= ServerConfig().drain_timeout_seconds + 5
+    """And after the last snapshots, which take time too."""
+    assert seconds(server["stop_grace_period"]) >= ServerConfig().drain_timeout_seconds + 60
+    assert server["init"] is True
 
 
-def test_health_is_asked_through_the_health_service(server: dict[str, Any]) -> None:
-    how, *command = server["healthcheck"]["test"]
-    assert how == "CMD", "without a shell"
-    port = server["ports"][0].rsplit(":", 1)[1]
-    assert command == ["gradwire", "health", "--target", f"127.0.0.1:{port}"]
+def test_comes_back_by_itself(server: dict[str, Any]) -> None:
+    assert server["restart"] == "unless-stopped"
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_health_is_said_once_in_the_image(name: str) -> None:
+    """test_dockerfiles.py says how; what two places say would differ one day."""
+    service = load(name)["services"]["server"]
+    assert "healthcheck" not in service
+    assert "HEALTHCHECK" in (ROOT / service["build"]["dockerfile"]).read_text()
 
 
 def test_is_confined(server: dict[str, Any]) -> None:
@@ -94,12 +112,34 @@ def test_is_confined(server: dict[str, Any]) -> None:
     assert not {"privileged", "cap_add", "devices", "pid", "ipc", "user"} & set(server)
 
 
+def test_is_bounded_and_takes_its_bounds_from_the_container(server: dict[str, Any]) -> None:
+    """No --max-memory and no --threads in the command: their defaults follow the container's limits."""
+    limits = server["deploy"]["resources"]["limits"]
+    assert size(limits["memory"].replace("g", "GiB")) == 4 * 2**30
+    assert limits["cpus"] == "0"
+    assert limits["pids"] >= 256
+    assert not {"--max-memory", "--threads"} & set(server["command"])
+    assert {"max-size", "max-file"} == set(server["logging"]["options"])
+
+
+def test_every_setting_of_the_server_can_be_handed_on_that_the_image_does_not_decide(server: dict[str, Any]) -> None:
+    variables = {parameter.envvar for parameter in serve_command.params if parameter.envvar}
+    decided = {"GRADWIRE_LISTEN", "GRADWIRE_INSECURE", "GRADWIRE_DATA_DIR", "GRADWIRE_DEVICE"}
+    assert set(server["environment"]) == variables - decided
+
+
 @pytest.mark.parametrize("name", FILES)
-def test_the_kernel_cache_outlives_the_container(name: str, server: dict[str, Any]) -> None:
-    volume, _, target = server["volumes"][0].partition(":")
-    assert volume in load(name)["volumes"]
-    dockerfile = ROOT / load(name)["services"]["server"]["build"]["dockerfile"]
-    assert f"GRADWIRE_CACHE_DIR={target}\n" in dockerfile.read_text()
+def test_runs_and_kernels_outlive_the_container_in_folders_that_the_image_makes(
+    name: str, server: dict[str, Any]
+) -> None:
+    """A volume takes over the owner of such a folder; any other one would be root's, and the server end with exit 1."""
+    folders = dict(reversed(volume.split(":")) for volume in server["volumes"])
+    assert folders == {"/var/cache/gradwire": "kernels", DATA: "runs"}
+    assert option(server["command"], "--data-dir") == DATA
+    assert set(folders.values()) == set(load(name)["volumes"])
+    dockerfile = (ROOT / load(name)["services"]["server"]["build"]["dockerfile"]).read_text()
+    assert "GRADWIRE_CACHE_DIR=/var/cache/gradwire\n" in dockerfile
+    assert f"--owner gradwire --group gradwire --mode 0700 {DATA} /var/cache/gradwire\n" in dockerfile
 
 
 def test_cuda_adds_the_reservation_and_takes_nothing_away() -> None:
@@ -108,4 +148,4 @@ def test_cuda_adds_the_reservation_and_takes_nothing_away() -> None:
     (device,) = service.pop("deploy")["resources"]["reservations"]["devices"]
     assert device["driver"] == "nvidia"
     assert "gpu" in device["capabilities"]
-    assert service == {"image": "gradwire:cuda", "build": {"dockerfile": "docker/cuda.Dockerfile"}}
+    assert service == {"image": "gradwire:0.1.0-cuda", "build": {"dockerfile": "docker/cuda.Dockerfile"}}

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from google.rpc import status_pb2
 
 from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc, train_pb2
-from gradwire.wire.encoding import MAX_MESSAGE_BYTES
 from gradwire.wire.errors import STATUS_DETAILS_KEY, GradwireError, RunBusy, from_status
+from gradwire.wire.service import MAX_MESSAGE_BYTES
 from tests.faults.hosted import WAIT_SECONDS
 
 Floats = npt.NDArray[np.float32]

@@ -12,8 +12,8 @@ import pytest
 
 from gradwire.server.engine.spec import TENSOR_BYTES
 from gradwire.v1 import run_pb2, service_pb2, train_pb2
-from gradwire.wire.encoding import MAX_MESSAGE_BYTES
 from gradwire.wire.errors import GradwireError, InternalError, MemoryLimitExceeded, ResultTooLarge
+from gradwire.wire.service import MAX_MESSAGE_BYTES
 from tests.faults.bare import (
     BareStream,
     Stub,

@@ -37,7 +37,8 @@ class Dtype(_Dtype, metaclass=_DtypeEnumTypeWrapper):
 
     A run packs all of its tensors into ONE flat vector: group after group, and inside a group tensor after tensor, each
     in row-major order. Every offset and length of this contract counts elements of that vector. A slot (a piece of
-    optimizer state such as `exp_avg`) is a vector of the same length.
+    optimizer state such as `exp_avg`) is a vector of the same length. A scalar is one element, a tensor with a dimension
+    of 0 none. Example: the group {w: [2, 3]} and the group {b: [3], s: []} make ten elements, w at 0, b at 6, s at 9.
 
     The floating-point type in which the server keeps parameters and state.
     """
@@ -87,7 +88,9 @@ class _EncodingEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumT
     """
 
 class Encoding(_Encoding, metaclass=_EncodingEnumTypeWrapper):
-    """How values are written into `data` fields. Always little-endian and densely packed."""
+    """How values are written into `data` fields. Always little-endian and densely packed. With another encoding than the
+    run's own the server's values keep their precision; what travels is rounded.
+    """
 
 ENCODING_UNSPECIFIED: Encoding.ValueType  # 0
 """Not set: the encoding of the run's own dtype, which is exact."""
@@ -192,7 +195,7 @@ class Tensor(google.protobuf.message.Message):
     """Unique in the run, not empty, at most 512 bytes."""
     @property
     def shape(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """Dimensions, outermost first; empty for a scalar. A dimension may be 0."""
+        """Dimensions, outermost first; empty for a scalar. A dimension may be 0. At most 64."""
 
     def __init__(
         self,

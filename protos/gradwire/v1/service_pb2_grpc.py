@@ -7,14 +7,84 @@ from gradwire.v1 import train_pb2 as gradwire_dot_v1_dot_train__pb2
 
 
 class OptimizerServiceStub(object):
-    """Holds parameters and optimizer state; clients send gradients and get parameters back.
+    """How to write a client from these three files alone.
 
-    Every refusal is a gRPC status whose details hold google.rpc.ErrorInfo with domain "gradwire"; its reason is stable,
-    and its metadata says `applied` ("true" or "false": whether the step or write that was asked for took effect) and what
-    was expected. Of a Train stream that ends while a block is being answered it says `sequence`, too: the block that was
-    applied. Who has its receipt already, and has sent the next one, knows that the next one was not. A status without that
-    detail comes from the transport: then the outcome is unknown.
-    No message may be larger than 16 MiB; about 1 MiB of `data` a message is fastest.
+    CONNECTION. gRPC over HTTP/2 without TLS, no metadata needed, no compression expected. The standard health service
+    grpc.health.v1.Health answers for `gradwire.v1.OptimizerService` and for the empty name: SERVING, or NOT_SERVING
+    while the server starts or drains. gRPC reflection is there with `gradwire serve --reflection` only.
+
+    KEEPALIVE. The server probes an idle connection every 10 s (--keepalive) and drops it, with its streams, when a probe
+    has not been answered for 20 s; gRPC's libraries answer by themselves. A client may probe as often as it likes,
+    without calls too: it is never sent away for it (no ENHANCE_YOUR_CALM). 10 s is a good interval; without probes a
+    client may wait for ever for a server that has lost its power.
+
+    SIZES. No request may be larger than 16 MiB; about 1 MiB of `data` is fastest. No response reaches gRPC's default
+    limit of 4 MiB (4,194,304 bytes), so a client need not raise its own. The one exception are answers with a Run whose
+    tensors' names and shapes alone take that much. `data` that is larger is cut into several messages; a tensor, or a
+    row, need not lie in one. A run has at most 65,536 tensors and 2,147,483,647 elements; a server may allow less.
+
+    NUMBERS. `data` is always little-endian and densely packed, whatever the machine; see Encoding. No alignment is
+    promised: where a typed view needs one, copy first. uint64 counters stay below 2^53.
+
+    DEADLINES. None is needed; each is honoured. A call that ends by its deadline, or is cancelled, may still take
+    effect. A Train stream lives as long as its worker trains: give it none, or one that you mean.
+
+    REFUSALS. Whatever the server refuses is a gRPC status with one detail: google.rpc.ErrorInfo with domain "gradwire",
+    a stable `reason` from the table below, and `metadata`, at most 2 KiB, which says what was expected. Libraries
+    without an error model of their own find it in the trailing metadata `grpc-status-details-bin`: a serialized
+    google.rpc.Status {int32 code = 1; string message = 2; repeated google.protobuf.Any details = 3}; in the Any
+    (type_url = 1, value = 2) lies ErrorInfo {string reason = 1; string domain = 2; map<string, string> metadata = 3}.
+
+    metadata["applied"] is "true", "false" or "unknown": whether the step or write that was asked for took effect. Of a
+    Train stream that ends while a block is being answered, metadata["sequence"] names the block that was applied: who
+    has its receipt already, and has sent the next one, knows that the next one was not. A status ends a Train stream;
+    the sequence number of a block that was not applied is free, so attach again and send the block, or another one,
+    under it.
+
+    A status WITHOUT that detail comes from the transport: whether the request took effect is unknown. UNAVAILABLE,
+    CANCELLED, UNKNOWN, INTERNAL, DEADLINE_EXCEEDED and ABORTED may pass; pause (0.1 s, doubled each time up to 3 s, with
+    jitter) and try again: a step as train.proto says under EXACTLY ONCE, any other call as it was. Those that create
+    carry a request_id, which makes a retry harmless; of DeleteRun the retry may find RUN_NOT_FOUND; SaveSnapshot takes
+    one more; the others do the same once again. UNIMPLEMENTED: that is no gradwire server, or an older one.
+
+    THE REASONS, with status code, `applied` on a Train stream or a write ("any": read it), and whether to try again:
+    "no": the same request will be refused again; "later": after a pause, as above; "attach": go on as after a broken
+    stream. A reason that is not listed here comes from a newer server: go by `applied` and the code.
+
+    reason                 code                applied again  what it means, what helps
+    RUN_NOT_FOUND          NOT_FOUND           any     no     never created, deleted, replaced (run_uid), or lost with
+    a server that kept it in memory: create it
+    RUN_ALREADY_EXISTS     ALREADY_EXISTS      false   no     created by another request_id: attach, replace, other
+    name
+    INVALID_SPEC           INVALID_ARGUMENT    false   no     name, layout, dtype or durability of a run; a file
+    INVALID_HYPERPARAMETER INVALID_ARGUMENT    false   no     out of its range, at creation or in an override
+    INVALID_SLICE          INVALID_ARGUMENT    false   no     wrong size or place, an overlap, an absent tensor
+    INCOMPLETE_VALUES      INVALID_ARGUMENT    false   no     the end, or `last`, came before all elements
+    PROTOCOL_VIOLATION     INVALID_ARGUMENT    false   no     order or content of messages; too large a block
+    (`max_steps`)
+    NON_FINITE_GRADIENT    INVALID_ARGUMENT    false   no     a NaN or an infinity, and the policy is REJECT: attach,
+    and send other gradients under the same sequence
+    SEQUENCE_MISMATCH      FAILED_PRECONDITION any     no     `expected_sequence` would be right; "true": an old block
+    RUN_BUSY               FAILED_PRECONDITION false   later  `attached_worker_id` has the run; or take it:
+    Attach.takeover
+    FENCED                 ABORTED             any     no     another stream has taken the run, or its values were
+    written. Attach again only if you know why: two workers
+    that both do it at once fence each other for ever
+    TOO_MANY_PARAMETERS    RESOURCE_EXHAUSTED  false   no     more elements than the server takes (--max-parameters)
+    MEMORY_LIMIT_EXCEEDED  RESOURCE_EXHAUSTED  any     later  no room within --max-memory: others may free some
+    RESULT_TOO_LARGE       RESOURCE_EXHAUSTED  false   no     a trajectory beyond `max_bytes`: fewer steps, or LAST
+    STALLED                DEADLINE_EXCEEDED   any     attach you did not read for 60 s (--stall-timeout)
+    DRAINING               UNAVAILABLE         false   later  the server is about to stop: try until it is back
+    STARTING               UNAVAILABLE         false   later  its runs are not back from the disk yet
+    STORAGE_FULL           RESOURCE_EXHAUSTED  any     later  its disk is full: nothing happens before somebody makes
+    room
+    STORAGE_FAILED         UNAVAILABLE         any     attach it could not write: once it was started anew
+    RUN_DAMAGED            DATA_LOSS           false   no     stored but not to be brought back: delete or replace it
+    SNAPSHOT_NOT_FOUND     NOT_FOUND           false   no     no such snapshot, or no more
+    INTERNAL               INTERNAL            any     attach nobody planned for it; once, then give up
+
+    Holds parameters and optimizer state; clients send gradients and get parameters back. What holds for all calls stands
+    above: connection, sizes, and every refusal with what to do about it.
     """
 
     def __init__(self, channel):
@@ -106,20 +176,91 @@ class OptimizerServiceStub(object):
 
 
 class OptimizerServiceServicer(object):
-    """Holds parameters and optimizer state; clients send gradients and get parameters back.
+    """How to write a client from these three files alone.
 
-    Every refusal is a gRPC status whose details hold google.rpc.ErrorInfo with domain "gradwire"; its reason is stable,
-    and its metadata says `applied` ("true" or "false": whether the step or write that was asked for took effect) and what
-    was expected. Of a Train stream that ends while a block is being answered it says `sequence`, too: the block that was
-    applied. Who has its receipt already, and has sent the next one, knows that the next one was not. A status without that
-    detail comes from the transport: then the outcome is unknown.
-    No message may be larger than 16 MiB; about 1 MiB of `data` a message is fastest.
+    CONNECTION. gRPC over HTTP/2 without TLS, no metadata needed, no compression expected. The standard health service
+    grpc.health.v1.Health answers for `gradwire.v1.OptimizerService` and for the empty name: SERVING, or NOT_SERVING
+    while the server starts or drains. gRPC reflection is there with `gradwire serve --reflection` only.
+
+    KEEPALIVE. The server probes an idle connection every 10 s (--keepalive) and drops it, with its streams, when a probe
+    has not been answered for 20 s; gRPC's libraries answer by themselves. A client may probe as often as it likes,
+    without calls too: it is never sent away for it (no ENHANCE_YOUR_CALM). 10 s is a good interval; without probes a
+    client may wait for ever for a server that has lost its power.
+
+    SIZES. No request may be larger than 16 MiB; about 1 MiB of `data` is fastest. No response reaches gRPC's default
+    limit of 4 MiB (4,194,304 bytes), so a client need not raise its own. The one exception are answers with a Run whose
+    tensors' names and shapes alone take that much. `data` that is larger is cut into several messages; a tensor, or a
+    row, need not lie in one. A run has at most 65,536 tensors and 2,147,483,647 elements; a server may allow less.
+
+    NUMBERS. `data` is always little-endian and densely packed, whatever the machine; see Encoding. No alignment is
+    promised: where a typed view needs one, copy first. uint64 counters stay below 2^53.
+
+    DEADLINES. None is needed; each is honoured. A call that ends by its deadline, or is cancelled, may still take
+    effect. A Train stream lives as long as its worker trains: give it none, or one that you mean.
+
+    REFUSALS. Whatever the server refuses is a gRPC status with one detail: google.rpc.ErrorInfo with domain "gradwire",
+    a stable `reason` from the table below, and `metadata`, at most 2 KiB, which says what was expected. Libraries
+    without an error model of their own find it in the trailing metadata `grpc-status-details-bin`: a serialized
+    google.rpc.Status {int32 code = 1; string message = 2; repeated google.protobuf.Any details = 3}; in the Any
+    (type_url = 1, value = 2) lies ErrorInfo {string reason = 1; string domain = 2; map<string, string> metadata = 3}.
+
+    metadata["applied"] is "true", "false" or "unknown": whether the step or write that was asked for took effect. Of a
+    Train stream that ends while a block is being answered, metadata["sequence"] names the block that was applied: who
+    has its receipt already, and has sent the next one, knows that the next one was not. A status ends a Train stream;
+    the sequence number of a block that was not applied is free, so attach again and send the block, or another one,
+    under it.
+
+    A status WITHOUT that detail comes from the transport: whether the request took effect is unknown. UNAVAILABLE,
+    CANCELLED, UNKNOWN, INTERNAL, DEADLINE_EXCEEDED and ABORTED may pass; pause (0.1 s, doubled each time up to 3 s, with
+    jitter) and try again: a step as train.proto says under EXACTLY ONCE, any other call as it was. Those that create
+    carry a request_id, which makes a retry harmless; of DeleteRun the retry may find RUN_NOT_FOUND; SaveSnapshot takes
+    one more; the others do the same once again. UNIMPLEMENTED: that is no gradwire server, or an older one.
+
+    THE REASONS, with status code, `applied` on a Train stream or a write ("any": read it), and whether to try again:
+    "no": the same request will be refused again; "later": after a pause, as above; "attach": go on as after a broken
+    stream. A reason that is not listed here comes from a newer server: go by `applied` and the code.
+
+    reason                 code                applied again  what it means, what helps
+    RUN_NOT_FOUND          NOT_FOUND           any     no     never created, deleted, replaced (run_uid), or lost with
+    a server that kept it in memory: create it
+    RUN_ALREADY_EXISTS     ALREADY_EXISTS      false   no     created by another request_id: attach, replace, other
+    name
+    INVALID_SPEC           INVALID_ARGUMENT    false   no     name, layout, dtype or durability of a run; a file
+    INVALID_HYPERPARAMETER INVALID_ARGUMENT    false   no     out of its range, at creation or in an override
+    INVALID_SLICE          INVALID_ARGUMENT    false   no     wrong size or place, an overlap, an absent tensor
+    INCOMPLETE_VALUES      INVALID_ARGUMENT    false   no     the end, or `last`, came before all elements
+    PROTOCOL_VIOLATION     INVALID_ARGUMENT    false   no     order or content of messages; too large a block
+    (`max_steps`)
+    NON_FINITE_GRADIENT    INVALID_ARGUMENT    false   no     a NaN or an infinity, and the policy is REJECT: attach,
+    and send other gradients under the same sequence
+    SEQUENCE_MISMATCH      FAILED_PRECONDITION any     no     `expected_sequence` would be right; "true": an old block
+    RUN_BUSY               FAILED_PRECONDITION false   later  `attached_worker_id` has the run; or take it:
+    Attach.takeover
+    FENCED                 ABORTED             any     no     another stream has taken the run, or its values were
+    written. Attach again only if you know why: two workers
+    that both do it at once fence each other for ever
+    TOO_MANY_PARAMETERS    RESOURCE_EXHAUSTED  false   no     more elements than the server takes (--max-parameters)
+    MEMORY_LIMIT_EXCEEDED  RESOURCE_EXHAUSTED  any     later  no room within --max-memory: others may free some
+    RESULT_TOO_LARGE       RESOURCE_EXHAUSTED  false   no     a trajectory beyond `max_bytes`: fewer steps, or LAST
+    STALLED                DEADLINE_EXCEEDED   any     attach you did not read for 60 s (--stall-timeout)
+    DRAINING               UNAVAILABLE         false   later  the server is about to stop: try until it is back
+    STARTING               UNAVAILABLE         false   later  its runs are not back from the disk yet
+    STORAGE_FULL           RESOURCE_EXHAUSTED  any     later  its disk is full: nothing happens before somebody makes
+    room
+    STORAGE_FAILED         UNAVAILABLE         any     attach it could not write: once it was started anew
+    RUN_DAMAGED            DATA_LOSS           false   no     stored but not to be brought back: delete or replace it
+    SNAPSHOT_NOT_FOUND     NOT_FOUND           false   no     no such snapshot, or no more
+    INTERNAL               INTERNAL            any     attach nobody planned for it; once, then give up
+
+    Holds parameters and optimizer state; clients send gradients and get parameters back. What holds for all calls stands
+    above: connection, sizes, and every refusal with what to do about it.
     """
 
     def CreateRun(self, request_iterator, context):
         """Creates a run. The first message carries the header, then come the initial values: slices that cover the whole
         vector, in any order, without overlap; where the header has a state, so do the slices of every slot. The run exists
-        when the call returns OK, never before and never in part.
+        when the call returns OK, never before and never in part. Where the run is there already, the answer may come before
+        the client has sent all: stop then. A run of no elements needs no slices.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -150,7 +291,8 @@ class OptimizerServiceServicer(object):
         """Steps. The first request is an Attach, all others are Gradients (and what shared memory needs, see SharedRegion).
         READ WHILE YOU WRITE: the server answers slices of a step before the last one has arrived. A client that writes
         everything before it reads runs into flow control after some 8 MiB, and after the server's stall timeout the stream
-        is aborted.
+        is aborted. A client that closes its side is answered what it has sent whole, then the stream ends with OK; a block
+        that is not whole is dropped without a word. After a broken stream: train.proto, EXACTLY ONCE.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -208,8 +350,8 @@ class OptimizerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def RollBack(self, request, context):
-        """Puts a run back to one of its snapshots: values, state, steps and hyperparameters. The epoch rises: an attached stream
-        is fenced. Sequence numbers do not go back.
+        """Puts a run back to one of its snapshots: values, state, steps and hyperparameters. The epoch rises: an attached
+        stream is fenced. Sequence numbers do not go back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -224,8 +366,8 @@ class OptimizerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def ImportRun(self, request_iterator, context):
-        """Creates a run from a safetensors file: one that ExportRun has made, or the weights alone of any other. The first message
-        carries the header, then comes the file, in pieces, in order.
+        """Creates a run from a safetensors file: one that ExportRun has made, or the weights alone of any other. The first
+        message carries the header, then comes the file, in pieces, in order.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -329,14 +471,84 @@ def add_OptimizerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class OptimizerService(object):
-    """Holds parameters and optimizer state; clients send gradients and get parameters back.
+    """How to write a client from these three files alone.
 
-    Every refusal is a gRPC status whose details hold google.rpc.ErrorInfo with domain "gradwire"; its reason is stable,
-    and its metadata says `applied` ("true" or "false": whether the step or write that was asked for took effect) and what
-    was expected. Of a Train stream that ends while a block is being answered it says `sequence`, too: the block that was
-    applied. Who has its receipt already, and has sent the next one, knows that the next one was not. A status without that
-    detail comes from the transport: then the outcome is unknown.
-    No message may be larger than 16 MiB; about 1 MiB of `data` a message is fastest.
+    CONNECTION. gRPC over HTTP/2 without TLS, no metadata needed, no compression expected. The standard health service
+    grpc.health.v1.Health answers for `gradwire.v1.OptimizerService` and for the empty name: SERVING, or NOT_SERVING
+    while the server starts or drains. gRPC reflection is there with `gradwire serve --reflection` only.
+
+    KEEPALIVE. The server probes an idle connection every 10 s (--keepalive) and drops it, with its streams, when a probe
+    has not been answered for 20 s; gRPC's libraries answer by themselves. A client may probe as often as it likes,
+    without calls too: it is never sent away for it (no ENHANCE_YOUR_CALM). 10 s is a good interval; without probes a
+    client may wait for ever for a server that has lost its power.
+
+    SIZES. No request may be larger than 16 MiB; about 1 MiB of `data` is fastest. No response reaches gRPC's default
+    limit of 4 MiB (4,194,304 bytes), so a client need not raise its own. The one exception are answers with a Run whose
+    tensors' names and shapes alone take that much. `data` that is larger is cut into several messages; a tensor, or a
+    row, need not lie in one. A run has at most 65,536 tensors and 2,147,483,647 elements; a server may allow less.
+
+    NUMBERS. `data` is always little-endian and densely packed, whatever the machine; see Encoding. No alignment is
+    promised: where a typed view needs one, copy first. uint64 counters stay below 2^53.
+
+    DEADLINES. None is needed; each is honoured. A call that ends by its deadline, or is cancelled, may still take
+    effect. A Train stream lives as long as its worker trains: give it none, or one that you mean.
+
+    REFUSALS. Whatever the server refuses is a gRPC status with one detail: google.rpc.ErrorInfo with domain "gradwire",
+    a stable `reason` from the table below, and `metadata`, at most 2 KiB, which says what was expected. Libraries
+    without an error model of their own find it in the trailing metadata `grpc-status-details-bin`: a serialized
+    google.rpc.Status {int32 code = 1; string message = 2; repeated google.protobuf.Any details = 3}; in the Any
+    (type_url = 1, value = 2) lies ErrorInfo {string reason = 1; string domain = 2; map<string, string> metadata = 3}.
+
+    metadata["applied"] is "true", "false" or "unknown": whether the step or write that was asked for took effect. Of a
+    Train stream that ends while a block is being answered, metadata["sequence"] names the block that was applied: who
+    has its receipt already, and has sent the next one, knows that the next one was not. A status ends a Train stream;
+    the sequence number of a block that was not applied is free, so attach again and send the block, or another one,
+    under it.
+
+    A status WITHOUT that detail comes from the transport: whether the request took effect is unknown. UNAVAILABLE,
+    CANCELLED, UNKNOWN, INTERNAL, DEADLINE_EXCEEDED and ABORTED may pass; pause (0.1 s, doubled each time up to 3 s, with
+    jitter) and try again: a step as train.proto says under EXACTLY ONCE, any other call as it was. Those that create
+    carry a request_id, which makes a retry harmless; of DeleteRun the retry may find RUN_NOT_FOUND; SaveSnapshot takes
+    one more; the others do the same once again. UNIMPLEMENTED: that is no gradwire server, or an older one.
+
+    THE REASONS, with status code, `applied` on a Train stream or a write ("any": read it), and whether to try again:
+    "no": the same request will be refused again; "later": after a pause, as above; "attach": go on as after a broken
+    stream. A reason that is not listed here comes from a newer server: go by `applied` and the code.
+
+    reason                 code                applied again  what it means, what helps
+    RUN_NOT_FOUND          NOT_FOUND           any     no     never created, deleted, replaced (run_uid), or lost with
+    a server that kept it in memory: create it
+    RUN_ALREADY_EXISTS     ALREADY_EXISTS      false   no     created by another request_id: attach, replace, other
+    name
+    INVALID_SPEC           INVALID_ARGUMENT    false   no     name, layout, dtype or durability of a run; a file
+    INVALID_HYPERPARAMETER INVALID_ARGUMENT    false   no     out of its range, at creation or in an override
+    INVALID_SLICE          INVALID_ARGUMENT    false   no     wrong size or place, an overlap, an absent tensor
+    INCOMPLETE_VALUES      INVALID_ARGUMENT    false   no     the end, or `last`, came before all elements
+    PROTOCOL_VIOLATION     INVALID_ARGUMENT    false   no     order or content of messages; too large a block
+    (`max_steps`)
+    NON_FINITE_GRADIENT    INVALID_ARGUMENT    false   no     a NaN or an infinity, and the policy is REJECT: attach,
+    and send other gradients under the same sequence
+    SEQUENCE_MISMATCH      FAILED_PRECONDITION any     no     `expected_sequence` would be right; "true": an old block
+    RUN_BUSY               FAILED_PRECONDITION false   later  `attached_worker_id` has the run; or take it:
+    Attach.takeover
+    FENCED                 ABORTED             any     no     another stream has taken the run, or its values were
+    written. Attach again only if you know why: two workers
+    that both do it at once fence each other for ever
+    TOO_MANY_PARAMETERS    RESOURCE_EXHAUSTED  false   no     more elements than the server takes (--max-parameters)
+    MEMORY_LIMIT_EXCEEDED  RESOURCE_EXHAUSTED  any     later  no room within --max-memory: others may free some
+    RESULT_TOO_LARGE       RESOURCE_EXHAUSTED  false   no     a trajectory beyond `max_bytes`: fewer steps, or LAST
+    STALLED                DEADLINE_EXCEEDED   any     attach you did not read for 60 s (--stall-timeout)
+    DRAINING               UNAVAILABLE         false   later  the server is about to stop: try until it is back
+    STARTING               UNAVAILABLE         false   later  its runs are not back from the disk yet
+    STORAGE_FULL           RESOURCE_EXHAUSTED  any     later  its disk is full: nothing happens before somebody makes
+    room
+    STORAGE_FAILED         UNAVAILABLE         any     attach it could not write: once it was started anew
+    RUN_DAMAGED            DATA_LOSS           false   no     stored but not to be brought back: delete or replace it
+    SNAPSHOT_NOT_FOUND     NOT_FOUND           false   no     no such snapshot, or no more
+    INTERNAL               INTERNAL            any     attach nobody planned for it; once, then give up
+
+    Holds parameters and optimizer state; clients send gradients and get parameters back. What holds for all calls stands
+    above: connection, sizes, and every refusal with what to do about it.
     """
 
     @staticmethod

@@ -43,6 +43,32 @@ class Returns(_Returns, metaclass=_ReturnsEnumTypeWrapper):
     once: the last sequence sent again is answered with its remembered result, anything else but the next one is refused
     with FAILED_PRECONDITION, reason SEQUENCE_MISMATCH, and `expected_sequence` in the metadata.
 
+    The shortest useful client leaves everything optional out: it never sets Attach.shared_memory, so Mapped, Taken,
+    SharedRegion and SharedData do not occur; it sets no encodings, so `data` is in the run's own dtype; it never sets
+    `deferred`.
+
+      -> attach {run, worker_id}
+      <- attached {step, last_sequence}
+      -> gradients {sequence: 1, offset: 0, data, header: {}, last: true}      or in slices: the header with the first,
+      <- parameters {sequence: 1, offset: 0, steps: 1, data, receipt}          `last` with the last; the receipt comes last
+      -> gradients {sequence: 2, ...}
+
+    EXACTLY ONCE OVER A BROKEN STREAM. When a stream ends before a receipt and the status does not say otherwise, the
+    outcome of block n is unknown, not failed. Attach again, with the same worker_id: the server waits for a commit that
+    is under way before it answers, so Attached.last_sequence is final.
+    - n: it was applied. Ask for its result: Gradients with sequence n and `last`, without header and data. Or send the
+      block once more: of a block that was applied the server looks at `sequence` and `last` only. It answers what the
+      block's own header had asked for, with Receipt.repeated: the trajectory as it was; for LAST the parameters as they
+      are now, which are those after the block unless somebody has written others.
+    - n - 1: it was not, and nothing of it is left on the server. Send it again, whole: the same sequence, the same header
+      and the same bytes. The server does not compare them with what it never applied; but a client that sends the same
+      need not look at last_sequence here: either way it gets the block's one result.
+    - less than a block whose receipt you have: the server has lost steps (see Durability). Send nothing; what to do is for
+      the user to decide.
+    - more than n: another process uses this worker_id.
+
+    A run remembers the last result of each of 1,024 workers, on the disk too where it is kept there.
+
     What a block is answered with.
     """
 
@@ -73,7 +99,7 @@ class Attach(google.protobuf.message.Message):
     """Resource name `runs/NAME`."""
     worker_id: builtins.str
     """Chosen by the client, kept over its restarts, not empty, at most 128 bytes. The same worker attaching again wins:
-    the older stream is ended with ABORTED, reason FENCED.
+    the older stream is ended with ABORTED, reason FENCED. So two live clients must not share one.
     """
     takeover: builtins.bool
     """Take the run although another worker is attached. Without it that is refused with reason RUN_BUSY."""
@@ -159,10 +185,10 @@ class Mapped(google.protobuf.message.Message):
     proof: builtins.bytes
     """Bytes 32 .. 64 of the region, which prove that the client has mapped it. Empty: it has not, and the server frees it."""
     in_place: builtins.bool
-    """The parameter part is a vector that the client goes on using: a slice of parameters lies there where its elements do,
-    its first byte being its offset times the size of an element, and nothing is acknowledged. What has no such place goes
-    in its message: trajectories, INT8, what lies beyond the part. The server may write there from the moment on when it
-    has a block whole; what it has written of a block that is refused has no meaning.
+    """The parameter part is a vector that the client goes on using: a slice of parameters lies there where its elements
+    do, its first byte being its offset times the size of an element, and nothing is acknowledged. What has no such
+    place goes in its message: trajectories, INT8, what lies beyond the part. The server may write there from the
+    moment on when it has a block whole; what it has written of a block that is refused has no meaning.
     """
     def __init__(
         self,
@@ -244,7 +270,10 @@ class Attached(google.protobuf.message.Message):
     last_sequence: builtins.int
     """The last sequence of this worker that was applied; 0: none. The next one must be this plus one."""
     epoch: builtins.int
-    """The epoch that this stream now holds."""
+    """The epoch that this stream now holds. One more than the last one that the client knows (Run.epoch, Attached.epoch,
+    what a write has answered): nobody has attached or written in between. Else its copy of the parameters may be old:
+    read them.
+    """
     server_instance: builtins.str
     """Identifies the server process."""
     run_uid: builtins.str
@@ -276,7 +305,9 @@ global___Attached = Attached
 @typing.final
 class BlockHeader(google.protobuf.message.Message):
     """What holds for a whole block. Sent with the first Gradients message of a sequence, and only with that; see `deferred`
-    for the one exception.
+    for the one exception. It must be there, though it may be empty: an empty header means one step, the parameters after
+    it as the answer, a gradient for every tensor and no overrides. A first message without one, or a later one with one,
+    is refused with PROTOCOL_VIOLATION. Only a message of a block that was applied already needs none.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -287,7 +318,9 @@ class BlockHeader(google.protobuf.message.Message):
     OVERRIDES_FIELD_NUMBER: builtins.int
     DEFERRED_FIELD_NUMBER: builtins.int
     steps: builtins.int
-    """K, the number of steps in the block; 0 means 1."""
+    """K, the number of steps in the block; 0 means 1. The bound is what Gradients.data says; for a JOURNAL run K times the
+    size of the parameters must also stay at or below 768 MiB. `max_steps` in the refusal says how many would do.
+    """
     returns: global___Returns.ValueType
     """What to answer."""
     deferred: builtins.bool
@@ -344,10 +377,13 @@ class Gradients(google.protobuf.message.Message):
     steps. Slices come in any order, may cut tensors anywhere, do not overlap and cover no absent element (both
     otherwise in deferred blocks).
     K times the size of an encoded element must stay at or below 8 MiB; with INT8, K times the size of the run's longest
-    block.
+    block. The sizes of the encoding and of the run's dtype both count, and that of the answers' encoding.
+    Step-major: with K = 2 and a slice of 3 elements a0 a1 a2 | b0 b1 b2. The length follows from the size, which is a
+    multiple of K times the size of an element; a slice may be empty, a message with `last` too. Values of a FLOAT64
+    encoding that a float32 run cannot hold become infinities.
     """
     last: builtins.bool
-    """The block is whole: apply it."""
+    """The block is whole: apply it. Elements that are missing then: INCOMPLETE_VALUES, nothing is applied."""
     @property
     def header(self) -> global___BlockHeader:
         """In the first message of the block; in the last one of a deferred block too."""
@@ -465,7 +501,11 @@ global___Receipt = Receipt
 
 @typing.final
 class Parameters(google.protobuf.message.Message):
-    """A part of a block's answer. From the first of them to the receipt a client's copy is a mixture of old and new."""
+    """A part of a block's answer. Together they cover each element that is present, for each row that was asked for, once,
+    in any order, cut as the server likes: by elements, by rows, or both; so place them by `offset` and `first_step`.
+    They may come before the block is whole. From the first of them to the receipt a client's copy is a mixture of old
+    and new; without the receipt they mean nothing.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 

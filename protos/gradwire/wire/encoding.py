@@ -14,9 +14,6 @@ from gradwire.wire.errors import InvalidSlice, InvalidSpec, ProtocolViolation
 
 Array = npt.NDArray[Any]
 
-MAX_MESSAGE_BYTES = 16 * 2**20
-"""No message of the contract is larger; both sides set it as gRPC's limit."""
-
 SLICE_BYTES = 2**20
 """Size of ``data`` that our own messages aim at: measured fastest on loopback; see ``docs/performance.md``."""
 

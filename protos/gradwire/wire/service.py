@@ -1,14 +1,16 @@
-"""What both sides must agree on about the gRPC service itself."""
+"""What both sides must agree on about the gRPC service itself. Imports neither numpy nor protobuf: health is asked
+often, by a process of its own each time."""
 
 from __future__ import annotations
 
-from gradwire.v1 import service_pb2
-from gradwire.wire.encoding import MAX_MESSAGE_BYTES
 from gradwire.wire.hosts import is_this_host
 from gradwire.wire.proxies import proxy_variable
 
-SERVICE_NAME: str = service_pb2.DESCRIPTOR.services_by_name["OptimizerService"].full_name
+SERVICE_NAME = "gradwire.v1.OptimizerService"
 """Full name of the service, under which health is asked for it."""
+
+MAX_MESSAGE_BYTES = 16 * 2**20
+"""No message of the contract is larger; both sides set it as gRPC's limit."""
 
 MESSAGE_OPTIONS = [
     # A slice may fill a message; its other fields need a little more.

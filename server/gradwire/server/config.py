@@ -26,7 +26,7 @@ class ServerConfig:
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
     threads: int = 0
-    """Threads that share a large CPU update; 0: one for each processor."""
+    """Threads that share a large CPU update; 0: one for each processor that this process, or its container, may use."""
     worker_threads: int = 8
     """Threads that wait for bulk work, so that the event loop does not."""
     max_parameters: int = MAX_ELEMENTS

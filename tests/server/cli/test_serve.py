@@ -217,14 +217,6 @@ def test_promise_6_a_reachable_server_needs_the_word() -> None:
         assert (checked.returncode, checked.stdout) == (0, f"localhost:{port}: SERVING\n")
 
 
-def test_health_of_nothing_is_an_error() -> None:
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
-    result = CliRunner().invoke(cli, ["health", "--target", f"127.0.0.1:{port}", "--timeout", "5"])
-    assert result.exit_code == 1
-    assert "UNAVAILABLE" in result.output
-
-
 def test_address_in_use_is_a_message_and_an_exit() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"

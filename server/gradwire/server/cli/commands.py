@@ -2,44 +2,38 @@
 
 from __future__ import annotations
 
+import importlib
 import runpy
 import sys
 from collections.abc import Sequence
 
 import click
-import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from gradwire.server.cli.runs import runs_group
-from gradwire.server.cli.serve import serve_command
-from gradwire.wire.service import SERVICE_NAME, local_options
+_PLACES = {
+    "health": "gradwire.server.cli.health:health_command",
+    "runs": "gradwire.server.cli.runs:runs_group",
+    "serve": "gradwire.server.cli.serve:serve_command",
+}
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+class Commands(click.Group):
+    """Imports a command when it is asked for: who asks for health every few seconds loads no numpy."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return sorted({*super().list_commands(ctx), *_PLACES})
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in _PLACES:
+            return super().get_command(ctx, cmd_name)
+        module, _, name = _PLACES[cmd_name].partition(":")
+        command: click.Command = getattr(importlib.import_module(module), name)
+        return command
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="gradwire")
 def cli() -> None:
     """gradwire: stream gradients, get parameters back."""
-
-
-cli.add_command(runs_group)
-cli.add_command(serve_command)
-
-
-@cli.command("health")
-@click.option("--target", default="localhost:50051", envvar="GRADWIRE_TARGET", show_default=True, show_envvar=True)
-@click.option("--timeout", default=3.0, show_default=True, help="Seconds.")
-def health_command(target: str, timeout: float) -> None:
-    """Exit 0 if a gradwire server is SERVING at TARGET, else 1."""
-    with grpc.insecure_channel(target, local_options(target)) as channel:
-        stub = health_pb2_grpc.HealthStub(channel)
-        try:
-            answer = stub.Check(health_pb2.HealthCheckRequest(service=SERVICE_NAME), timeout=timeout)
-        except grpc.RpcError as error:
-            raise click.ClickException(f"{target}: {error.code().name}: {error.details()}") from None
-    name = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
-    click.echo(f"{target}: {name}")
-    if answer.status != health_pb2.HealthCheckResponse.SERVING:
-        sys.exit(1)
 
 
 @cli.command("doctor", add_help_option=False, context_settings={"ignore_unknown_options": True})

@@ -8,20 +8,22 @@ import re
 
 from gradwire.server.devices.base import Device
 from gradwire.server.devices.cpu import CpuDevice
+from gradwire.server.devices.processors import available_processors
 
 _CUDA = re.compile(r"cuda(?::(\d{1,3}))?", re.ASCII)
 
 
 def open_device(name: str, threads: int | None = None) -> Device:
-    """The device called ``auto``, ``cpu``, ``cuda`` or ``cuda:N``. ``threads`` is the CPU device's.
+    """The device called ``auto``, ``cpu``, ``cuda`` or ``cuda:N``. ``threads`` is the CPU device's; None: one for
+    each processor that this process may use.
 
     ``auto`` is the first GPU where one can be used, else the CPU. Raises ValueError for another name, RuntimeError for
     a GPU that is not there or lacks its packages.
     """
     if name == "cpu":
-        return CpuDevice(threads)
+        return CpuDevice(threads or available_processors())
     if name == "auto":
-        return _first_gpu() or CpuDevice(threads)
+        return _first_gpu() or CpuDevice(threads or available_processors())
     match = _CUDA.fullmatch(name)
     if match is None:
         raise ValueError(f"{name!r} is no device; expected auto, cpu, cuda or cuda:N, N being the number of a GPU")

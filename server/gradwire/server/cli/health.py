@@ -1,0 +1,46 @@
+"""``gradwire health``: what containers and supervisors ask every few seconds.
+
+It needs gRPC and click, and nothing else: to import protobuf, or numpy, takes as long as all the rest. So the two tiny
+messages of ``grpc.health.v1`` are written and read by hand.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import click
+import grpc
+
+from gradwire.wire.service import SERVICE_NAME, local_options
+
+MAX_SECONDS = 86_400
+"""A day; gRPC takes a deadline that is too far away for one that is over."""
+
+_REQUEST = bytes([0x0A, len(SERVICE_NAME)]) + SERVICE_NAME.encode()
+"""HealthCheckRequest: field 1, a string of so many bytes."""
+_SERVING = bytes([0x08, 1])
+"""HealthCheckResponse: field 1, the number of SERVING."""
+
+
+def _seconds(ctx: click.Context, parameter: click.Parameter, value: float) -> float:
+    if not 0 < value <= MAX_SECONDS:  # not-a-number neither
+        raise click.BadParameter(f"{value} is no time to wait; expected seconds above 0, at most {MAX_SECONDS}")
+    return value
+
+
+@click.command("health")
+@click.option("--target", default="localhost:50051", envvar="GRADWIRE_TARGET", show_default=True, show_envvar=True)
+@click.option("--timeout", default=3.0, show_default=True, callback=_seconds, help="Seconds.")
+def health_command(target: str, timeout: float) -> None:
+    """Exit 0 if a gradwire server is SERVING at TARGET, else 1."""
+    with grpc.insecure_channel(target, local_options(target)) as channel:
+        check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
+        try:
+            answer = check(_REQUEST, timeout=timeout)
+        except grpc.RpcError as error:
+            raise click.ClickException(f"{target}: {error.code().name}: {error.details()}") from None
+    serving = answer == _SERVING
+    click.echo(f"{target}: {'SERVING' if serving else 'NOT_SERVING'}")
+    if not serving:
+        sys.exit(1)
