@@ -1,4 +1,4 @@
-# `make demo` and `make test` need Python >= 3.10, git and make; they set up environments of their own.
+# `make demo` and `make test` need Python >= 3.11, git and make; they set up environments of their own.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +11,7 @@ SOURCES := protos server client tests benchmarks
 PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo digits test quick integrations lint format types buf stubs image constraints benchmarks gpu peers robustness clean
+.PHONY: help demo digits test quick versions integrations lint format types buf stubs image constraints benchmarks gpu peers robustness clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -34,6 +34,17 @@ SLOW := tests/robustness/ tests/benchmarks/ tests/server/devices/test_cuda_simul
 
 quick: lint types  ## lint, types, the quick tests (under 90 s) and those that you changed most
 	$(PYTEST) --quiet $(QUICK) $$($(BIN)/python -m tests.most_changed 5 $(SLOW))
+
+# Those that need neither torch nor buf, and reach most of what a Python could do differently.
+UNBOUND := --ignore tests/protos/test_buf.py tests/protos tests/client/encodings tests/client/training tests/client/transport \
+	tests/client/test_errors.py tests/contract/test_architecture.py tests/contract/test_client_architecture.py \
+	tests/server/test_config.py $(addprefix tests/server/,cli encodings engine memory optimizers rpc store/test_conformance.py) \
+	tests/integration/test_bare_stub.py tests/integration/test_blocks.py
+
+versions:  ## quick tests without torch on the other Pythons that are found here: VERSIONS
+	.ci/versions "$(VERSIONS)" $(UNBOUND)
+
+VERSIONS ?= 3.12 3.13 3.14
 
 integrations: .venv-integrations/installed examples/node/node_modules  ## inside HuggingFace's Trainer, Lightning and Node.js
 	GRADWIRE_INTEGRATIONS=1 .venv-integrations/bin/python -m pytest tests/client/torch/test_huggingface.py \
@@ -80,16 +91,16 @@ constraints: $(VENV)/installed  ## constraints.txt and requirements/demo.txt; AR
 	$(BIN)/python requirements/compile.py $(ARGUMENTS)
 
 clean:  ## environments and caches
-	rm -rf examples/node/node_modules .venv .venv-demo .venv-integrations .venv-peers .venv-stubs .venv-base .mypy_cache .ruff_cache .pytest_cache .hypothesis out
+	rm -rf examples/node/node_modules .venv .venv-demo .venv-integrations .venv-peers .venv-stubs .venv-base .venv-3.* .mypy_cache .ruff_cache .pytest_cache .hypothesis out
 
 $(VENV)/installed: pyproject.toml constraints.txt
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "gradwire needs Python 3.10 or newer")'
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "gradwire needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
 .venv-demo/installed: pyproject.toml requirements/demo.txt
-	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "gradwire needs Python 3.10 or newer")'
+	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "gradwire needs Python 3.11 or newer")'
 	$(PYTHON) -m venv .venv-demo
 	.venv-demo/bin/pip install --quiet --requirement requirements/demo.txt
 	.venv-demo/bin/pip install --quiet --no-deps --editable .

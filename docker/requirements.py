@@ -6,9 +6,8 @@ download the dependencies anew.
 
 import re
 import sys
-from pathlib import Path
-
 import tomllib
+from pathlib import Path
 
 
 def requirements(pyproject: Path, extra: str) -> list[str]:

@@ -1,6 +1,6 @@
 """Writes ``constraints.txt`` (all that CI, peers and integrations install) and ``requirements/demo.txt`` (no torch).
 
-Both hold for Python 3.10 and later on any platform. Versions that are there already stay, as long as pyproject.toml
+Both hold for Python 3.11 and later on any platform. Versions that are there already stay, as long as pyproject.toml
 allows them; ``--upgrade`` takes the newest. Needs ``uv``. torch is held at TORCH, of which CPU builds exist.
 """
 
@@ -19,7 +19,7 @@ LEFT_TO_TORCH = ("nvidia-", "triton", "cuda-toolkit", "setuptools")
 
 def write(path: Path, comment: str, extras: tuple[str, ...], options: list[str]) -> None:
     """Pinned requirements of the package with some extras, with environment markers."""
-    command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal", "--python-version", "3.10"]
+    command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal", "--python-version", "3.11"]
     command += ["--no-header", "--no-annotate", "--no-emit-package", "gradwire", "--constraint", "-", "pyproject.toml"]
     command += [flag for extra in extras for flag in ("--extra", extra)]
     # uv takes a file that it is to write for what is preferred.

@@ -209,7 +209,11 @@ def test_promise_4_light_clients() -> None:
     assert len(names) > 5
     loaded = loaded_after("\n".join(f"import {name}" for name in names))
     assert {"gradwire.client", *names} <= loaded
-    assert not under(loaded, "torch", "numba", "llvmlite", "click", "gradwire.server", "matplotlib", "rich")
+    assert not under(loaded, "torch", "numba", "llvmlite", "gradwire.server", "matplotlib", "rich")
+
+
+def test_a_client_that_trains_loads_no_command_line() -> None:
+    assert not under(loaded_after("import gradwire.client"), "click", "gradwire.client.doctor")
 
 
 def test_gradwire_is_a_namespace_package() -> None:

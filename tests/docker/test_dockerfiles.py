@@ -6,12 +6,12 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import tomllib
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = {"cpu": ROOT / "docker/cpu.Dockerfile", "cuda": ROOT / "docker/cuda.Dockerfile"}

@@ -30,7 +30,7 @@ PROGRAM = """
 import importlib.util, json, sys
 from pathlib import Path
 
-found = [name for name in ("torch", "numba", "click", "matplotlib", "rich", "scipy") if importlib.util.find_spec(name)]
+found = [name for name in ("torch", "numba", "matplotlib", "rich", "scipy") if importlib.util.find_spec(name)]
 assert not found, f"the base install brings {found}"
 
 import gradwire.client
@@ -144,6 +144,20 @@ def test_the_server_says_what_it_lacks(base: Path, tmp_path: Path) -> None:
     assert result.returncode == 1
     assert "is not installed; the server needs: pip install 'gradwire[server]'" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_the_commands_that_need_no_server_part_are_there(
+    base: Path, server_process: ServerProcess, tmp_path: Path
+) -> None:
+    """``gradwire`` measures a server, asks for its health and lists its runs."""
+    target = ("--target", server_process.target)
+    measured = run(base, tmp_path, "-m", "gradwire.server", "doctor", *target, "--parameters", "1000", "--json")
+    assert measured.returncode == 0, measured.stderr
+    assert json.loads(measured.stdout)["steps"]
+    healthy = run(base, tmp_path, "-m", "gradwire.server", "health", *target)
+    assert healthy.stdout == f"{server_process.target}: SERVING\n", healthy.stderr
+    listed = run(base, tmp_path, "-m", "gradwire.server", "runs", "list", *target)
+    assert listed.returncode == 0, listed.stderr
 
 
 def test_an_embedded_server_says_so_too(base: Path, tmp_path: Path) -> None:

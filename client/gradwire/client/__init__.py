@@ -6,6 +6,7 @@ from gradwire.client.connection import Server, connect
 from gradwire.client.errors import (
     ConnectionLost,
     EmbeddedServerError,
+    ForkedProcess,
     LayoutMismatch,
     RunRolledBack,
     WorkerConflict,
@@ -47,6 +48,7 @@ __all__ = [
     "Draining",
     "EmbeddedServerError",
     "Fenced",
+    "ForkedProcess",
     "GradwireError",
     "IncompleteValues",
     "InternalError",

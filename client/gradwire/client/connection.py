@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from numbers import Real
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -18,9 +19,10 @@ from gradwire.client.optimizers import Adam, ParamGroup
 from gradwire.client.options import RunOptions, shares_memory
 from gradwire.client.run import Run
 from gradwire.client.training.attachment import Attachment
-from gradwire.client.transport.channels import CONNECT_TIMEOUT_SECONDS, channel_to, wait_serving
+from gradwire.client.transport.channels import CONNECT_TIMEOUT_SECONDS, serving_channel
 from gradwire.client.transport.discovery import find_server
 from gradwire.client.transport.embedded_server import EmbeddedServer
+from gradwire.client.transport.owner import Owner
 from gradwire.client.transport.retry import RetryPolicy, retrying
 from gradwire.client.transport.stream import train_method
 from gradwire.v1 import run_pb2, service_pb2_grpc
@@ -32,18 +34,24 @@ def connect(
     *,
     timeout_seconds: float = CONNECT_TIMEOUT_SECONDS,
     shared_memory: bool | None = None,
+    data_dir: str | Path | None = None,
 ) -> Server:
     """Connects to a gradwire server.
 
     Args:
         target: ``host:port``, ``unix:PATH``, or ``"embedded"`` for a server in a child process that ends with this one.
             None: ``$GRADWIRE_TARGET``, else ``localhost:50051`` if a gradwire server answers there, else embedded.
-        timeout_seconds: how long a server that is starting may take to turn SERVING.
+        timeout_seconds: how long to wait until a server is SERVING there; nobody need listen there yet, nor need its
+            name be known. ``math.inf``: for ever.
         shared_memory: False: never share memory with a server on this host. None: `$GRADWIRE_SHARED_MEMORY`, else True.
+        data_dir: where an embedded server keeps its runs; None: in memory only. It obeys none of the ``GRADWIRE_*``
+            settings that are meant for other servers, but ``GRADWIRE_CACHE_DIR``.
 
-    Raises ConnectionLost when nothing serves there, EmbeddedServerError when the embedded server does not start.
+    Raises ConnectionLost when nothing serves there, EmbeddedServerError when the embedded server does not start,
+    ValueError or TypeError for malformed arguments.
     """
-    found = find_server(target)
+    timeout_seconds = _checked_timeout(timeout_seconds)
+    found = find_server(target, data_dir)
     try:
         return Server(
             found.target,
@@ -58,8 +66,25 @@ def connect(
         raise
 
 
+def _checked_timeout(timeout_seconds: object) -> float:
+    """Raises TypeError, ValueError."""
+    if isinstance(timeout_seconds, bool) or not isinstance(timeout_seconds, Real):
+        raise TypeError(
+            f"timeout_seconds is {timeout_seconds!r}; expected a number of seconds, math.inf to wait for ever"
+        )
+    seconds = float(timeout_seconds)
+    if not seconds >= 0:
+        raise ValueError(
+            f"timeout_seconds is {timeout_seconds!r}; expected 0 or more seconds, math.inf to wait for ever"
+        )
+    return seconds
+
+
 class Server:
-    """A connection; a context manager. ``origin`` says in words which server it is and why."""
+    """A connection; a context manager. ``origin`` says in words which server it is and why.
+
+    It belongs to the process that made it: in a forked one all calls raise ForkedProcess.
+    """
 
     def __init__(
         self,
@@ -74,15 +99,16 @@ class Server:
         self._shares_memory = shares_memory(shared_memory)
         self.origin = origin
         self.embedded = embedded
-        self._channel = channel_to(target)
-        self._stub = service_pb2_grpc.OptimizerServiceStub(self._channel)
+        self._owner = Owner("this connection")
+        self._channel = serving_channel(target, _checked_timeout(timeout_seconds))
+        self._calls = service_pb2_grpc.OptimizerServiceStub(self._channel)
         self._train = train_method(self._channel)
         self._attached: set[Attachment] = set()
-        try:
-            wait_serving(self._channel, target, timeout_seconds)
-        except BaseException:
-            self._channel.close()
-            raise
+
+    @property
+    def _stub(self) -> service_pb2_grpc.OptimizerServiceStub:
+        self._owner.check()
+        return self._calls
 
     def create_run(
         self,
@@ -197,7 +223,12 @@ class Server:
         return delete_run(self._stub, self.target, name)
 
     def close(self) -> None:
-        """Closes all runs of this connection, the channel, and the embedded server where there is one."""
+        """Closes all runs of this connection, the channel, and the embedded server where there is one.
+
+        Does nothing in a forked process, to which none of them belongs.
+        """
+        if not self._owner.here:
+            return
         for attachment in list(self._attached):
             attachment.close()
         self._channel.close()

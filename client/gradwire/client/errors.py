@@ -33,6 +33,10 @@ class LayoutMismatch(GradwireError):
     """Raised when a run that is to be resumed has other tensors, groups or dtype than the ones given."""
 
 
+class ForkedProcess(GradwireError, RuntimeError):
+    """Raised in a forked process that uses a connection or a run of the process that it was forked from."""
+
+
 class EmbeddedServerError(GradwireError):
     """Raised when the embedded server did not start; the message holds what it said."""
 

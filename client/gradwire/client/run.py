@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import uuid
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -28,15 +29,16 @@ from gradwire.client.training.local_parameters import LocalParameters
 from gradwire.client.transport.stream import TrainMethod
 from gradwire.v1 import run_pb2, service_pb2_grpc, train_pb2
 from gradwire.wire.encoding import state_dtype
+from gradwire.wire.hosts import is_local
 from gradwire.wire.layout import Layout, Range
-from gradwire.wire.service import is_local
 
 
 class Run:
     """Parameters in ``params``; `step` sends gradients and updates them in place. Made by `Server`; methods take turns.
 
     ``stale`` is true after a failure in the middle of a step: ``params`` may then mix old and new values, and the next
-    step reads them anew first.
+    step reads them anew first. In a process that is forked from the one that made it all calls raise ForkedProcess, and
+    `close` does nothing.
     """
 
     def __init__(
@@ -69,11 +71,11 @@ class Run:
             shared_memory=bool(options.shared_memory) and is_local(target),
         )
         self._encodings = encodings_of(attach, self.layout, self.dtype)
-        self._remote = RemoteValues(
+        self._values = RemoteValues(
             stub, target, spec.name, message.uid, self.layout, self.dtype, self.slots, options.retry
         )
         self._parameters = LocalParameters(
-            self._remote, params, double_buffer=options.double_buffer, step_count=message.step
+            self._values, params, double_buffer=options.double_buffer, step_count=message.step
         )
         self._attachment = Attachment(
             train,
@@ -85,7 +87,6 @@ class Run:
             self._encodings,
             attached,
         )
-        self._lock = self._attachment.lock
         self._open_first_stream()
         if params is None:
             self.refresh()
@@ -102,6 +103,18 @@ class Run:
         )
         if stream.memory is not None and stream.memory.in_place:
             self._parameters.move_to(stream.memory)
+
+    # Whatever talks to the server begins with one of these two.
+
+    @property
+    def _lock(self) -> threading.RLock:
+        self._attachment.owner.check()
+        return self._attachment.lock
+
+    @property
+    def _remote(self) -> RemoteValues:
+        self._attachment.owner.check()
+        return self._values
 
     @property
     def params(self) -> dict[str, npt.NDArray[Any]]:
@@ -188,6 +201,8 @@ class Run:
 
     def discard_ahead(self) -> None:
         """Forgets what `send_ahead` has sent."""
+        if not self._attachment.owner.here:
+            return  # nothing of it has left this process
         with self._lock:
             self._attachment.early.forget()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import runpy
 import sys
 
@@ -14,10 +15,22 @@ def main() -> None:
         return
     try:
         from gradwire.server.cli.commands import cli
-    except ModuleNotFoundError as error:
+
+        cli(auto_envvar_prefix=None)
+    except ModuleNotFoundError as error:  # of a command that needs the server
         sys.exit(f"gradwire: {error.name} is not installed; the server needs: pip install 'gradwire[server]'")
-    cli(auto_envvar_prefix=None)
+
+
+def _leave_working_directory() -> None:
+    """``python -m`` looks for modules in the working directory first: in ``/tmp`` anybody's ``click.py`` would be run.
+
+    Whoever runs the sources from there keeps it.
+    """
+    found = sys.modules["gradwire"].__path__
+    if not sys.flags.safe_path and os.path.join(sys.path[0], "gradwire") not in found:
+        del sys.path[0]
 
 
 if __name__ == "__main__":
+    _leave_working_directory()
     main()

@@ -204,16 +204,6 @@ def test_the_server_s_command_passes_the_arguments_on(server: Server) -> None:
     assert "--parameters" in result.stdout
 
 
-@pytest.mark.parametrize("module", ["gradwire.server", "gradwire.client.doctor"])
-def test_without_click_it_says_what_to_install(module: str) -> None:
-    """click is no part of the base install."""
-    code = f"import runpy, sys; sys.modules['click'] = None; runpy.run_module({module!r}, run_name='__main__')"
-    command = [sys.executable, "-c", code, *(["doctor"] if module == "gradwire.server" else []), "--help"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
-    assert result.returncode == 1
-    assert result.stderr == "gradwire doctor: click is not installed; it needs: pip install click\n"
-
-
 def test_best_leaves_out_what_was_refused() -> None:
     quick = Cell(10, "float32", 1, 1.0, 10, 0, 0)
     slow = Cell(10, "int8", 1, 2.0, 10, 0, 0)

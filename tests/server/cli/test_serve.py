@@ -225,3 +225,14 @@ def test_address_in_use_is_a_message_and_an_exit() -> None:
     assert result.returncode == 1
     assert f"Error: cannot listen on {address}" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_nothing_of_the_working_directory_is_run(tmp_path: Path) -> None:
+    """Also where Python itself, started with ``-m``, looks there first."""
+    for name in ("click", "grpc", "runpy"):
+        (tmp_path / f"{name}.py").write_text("raise SystemExit('a file of the working directory')")
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONSAFEPATH"}
+    command = [sys.executable, "-m", "gradwire.server", "--version"]
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
+    assert (result.returncode, result.stderr) == (0, "")
+    assert ", version " in result.stdout

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 
 from gradwire.client.calls.remote_values import RemoteValues
 from gradwire.client.transport.retry import retrying
@@ -47,5 +47,5 @@ def snapshot_id(snapshot: SnapshotInfo | int | None) -> int:
 
 
 def _info(message: service_pb2.Snapshot) -> SnapshotInfo:
-    created = datetime.fromtimestamp(message.created_seconds, timezone.utc)
+    created = datetime.fromtimestamp(message.created_seconds, UTC)
     return SnapshotInfo(message.id, message.step, created, message.size_bytes, message.label)

@@ -1,7 +1,4 @@
-"""``gradwire doctor``: what a server and the way to it can do, and which encoding and block suit a model.
-
-click belongs to the server's install: it is loaded by the command alone, never by ``import gradwire.client``.
-"""
+"""``gradwire doctor``: what a server and the way to it can do, and which encoding and block suit a model."""
 
 from __future__ import annotations
 
@@ -11,16 +8,15 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import click
 
 from gradwire.client.connection import connect
 from gradwire.client.doctor.measurement import ENCODINGS, measure_link, measure_steps
 from gradwire.client.doctor.report import report, show
 from gradwire.client.errors import EmbeddedServerError
 from gradwire.wire.errors import GradwireError
-
-if TYPE_CHECKING:
-    import click
 
 _ABOUT = """
 Measures round trip, throughput each way and the update of a gradwire server, and says which encoding and block would
@@ -55,16 +51,11 @@ class Plan:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command; exits with 0, 1 where there is no server to measure, 2 for bad options, 130 after Ctrl-C."""
-    try:
-        import click  # noqa: F401, the command's
-    except ModuleNotFoundError:
-        sys.exit("gradwire doctor: click is not installed; it needs: pip install click")
     command()(arguments, prog_name="gradwire doctor")
 
 
 def command() -> click.Command:
     """The command of click's."""
-    import click
 
     @click.command(
         help=_ABOUT,
@@ -132,7 +123,6 @@ def _interrupt(signum: int, frame: object) -> None:
 
 def _parsed_by(parse: Callable[[str], Any]) -> Callable[[click.Context, click.Parameter, str], Any]:
     """A callback of click's that refuses what ``parse`` raises ValueError for."""
-    import click
 
     def callback(context: click.Context, parameter: click.Parameter, text: str) -> Any:
         try:

@@ -14,6 +14,7 @@ from gradwire.client.errors import RunRolledBack, WorkerConflict, translate
 from gradwire.client.overrides import override_messages
 from gradwire.client.training.early_gradients import EarlyGradients, Source
 from gradwire.client.training.local_parameters import LocalParameters
+from gradwire.client.transport.owner import Owner
 from gradwire.client.transport.retry import Attempts, may_pass
 from gradwire.client.transport.stream import TrainMethod, TrainStream
 from gradwire.v1 import train_pb2
@@ -43,6 +44,7 @@ class Attachment:
         encodings: Encodings,
         attached: set[Attachment],
     ) -> None:
+        self.owner = Owner("this run")
         self.lock = threading.RLock()
         self.message = message
         self.epoch = epoch
@@ -138,7 +140,9 @@ class Attachment:
             self._attached.discard(self)
 
     def close(self) -> None:
-        """Gives the run back to the server."""
+        """Gives the run back to the server. Does nothing in a forked process, whose copy of the lock may be held."""
+        if not self.owner.here:
+            return
         with self.lock:
             self.early.forget()
             if self.stream is not None:

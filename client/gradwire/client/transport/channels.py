@@ -1,20 +1,27 @@
-"""Whether a gradwire server answers, and how a channel to it is made."""
+"""Channels to a server: made, and waited for."""
 
 from __future__ import annotations
 
 import time
+from enum import Enum, auto
 from typing import Any
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from gradwire.client.errors import ConnectionLost, connection_lost
-from gradwire.wire.service import MESSAGE_OPTIONS, SERVICE_NAME, is_local, local_options
+from gradwire.client.errors import ConnectionLost
+from gradwire.client.transport.call_threads import in_own_thread
+from gradwire.client.transport.silence import why_nobody_answers
+from gradwire.wire.hosts import is_local
+from gradwire.wire.service import MESSAGE_OPTIONS, SERVICE_NAME, local_options
 
 CONNECT_TIMEOUT_SECONDS = 15.0
-REACH_TIMEOUT_SECONDS = 5.0
-"""How long nobody may answer at all; a server that answers, but is not SERVING yet, gets CONNECT_TIMEOUT_SECONDS."""
-PROBE_TIMEOUT_SECONDS = 1.0
+PROBE_TIMEOUT_SECONDS = 5.0
+"""How long somebody who listens may think about it; where nobody does, that is known at once."""
+
+_ATTEMPT_SECONDS = 5.0
+_SHORTEST_ATTEMPT_SECONDS = 0.1
+_SHORTEST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS = 0.05, 0.5
 
 _CHANNEL_OPTIONS = [
     *MESSAGE_OPTIONS,
@@ -42,39 +49,80 @@ def channel_to(target: str) -> grpc.Channel:
     return grpc.insecure_channel(target, [*_CHANNEL_OPTIONS, *window, *local_options(target)])
 
 
+class _Found(Enum):
+    """What is at a target."""
+
+    SERVING = auto()
+    STARTING = auto()
+    """Or about to stop."""
+    NOTHING = auto()
+    SILENCE = auto()
+    """There has not been an answer yet."""
+    ANOTHER = auto()
+    """A gRPC server, but not ours."""
+
+
 def answers(target: str) -> bool:
     """Whether a gradwire server, SERVING or starting, is at ``target``."""
     with grpc.insecure_channel(target, local_options(target)) as channel:
-        try:
-            _check(channel, PROBE_TIMEOUT_SECONDS)
-        except grpc.RpcError:
-            return False
-    return True
+        return in_own_thread(lambda: _look(channel, PROBE_TIMEOUT_SECONDS)) in (_Found.SERVING, _Found.STARTING)
 
 
-def wait_serving(channel: grpc.Channel, target: str, timeout_seconds: float) -> None:
-    """Returns once the server behind ``channel`` is SERVING. Raises ConnectionLost."""
-    reached = time.monotonic()
-    deadline = reached + timeout_seconds
+def serving_channel(target: str, timeout_seconds: float) -> grpc.Channel:
+    """A channel to ``target``, once the server there is SERVING. Nobody need listen there yet, nor need its name be
+    known. Raises ConnectionLost after ``timeout_seconds``, or at once where another server answers."""
+    deadline = time.monotonic() + timeout_seconds
+    pause_seconds = _SHORTEST_PAUSE_SECONDS
     while True:
-        failure: ConnectionLost | None = None
+        channel = channel_to(target)
         try:
-            status = _check(channel, max(0.1, deadline - time.monotonic()))
-            if status == health_pb2.HealthCheckResponse.SERVING:
-                return
-            reached = time.monotonic()
-            failure = ConnectionLost(f"{target} is not serving: it is starting or about to stop", applied=False)
-        except grpc.RpcError as error:
-            failure = connection_lost(error, target, applied=False)
-            code: Any = error
-            if code.code() in (grpc.StatusCode.NOT_FOUND, grpc.StatusCode.UNIMPLEMENTED):
-                raise ConnectionLost(f"{target} is no gradwire server", applied=False) from None
-        if time.monotonic() > min(deadline, reached + REACH_TIMEOUT_SECONDS):
-            raise failure
-        time.sleep(0.05)
+            found = _wait_for_answer(channel, deadline)
+        except BaseException:
+            channel.close()
+            raise
+        if found is _Found.SERVING:
+            return channel
+        # A channel of gRPC's tries again later and later, up to two minutes for a name. A new one does so now.
+        channel.close()
+        left_seconds = deadline - time.monotonic()
+        if found is _Found.ANOTHER or left_seconds <= 0:
+            raise ConnectionLost(_complaint(found, target, timeout_seconds), applied=False, target=target)
+        time.sleep(min(pause_seconds, left_seconds))
+        pause_seconds = min(2 * pause_seconds, _LONGEST_PAUSE_SECONDS)
 
 
-def _check(channel: grpc.Channel, timeout_seconds: float) -> int:
+def _wait_for_answer(channel: grpc.Channel, deadline: float) -> _Found:
+    """What is there, as soon as it is neither silent nor starting, or at the deadline."""
+    while True:
+        left_seconds = deadline - time.monotonic()
+        attempt_seconds = min(max(left_seconds, _SHORTEST_ATTEMPT_SECONDS), _ATTEMPT_SECONDS)
+        found = in_own_thread(lambda seconds=attempt_seconds: _look(channel, seconds))  # type: ignore[misc]
+        if found not in (_Found.STARTING, _Found.SILENCE) or time.monotonic() >= deadline:
+            return found
+        if found is _Found.STARTING:
+            time.sleep(_SHORTEST_PAUSE_SECONDS)
+
+
+def _look(channel: grpc.Channel, timeout_seconds: float) -> _Found:
     request = health_pb2.HealthCheckRequest(service=SERVICE_NAME)
-    status: int = health_pb2_grpc.HealthStub(channel).Check(request, timeout=timeout_seconds).status
-    return status
+    try:
+        status = health_pb2_grpc.HealthStub(channel).Check(request, timeout=timeout_seconds).status
+    except grpc.RpcError as error:
+        call: Any = error
+        return _FOUND.get(call.code(), _Found.NOTHING)
+    return _Found.SERVING if status == health_pb2.HealthCheckResponse.SERVING else _Found.STARTING
+
+
+_FOUND = {
+    grpc.StatusCode.DEADLINE_EXCEEDED: _Found.SILENCE,
+    grpc.StatusCode.NOT_FOUND: _Found.ANOTHER,
+    grpc.StatusCode.UNIMPLEMENTED: _Found.ANOTHER,
+}
+
+
+def _complaint(found: _Found, target: str, timeout_seconds: float) -> str:
+    if found is _Found.STARTING:
+        return f"{target} is not serving after {timeout_seconds:g} s: it is starting or about to stop"
+    why = "another gRPC server answers" if found is _Found.ANOTHER else why_nobody_answers(target)
+    waited = "" if found is _Found.ANOTHER else f" after {timeout_seconds:g} s"
+    return f"no gradwire server at {target}{waited}: {why}; start one with `gradwire serve`"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from pathlib import Path
 
 from gradwire.client.transport.channels import answers
 from gradwire.client.transport.embedded_server import EmbeddedServer
@@ -21,8 +22,17 @@ class FoundServer:
     """Started for this; whoever takes it closes it."""
 
 
-def find_server(target: str | None) -> FoundServer:
-    """See `connect`. Raises EmbeddedServerError."""
+def find_server(target: str | None, data_dir: str | Path | None = None) -> FoundServer:
+    """See `connect`. Raises EmbeddedServerError, ValueError, TypeError."""
+    if target is not None and not isinstance(target, str):
+        raise TypeError(f"target is {target!r}; expected 'HOST:PORT', 'unix:PATH', 'embedded' or None")
+    if target == "":
+        raise ValueError("target is ''; expected 'HOST:PORT', 'unix:PATH', 'embedded' or None")
+    if data_dir is not None and (target != "embedded" or not os.fspath(data_dir)):
+        raise ValueError(
+            f"data_dir is {os.fspath(data_dir)!r}, and target {target!r}; expected a directory, and target='embedded': "
+            "other servers have been told theirs"
+        )
     if target is None:
         target = os.environ.get("GRADWIRE_TARGET")
         if target and target != "embedded":
@@ -31,7 +41,7 @@ def find_server(target: str | None) -> FoundServer:
             return FoundServer(DEFAULT_TARGET, f"{DEFAULT_TARGET}, which answers")
         target = "embedded"
     if target == "embedded":
-        embedded = EmbeddedServer()
+        embedded = EmbeddedServer(data_dir)
         origin = f"an embedded server, process {embedded.pid}, which ends with this one"
         return FoundServer(embedded.target, origin, embedded)
     return FoundServer(target, target)

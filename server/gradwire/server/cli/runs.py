@@ -7,7 +7,7 @@ import json
 import os
 import uuid
 from collections.abc import Callable, Iterator
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -228,7 +228,7 @@ def _say(run: run_pb2.Run) -> None:
 
 
 def _snapshot(snapshot: service_pb2.Snapshot) -> dict[str, Any]:
-    created = datetime.fromtimestamp(snapshot.created_seconds, timezone.utc)
+    created = datetime.fromtimestamp(snapshot.created_seconds, UTC)
     return {
         "id": snapshot.id,
         "step": snapshot.step,

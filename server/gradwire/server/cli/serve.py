@@ -82,8 +82,9 @@ def _option(
 @_option("--shared-memory/--no-shared-memory", "Share memory with clients on this host.", key="shared_memory")
 @_option("--reflection", "Serve gRPC reflection.", is_flag=True)
 @_option("--log-format", "text or json.", click.Choice(["text", "json"]))
-@click.option("--embedded", is_flag=True, hidden=True, help="Announce the address on stdout; stop when stdin ends.")
-def serve_command(embedded: bool, **settings: Any) -> None:
+@click.option("--embedded", is_flag=True, hidden=True, help="Announce the address; stop when stdin ends.")
+@click.option("--announce-to", type=int, default=1, hidden=True, help="File descriptor for the address; else stdout.")
+def serve_command(embedded: bool, announce_to: int, **settings: Any) -> None:
     """Serve runs until SIGTERM."""
     try:
         config = ServerConfig(**settings)
@@ -92,14 +93,16 @@ def serve_command(embedded: bool, **settings: Any) -> None:
     set_up_logging(config.log_format, logging.WARNING if embedded else logging.INFO)
     log.info("effective configuration: %s", json.dumps(dataclasses.asdict(config)))
     try:
-        asyncio.run(_serve(config, embedded))
+        asyncio.run(_serve(config, announce_to if embedded else None))
     except (ConfigError, ValueError, RuntimeError) as error:
         raise click.ClickException(str(error)) from None
 
 
-async def _serve(config: ServerConfig, embedded: bool) -> None:
+async def _serve(config: ServerConfig, announce_to: int | None) -> None:
+    """``announce_to``: where an embedded server says its address; None: it is not embedded."""
     from gradwire.server.app import serve  # numba and all: a health check every few seconds does without
 
+    embedded = announce_to is not None
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
 
@@ -115,9 +118,10 @@ async def _serve(config: ServerConfig, embedded: bool) -> None:
     def ready(server: Server) -> None:
         where = f"are kept in {config.data_dir}" if config.data_dir else "live in memory only"
         log.info("serving on %s, device %s; runs %s", ", ".join(server.addresses), server.device.name, where)
-        if embedded:
-            with contextlib.suppress(BrokenPipeError):  # the parent ended meanwhile; `watch_parent` stops the server
-                print(json.dumps({"addresses": server.addresses}), flush=True)
+        if announce_to is not None:
+            # A parent that has ended meanwhile is no error: `watch_parent` stops the server.
+            with contextlib.suppress(BrokenPipeError), open(announce_to, "w", closefd=announce_to > 2) as parent:
+                print(json.dumps({"addresses": server.addresses}), file=parent)
 
     if embedded:
         # Ctrl-C in a terminal reaches the whole process group, but the parent decides when this server ends.

@@ -51,7 +51,7 @@ async def commit(
     if storage is None:
         return await run.lock.run(lambda: run.commit(holder, block, gradients()), work=work)
     if not storage.journals:
-        return await run.lock.run(lambda: _noted(run, storage, run.commit(holder, block, gradients())), work=work)
+        return await run.lock.run(lambda: note_commit(run, storage, run.commit(holder, block, gradients())), work=work)
     journaled = await JournaledBlock.begin(run, storage, holder, block, gradients, work)
     try:
         await journaled.compute()
@@ -61,7 +61,8 @@ async def commit(
     return await journaled.finish()
 
 
-def _noted(run: Run, storage: RunStorage, receipt: Receipt) -> Receipt:
+def note_commit(run: Run, storage: RunStorage, receipt: Receipt) -> Receipt:
+    """Of a block that was not journaled."""
     storage.store.note_step(run.uid, receipt.step)
     if storage.due(run.step):
         storage.wake()

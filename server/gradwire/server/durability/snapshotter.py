@@ -20,7 +20,7 @@ from gradwire.server.engine.threads import to_the_end
 from gradwire.server.store.base import Snapshot, SnapshotInfo, Written
 from gradwire.wire.errors import GradwireError, MemoryLimitExceeded, RunNotFound
 
-log = logging.getLogger("gradwire.server.snapshotter")  # what its lines have always been called
+log = logging.getLogger(__name__)
 
 _LONGEST_TICK_SECONDS = 1.0
 

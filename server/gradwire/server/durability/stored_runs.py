@@ -23,7 +23,7 @@ from gradwire.server.store.base import MAX_ENTRY_BYTES, Position, Store, StoredR
 from gradwire.server.store.recovery import Unrecoverable, recover
 from gradwire.wire.errors import InvalidSpec
 
-log = logging.getLogger("gradwire.server.keeper")  # what its lines have always been called
+log = logging.getLogger(__name__)
 
 JOURNALED_BYTES = 2**20
 """Runs with at most so many bytes of parameters are journaled where nobody says otherwise."""

@@ -25,6 +25,11 @@ class RunLock:
         self.executor = executor
         self._lock = asyncio.Lock()
 
+    @property
+    def locked(self) -> bool:
+        """Whether somebody holds it."""
+        return self._lock.locked()
+
     async def run(self, function: Callable[[], T], *, work: int = 0) -> T:
         """Result of ``function()``; ``work`` (element updates) decides whether it leaves the event loop."""
         if is_short(work) and not self._lock.locked():

@@ -27,7 +27,7 @@ from gradwire.wire.shared import (
     slice_bytes,
 )
 
-log = logging.getLogger("gradwire.server.region")  # what its lines have always been called
+log = logging.getLogger(__name__)
 
 LARGEST_SHARE = 4
 """A stream takes at most one part in so many of the memory that is free: what is shared only makes steps faster, and

@@ -25,7 +25,7 @@ from gradwire.wire.errors import (
     to_status,
 )
 
-log = logging.getLogger("gradwire.server.calls")  # what its lines have always been called
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}

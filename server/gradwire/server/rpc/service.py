@@ -36,7 +36,8 @@ from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc, train_pb2
 from gradwire.wire.encoding import dtype_of, encode, wire_dtype
 from gradwire.wire.envelope import Opened
 from gradwire.wire.errors import GradwireError
-from gradwire.wire.service import SERVICE_NAME, is_local
+from gradwire.wire.hosts import is_local
+from gradwire.wire.service import SERVICE_NAME
 
 
 class OptimizerServicer(SnapshotCalls):
@@ -114,8 +115,13 @@ class OptimizerServicer(SnapshotCalls):
                 stream = TrainStream(guard, context, session.memory, encoder)
                 await guard.write(context.write, self._attached(session))
                 while (part := await stream.receive()) is not None:
-                    async for reply in session.receive(part):
-                        await stream.send(reply)
+                    at_once = session.receive_at_once(part)
+                    if at_once is not None:
+                        await stream.send(at_once)
+                        session.answered()
+                    else:
+                        async for reply in session.receive(part):
+                            await stream.send(reply)
             except GradwireError as error:
                 session.complete(error)
                 raise

@@ -66,13 +66,13 @@ class StreamGuard:
             self._reading = False
 
     async def write(self, write: Callable[[Any], Awaitable[None]], message: object) -> None:
-        await self._within_stall_timeout(lambda: write(message))
+        await self._within_stall_timeout(write, message)
 
     async def hear(self, read: Callable[[], Awaitable[T]]) -> T:
         """Reads what the peer has to say before it gets the rest of its answer."""
         return await self._within_stall_timeout(read)
 
-    async def _within_stall_timeout(self, act: Callable[[], Awaitable[T]]) -> T:
+    async def _within_stall_timeout(self, act: Callable[..., Awaitable[T]], *arguments: object) -> T:
         if self._error is not None:
             raise self._error
         # One timer a stream, not one a write: it looks whether the write under way is older than it may be.
@@ -81,7 +81,7 @@ class StreamGuard:
             self._timer = self._loop.call_at(self._give_up_at, self._check_stall)
         self._writing = True
         try:
-            return await act()
+            return await act(*arguments)
         except asyncio.CancelledError:
             if self._error is None:
                 raise

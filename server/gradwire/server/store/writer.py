@@ -201,5 +201,5 @@ def refusing() -> Iterator[None]:
 
 
 def _name(error: BaseException) -> str:
-    """SQLite's name of an error; Python 3.10 does not say, which counts as the worst."""
+    """SQLite's name of an error; one that has none counts as the worst."""
     return getattr(error, "sqlite_errorname", "")

@@ -23,6 +23,7 @@ from gradwire.server.memory.shared_memory import SharedMemory, share
 from gradwire.server.training.block_receiver import BlockReceiver, WholeBlock
 from gradwire.server.training.results import Results
 from gradwire.server.training.shared_answer import SharedAnswer
+from gradwire.server.training.straight_path import StraightPath
 from gradwire.wire.errors import GradwireError
 from gradwire.wire.shared import part_bytes
 
@@ -66,6 +67,7 @@ class Session:
         self._encoder = encoder
         self._receiver = BlockReceiver(run, holder, decoder, encoder, max_result_bytes, executor, local)
         self._results = Results(run, holder, encoder)
+        self._straight_path = StraightPath(run, holder, decoder, encoder)
         self._answering = NOTHING
         self._commit: asyncio.Task[Receipt] | None = None
         self._journaled: JournaledBlock | None = None
@@ -95,6 +97,25 @@ class Session:
         sizes = [coding.vector_bytes(elements) for coding in (self._decoder, self._encoder)]
         self._receiver.memory = share(self.run.budget, *map(part_bytes, sizes))
 
+    def receive_at_once(self, part: GradientSlice) -> Reply | None:
+        """As `receive`, for what is answered with one reply in one go; `answered` is to be called once that is sent.
+        None: nothing has happened, and the message must be received."""
+        block = self._straight_path.plan(part) if self._receiver.idle else None
+        if block is None:
+            return None
+        failpoint("stage.before")
+        failpoint("stage.after")
+        self._answering = COMMITTING
+        reply = self._straight_path.commit(block, part)
+        failpoint("reply.before")
+        self._answering = Answering(True, part.sequence)
+        return reply
+
+    def answered(self) -> None:
+        """The reply to a block has been sent."""
+        self._answering = NOTHING
+        failpoint("reply.after")
+
     async def receive(self, part: GradientSlice) -> AsyncIterator[Reply]:
         """Takes one message and yields what can be answered now; the reply with the receipt comes last.
 
@@ -117,8 +138,7 @@ class Session:
         if part.last:
             async for reply in self._commit_block(self._receiver.whole(arrived)):
                 yield reply
-            self._answering = NOTHING
-            failpoint("reply.after")
+            self.answered()
 
     def _receipt_of_repeat(self, part: GradientSlice) -> Receipt | None:
         """What answers a message of a block that has been committed before; None: it is of another one."""
