@@ -21,7 +21,13 @@ from gradwire.server.engine.spec import NonFinitePolicy, RunSpec
 from gradwire.server.memory.budget import MemoryBudget
 from gradwire.server.optimizers.adam import AdamHyperparameters
 from gradwire.server.training.session import Session
-from gradwire.wire.errors import GradwireError, InvalidHyperparameter, InvalidSlice, NonFiniteGradient
+from gradwire.wire.errors import (
+    GradwireError,
+    InvalidHyperparameter,
+    InvalidSlice,
+    NonFiniteGradient,
+    ProtocolViolation,
+)
 from gradwire.wire.layout import Layout
 
 FLOAT32 = np.dtype(np.float32)
@@ -194,5 +200,22 @@ def test_a_device_that_fails_ends_the_run_and_nobody_says_what_was_applied(
         session.complete(caught.value)
         assert caught.value.applied is not True
         assert session.run.ended
+
+    asyncio.run(look())
+
+
+def test_whatever_is_wrong_with_what_is_heard_while_a_block_is_answered_it_was_applied(
+    executor: ThreadPoolExecutor,
+) -> None:
+    async def look() -> None:
+        session = await session_of(executor)
+        assert session.receive_at_once(block()) is not None
+        error = ProtocolViolation("expected 'taken' here")
+        session.complete(error)
+        assert (error.applied, error.metadata["sequence"]) == (True, "1")
+        session.answered()
+        error = ProtocolViolation("expected 'gradients' here")
+        session.complete(error)
+        assert error.applied is False
 
     asyncio.run(look())

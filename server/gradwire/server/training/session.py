@@ -199,10 +199,11 @@ class Session:
     def complete(self, error: GradwireError) -> None:
         """Says with what ends the stream whether a block was applied, and which one: a client that has its receipt
         already waits for the answer to the next one, which has not been looked at."""
-        if error.applied is None:
+        if self._answering.committed:  # whatever else was wrong: what the client asks about has been applied
+            error.applied = True
+            error.metadata["sequence"] = str(self._answering.sequence)
+        elif error.applied is None:
             error.applied = self._answering.committed
-            if self._answering.committed:
-                error.metadata["sequence"] = str(self._answering.sequence)
 
     async def close(self) -> None:
         """Gives the run back and frees what was staged, once a commit that is under way has ended."""
