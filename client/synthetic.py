@@ -113,7 +113,7 @@ def main() -> None:
                     result, track = experiment(server, optimizer, schedule, options, lambda: stopped)
                     if track.steps:
                         done.append((result, track))
-    except (GradwireError, Interrupted) as error:
+    except (GradwireError, Interrupted, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
     if done:
         write_report(done, options.out)

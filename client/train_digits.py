@@ -159,7 +159,7 @@ def main() -> None:
         with connect(options.target) as server:
             print(f"optimizer server: {server.origin}", file=sys.stderr)
             losses, accuracies = train(server, options)
-    except GradwireError as error:
+    except (GradwireError, ValueError) as error:
         sys.exit(f"error: {error}")
     print(", ".join(f"test accuracy, {which}: {accuracy:.2%}" for which, accuracy in accuracies.items()))
     try:

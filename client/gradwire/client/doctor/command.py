@@ -15,7 +15,6 @@ import click
 from gradwire.client.connection import connect
 from gradwire.client.doctor.measurement import ENCODINGS, measure_link, measure_steps
 from gradwire.client.doctor.report import report, show
-from gradwire.client.errors import EmbeddedServerError
 from gradwire.wire.errors import GradwireError
 
 _ABOUT = """
@@ -105,7 +104,7 @@ def examine(target: str | None, plan: Plan, *, as_json: bool) -> int:
     except KeyboardInterrupt:
         print("gradwire doctor: interrupted; its temporary run has been deleted", file=sys.stderr)
         return 130
-    except (GradwireError, EmbeddedServerError) as error:
+    except (GradwireError, ValueError) as error:
         print(f"gradwire doctor: {error}", file=sys.stderr)
         return 1
     finally:

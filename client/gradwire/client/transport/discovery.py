@@ -8,6 +8,7 @@ from pathlib import Path
 
 from gradwire.client.transport.channels import answers
 from gradwire.client.transport.embedded_server import EmbeddedServer
+from gradwire.wire.hosts import host_and_port
 
 DEFAULT_TARGET = "localhost:50051"
 
@@ -24,10 +25,8 @@ class FoundServer:
 
 def find_server(target: str | None, data_dir: str | Path | None = None) -> FoundServer:
     """See `connect`. Raises EmbeddedServerError, ValueError, TypeError."""
-    if target is not None and not isinstance(target, str):
-        raise TypeError(f"target is {target!r}; expected 'HOST:PORT', 'unix:PATH', 'embedded' or None")
-    if target == "":
-        raise ValueError("target is ''; expected 'HOST:PORT', 'unix:PATH', 'embedded' or None")
+    if target is not None:
+        _check("target", target)
     if data_dir is not None and (target != "embedded" or not os.fspath(data_dir)):
         raise ValueError(
             f"data_dir is {os.fspath(data_dir)!r}, and target {target!r}; expected a directory, and target='embedded': "
@@ -36,6 +35,7 @@ def find_server(target: str | None, data_dir: str | Path | None = None) -> Found
     if target is None:
         target = os.environ.get("GRADWIRE_TARGET")
         if target and target != "embedded":
+            _check("GRADWIRE_TARGET", target)
             return FoundServer(target, f"{target}, from GRADWIRE_TARGET")
         if not target and answers(DEFAULT_TARGET):
             return FoundServer(DEFAULT_TARGET, f"{DEFAULT_TARGET}, which answers")
@@ -45,3 +45,14 @@ def find_server(target: str | None, data_dir: str | Path | None = None) -> Found
         origin = f"an embedded server, process {embedded.pid}, which ends with this one"
         return FoundServer(embedded.target, origin, embedded)
     return FoundServer(target, target)
+
+
+def _check(what: str, target: object) -> None:
+    """Nobody ever answers at what cannot be a target; that is not waited for."""
+    message = f"{what} is {target!r}; expected 'HOST:PORT', 'unix:PATH', 'embedded' or None"
+    if not isinstance(target, str):
+        raise TypeError(message)
+    if target != "embedded" and not target.startswith(("unix:", "unix-abstract:")):
+        host, port = host_and_port(target)
+        if not host or not port.isdecimal():
+            raise ValueError(message)

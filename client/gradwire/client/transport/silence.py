@@ -22,18 +22,12 @@ def why_nobody_answers(target: str) -> str:
     try:
         with closing(_connected(target)):
             return "something listens there that does not answer as one"
-    except _NoAddress as error:
-        return str(error)
     except socket.gaierror:
         return "this name is not known"
     except TimeoutError:
         return "nothing answers"
     except OSError as error:
         return (error.strerror or str(error)).lower()
-
-
-class _NoAddress(ValueError):
-    pass
 
 
 def _connected(target: str) -> socket.socket:
@@ -49,6 +43,4 @@ def _connected(target: str) -> socket.socket:
                 raise
             return unix
     host, port = host_and_port(target)
-    if not port.isdecimal():
-        raise _NoAddress("it names no port; expected HOST:PORT or unix:PATH")
     return socket.create_connection((host, int(port)), _LOOK_SECONDS)
