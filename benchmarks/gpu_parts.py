@@ -160,16 +160,17 @@ def _server_tests(simulated: bool) -> list[Command]:
 
 
 def _kernels(simulated: bool) -> list[Command]:
-    sizes = ("500", "700") if simulated else ("25000000", "250000000")
-    steps, rounds = ("100", "2") if simulated else ("1000000", "9")
+    sizes = ("40", "70") if simulated else ("25000000", "250000000")
+    steps, rounds = ("20", "2") if simulated else ("1000000", "9")
     arguments = ("--device", "cuda", "--elements", *sizes, "--steps", steps, "--rounds", rounds)
     return [Command("kernels.py", ("benchmarks/kernels.py", *arguments), 45)]
 
 
 def _wire(simulated: bool) -> list[Command]:
     # Over TCP the large size alone: for each size the fastest echo is looked for first, which takes longest.
-    large, sizes = ("300", ("1", "300")) if simulated else ("25000000", ("1", "1000000", "25000000"))
-    rounds, repeats = ("2", "2") if simulated else ("5", "50")
+    # In the simulator each size costs its servers' starts, some seconds each.
+    large, sizes = ("1", ("70",)) if simulated else ("25000000", ("1", "1000000", "25000000"))
+    rounds, repeats = ("2", "1") if simulated else ("5", "50")
     encoding = ("--encodings", "float32")
     common = ("benchmarks/wire.py", "--device", "cuda", "--rounds", rounds, "--repeats", repeats, *encoding)
     return [

@@ -1,7 +1,12 @@
-"""A real server process for tests: ``python -m gradwire.server serve`` on a port of its own."""
+"""A real server process for tests: ``python -m gradwire.server serve`` on a port of its own.
+
+Most are forked by a zygote, which this process has one of; a few start as users' servers do.
+"""
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import signal
@@ -12,10 +17,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 
+from tests.zygote import AVAILABLE, ForkedProcess, Zygote, clean_environment
+
 START_TIMEOUT_SECONDS = 90.0
 
 DEVICE = os.environ.get("GRADWIRE_TEST_DEVICE", "")
 """What the servers of tests compute on, where a test does not say: ``make gpu`` runs tests with ``cuda``."""
+
+
+@functools.cache
+def _zygote() -> Zygote:
+    zygote = Zygote()
+    atexit.register(zygote.close)
+    return zygote
 
 
 class ServerProcess:
@@ -24,8 +38,10 @@ class ServerProcess:
     Args:
         flags: further command line flags.
         listen: the address; default: any free port of 127.0.0.1.
-        environment: further environment variables.
+        environment: further ``GRADWIRE_*`` variables.
         module: what is started.
+        forked: False: by an interpreter of its own, as users do. One that is forked has pages in common with others:
+            what it takes up (`rss_bytes`) says little.
     """
 
     def __init__(
@@ -34,20 +50,23 @@ class ServerProcess:
         listen: str = "127.0.0.1:0",
         environment: Mapping[str, str] | None = None,
         module: str = "gradwire.server",
+        forked: bool = True,
     ) -> None:
-        command = [sys.executable, "-m", module, "serve", "--embedded", "--listen", listen, *flags]
+        arguments = ["serve", "--embedded", "--listen", listen, *flags]
         if DEVICE and "--device" not in flags:
-            command += ["--device", DEVICE]
-        clean = {key: value for key, value in os.environ.items() if not key.startswith("GRADWIRE_")}
-        if "GRADWIRE_CACHE_DIR" in os.environ:
-            clean["GRADWIRE_CACHE_DIR"] = os.environ["GRADWIRE_CACHE_DIR"]
-        self.process = subprocess.Popen(
-            command,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            env={**clean, **(environment or {})},
-        )
+            arguments += ["--device", DEVICE]
+        variables = {**clean_environment(), **(environment or {})}
+        self.process: subprocess.Popen[bytes] | ForkedProcess
+        if forked and AVAILABLE and DEVICE in ("", "cpu"):
+            self.process = ForkedProcess(_zygote(), module, arguments, variables)
+        else:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", module, *arguments],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                env=variables,
+            )
         assert self.process.stdout is not None
         assert self.process.stderr is not None
         self.target: str

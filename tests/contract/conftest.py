@@ -14,7 +14,7 @@ from tests.serving import ServerProcess
 @pytest.fixture(scope="package")
 def server_process() -> Iterator[ServerProcess]:
     """A server that all tests of the package share; give runs names of your own."""
-    with ServerProcess() as process:
+    with ServerProcess(forked=False) as process:
         yield process
 
 

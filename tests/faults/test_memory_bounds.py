@@ -262,7 +262,7 @@ def first_answer(call: Any) -> object:
 def test_the_process_stays_small_whatever_deaf_readers_ask_for(connect_bare: Callable[[str], Stub]) -> None:
     """Twenty of them at once, again and again; there is room for the copies of five."""
     mib, size, stall_seconds = 2**20, 2 * 2**20, 1
-    with ServerProcess("--max-memory", "64MiB", "--stall-timeout", str(stall_seconds)) as server:
+    with ServerProcess("--max-memory", "64MiB", "--stall-timeout", str(stall_seconds), forked=False) as server:
         stub, name = connect_bare(server.target), fresh_name("asked-for")
         create(stub, spec_of(name, size, amsgrad=False), np.zeros(size, np.float32))
         read_parameters(stub, name)

@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
-from sklearn.datasets import load_digits
 
 from gradwire.client import AMSGrad, Server, TorchAdam
 from tests.reference import ReferenceAdam, ReferenceConfig
@@ -31,6 +30,8 @@ each_float = pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.fixture(scope="module")
 def digits() -> tuple[Tensor, npt.NDArray[np.int64]]:
     """1,797 pictures of 8 x 8 pixels, scaled to 0 .. 1, and what they show."""
+    from sklearn.datasets import load_digits  # not while tests are collected: it takes a second in every worker
+
     bunch: Any = load_digits()
     return bunch.data / 16.0, bunch.target.astype(np.int64)
 

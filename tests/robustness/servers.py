@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import os
 import select
 import signal
-import socket
-import subprocess
-import sys
-import threading
 import time
 from pathlib import Path
-from types import TracebackType
-from typing import Any
 
+from tests import zygote
 from tests.robustness.disk import Disk
 
 START_SECONDS = 90.0
@@ -22,59 +16,15 @@ CHECKPOINT_BYTES = 400_000
 """About fifty blocks: the log begins anew often."""
 
 
-class Zygote:
-    """The process that forks servers; a context manager.
+class Zygote(zygote.Zygote):
+    """Forks servers that can lose power.
 
     Args:
         library: what ``disk.build_library`` has made; None: servers on an ordinary disk.
     """
 
     def __init__(self, library: Path | None = None) -> None:
-        ours, theirs = socket.socketpair()
-        clean = {key: value for key, value in os.environ.items() if not key.startswith("GRADWIRE_")}
-        if "GRADWIRE_CACHE_DIR" in os.environ:
-            clean["GRADWIRE_CACHE_DIR"] = os.environ["GRADWIRE_CACHE_DIR"]
-        clean["OPENBLAS_NUM_THREADS"] = "1"  # no thread may be there when it forks
-        if library is not None:
-            clean["LD_PRELOAD"] = str(library)
-        self.has_library = library is not None
-        command = [sys.executable, "-m", "tests.robustness.zygote", str(theirs.fileno())]
-        root = Path(__file__).parents[2]
-        self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], env=clean, cwd=root)
-        theirs.close()
-        self._socket = ours
-        self._answers = ours.makefile("r")
-        self._lock = threading.Lock()
-        try:
-            assert self._answers.readline() == "ready\n", "the process that forks servers did not start"
-        except BaseException:
-            self.close()
-            raise
-
-    def ask(self, order: dict[str, Any], descriptors: list[int]) -> int:
-        """The pid of a new server, or the exit status of one that has ended."""
-        with self._lock:
-            socket.send_fds(self._socket, [json.dumps(order).encode()], descriptors)
-            answer: int = json.loads(self._answers.readline())
-        return answer
-
-    def __enter__(self) -> Zygote:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Ends the process: it ends when nobody can ask it any more, or is killed."""
-        self._answers.close()
-        self._socket.close()
-        try:
-            self._process.wait(30)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+        super().__init__("tests.robustness.zygote", {} if library is None else {"LD_PRELOAD": str(library)})
 
 
 class ForkedServer:
@@ -140,7 +90,7 @@ class ForkedServer:
             if not self._read(deadline):
                 return False
         if self.exit_status is None:
-            self.exit_status = self._zygote.ask({"wait": self.pid}, [])
+            self.exit_status = self._zygote.ask({"wait": self.pid})
             os.close(self._stdin)
             os.close(self._stdout)
         return True

@@ -58,7 +58,7 @@ def regions_of(pid: int) -> tuple[int, int]:
 @pytest.mark.timeout(240)
 def test_hundreds_of_attachments_leave_nothing() -> None:
     """In two processes: files, maps, memory."""
-    with ServerProcess() as process, connect(process.target) as server:
+    with ServerProcess(forked=False) as process, connect(process.target) as server:
         run = server.create_run(fresh_name("many"), {"x": np.zeros(SIZE, np.float32)}, AMSGrad())
         run.step(GRADIENTS)
         assert run.shares_memory

@@ -66,7 +66,7 @@ def wait_for_lines(path: Path, lines: int, process: subprocess.Popen[str]) -> No
         time.sleep(0.005)
 
 
-@pytest.mark.parametrize(("steps", "block"), [(300_000, 1009), (3000, 1)])
+@pytest.mark.parametrize(("steps", "block"), [(300_000, 1009), (1200, 1)])
 def test_an_interrupted_experiment_ends_with_the_same_bits(
     lasting: LastingServer, tmp_path: Path, steps: int, block: int
 ) -> None:
