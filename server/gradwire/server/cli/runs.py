@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import datetime, timezone
@@ -20,6 +19,7 @@ from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc
 from gradwire.wire.errors import STATUS_DETAILS_KEY, GradwireError, from_status
 from gradwire.wire.layout import parse_run_name
 from gradwire.wire.service import MESSAGE_OPTIONS, local_options
+from gradwire.wire.whole_file import is_stream, whole_file
 
 FILE_BYTES = 2**20
 """Pieces in which a file is sent."""
@@ -147,19 +147,16 @@ def rollback_command(stub: Stub, name: str, snapshot: int) -> None:
 def export_command(stub: Stub, name: str, path: Path, snapshot: int, weights_only: bool) -> None:
     """Write a run to a safetensors file."""
     request = service_pb2.ExportRunRequest(name=_resource(name), snapshot_id=snapshot, weights_only=weights_only)
-    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     header = service_pb2.ExportRunHeader()
-    try:
-        with unfinished.open("wb") as file:
-            for response in stub.ExportRun(request):
-                if response.WhichOneof("message") == "header":
-                    header = response.header
-                else:
-                    file.write(response.data)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    click.echo(f"wrote step {header.step} to {path}, {header.size_bytes} bytes")
+    stream = is_stream(path)
+    with whole_file(path) as file:
+        for response in stub.ExportRun(request):
+            if response.WhichOneof("message") == "header":
+                header = response.header
+            else:
+                file.write(response.data)
+    # Beside a stream, which may be stdout itself.
+    click.echo(f"wrote step {header.step} to {path}, {header.size_bytes} bytes", err=stream)
 
 
 @_command("import")
