@@ -17,6 +17,9 @@ Array = npt.NDArray[Any]
 MAX_MESSAGE_BYTES = 16 * 2**20
 """No message of the contract is larger; both sides set it as gRPC's limit."""
 
+MAX_ANSWER_BYTES = 4 * 2**20
+"""What gRPC takes of an answer where nobody has told it otherwise: no message that can be cut is larger."""
+
 SLICE_BYTES = 2**20
 """Size of ``data`` that our own messages aim at: measured fastest on loopback; see ``docs/performance.md``."""
 
