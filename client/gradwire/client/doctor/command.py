@@ -18,6 +18,7 @@ from gradwire.client.doctor.measurement import ENCODINGS, measure_link, measure_
 from gradwire.client.doctor.report import report, show
 from gradwire.client.errors import EmbeddedServerError
 from gradwire.wire.errors import GradwireError
+from gradwire.wire.printable import printable
 
 if TYPE_CHECKING:
     import click
@@ -115,7 +116,7 @@ def examine(target: str | None, plan: Plan, *, as_json: bool) -> int:
         print("gradwire doctor: interrupted; its temporary run has been deleted", file=sys.stderr)
         return 130
     except (GradwireError, EmbeddedServerError) as error:
-        print(f"gradwire doctor: {error}", file=sys.stderr)
+        print(f"gradwire doctor: {printable(str(error))}", file=sys.stderr)
         return 1
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -10,8 +10,10 @@ import click
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from gradwire.server.cli.numbers import seconds
 from gradwire.server.cli.runs import runs_group
 from gradwire.server.cli.serve import serve_command
+from gradwire.wire.printable import printable
 from gradwire.wire.service import SERVICE_NAME, local_options
 
 
@@ -27,7 +29,7 @@ cli.add_command(serve_command)
 
 @cli.command("health")
 @click.option("--target", default="localhost:50051", envvar="GRADWIRE_TARGET", show_default=True, show_envvar=True)
-@click.option("--timeout", default=3.0, show_default=True, help="Seconds.")
+@click.option("--timeout", type=seconds, default=3.0, show_default=True, help="Seconds.")
 def health_command(target: str, timeout: float) -> None:
     """Exit 0 if a gradwire server is SERVING at TARGET, else 1."""
     with grpc.insecure_channel(target, local_options(target)) as channel:
@@ -35,7 +37,7 @@ def health_command(target: str, timeout: float) -> None:
         try:
             answer = stub.Check(health_pb2.HealthCheckRequest(service=SERVICE_NAME), timeout=timeout)
         except grpc.RpcError as error:
-            raise click.ClickException(f"{target}: {error.code().name}: {error.details()}") from None
+            raise click.ClickException(printable(f"{target}: {error.code().name}: {error.details()}")) from None
     name = health_pb2.HealthCheckResponse.ServingStatus.Name(answer.status)
     click.echo(f"{target}: {name}")
     if answer.status != health_pb2.HealthCheckResponse.SERVING:
