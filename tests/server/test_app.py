@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import signal
+import socket
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -153,6 +154,71 @@ def test_a_port_in_use_is_an_error_and_not_shared(hosted: HostedServer) -> None:
             await server.drain()
 
     asyncio.run(start())
+
+
+@pytest.mark.parametrize("taken", ["127.0.0.1", "127.0.0.2"])
+def test_a_name_is_listened_on_with_all_its_addresses_or_not_at_all(
+    monkeypatch: pytest.MonkeyPatch, taken: str
+) -> None:
+    """gRPC takes what is free, and the server that has the rest would get some of the clients."""
+    found = socket.getaddrinfo
+    names = (
+        "127.0.0.1",
+        "127.0.0.2",
+        "192.0.2.1",
+    )  # the last one is no address of this machine, and counts for nothing
+
+    def getaddrinfo(host: str, *arguments: Any, **options: Any) -> list[Any]:
+        return [
+            one for name in (names if host == "localhost" else [host]) for one in found(name, *arguments, **options)
+        ]
+
+    monkeypatch.setattr(socket, "getaddrinfo", getaddrinfo)
+
+    async def start(port: int) -> None:
+        server = Server(ServerConfig(listen=(f"localhost:{port}",), device="cpu"))
+        monkeypatch.setattr(server, "_warm_up", lambda: None)
+        try:
+            await server.start()
+            assert server.addresses == [f"localhost:{port}"]
+            for name in names[:2]:
+                socket.create_connection((name, port)).close()
+        finally:
+            await server.drain()
+
+    with socket.create_server((taken, 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(
+            ConfigError, match=f"cannot listen on localhost:{port}: {taken} port {port}: Address already"
+        ):
+            asyncio.run(start(port))
+    asyncio.run(start(port))
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_terminal_that_is_closed_drains_the_server(monkeypatch: pytest.MonkeyPatch, ignored: bool) -> None:
+    """Unless ``nohup`` has said that it is to go on."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN if ignored else signal.SIG_DFL)
+    monkeypatch.setattr(Server, "_warm_up", lambda server: None)
+    hung_up: list[bool] = []
+
+    async def run() -> None:
+        def ready(server: Server) -> None:
+            os.kill(os.getpid(), signal.SIGHUP)
+            asyncio.get_running_loop().call_later(0.1, look, server)
+
+        def look(server: Server) -> None:
+            hung_up.append(server.draining)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        config = ServerConfig(listen=("127.0.0.1:0",), device="cpu")
+        await asyncio.wait_for(serve(config, ready), 60)
+
+    try:
+        asyncio.run(run())
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert hung_up == ([False] if ignored else [])
 
 
 def test_a_unix_socket_that_is_served_is_not_taken_over(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -92,6 +93,34 @@ def test_memory_is_what_the_container_may_use(
     assert config.available_memory_bytes() == (limit or machine)
 
 
+GIB = 2**30
+TREES: dict[str, tuple[str, dict[str, str], int]] = {
+    "v2, own": ("0::/a/b\n", {"a/b/memory.max": f"{GIB}", "a/memory.max": "max"}, GIB),
+    "v2, around it": ("0::/a/b\n", {"a/b/memory.max": f"{2 * GIB}", "a/memory.max": f"{GIB}"}, GIB),
+    "v2, a container's outermost": ("0::/\n", {"memory.max": f"{GIB}"}, GIB),
+    "v2, a path that is not mounted here": ("0::/../../elsewhere\n", {"memory.max": f"{GIB}"}, GIB),
+    "v1, own": ("5:cpu:/x\n4:memory:/a/b\n", {"memory/a/b/memory.limit_in_bytes": f"{GIB}"}, GIB),
+    "v1, around it": ("4:hugetlb,memory:/a/b\n0::/c\n", {"memory/a/memory.limit_in_bytes": f"{GIB}"}, GIB),
+    "somebody else's": ("0::/a/b\n", {"a/c/memory.max": "5", "b/memory.max": "5", "a/b/memory.max": "max"}, 0),
+    "a path with a colon": ("0::/a:b\n", {"a:b/memory.max": f"{GIB}"}, GIB),
+    "nonsense": ("\n0\n0:\n::::\n", {"memory.max": "many"}, 0),
+}
+
+
+@pytest.mark.parametrize("tree", TREES)
+def test_limit_of_a_nested_control_group_counts(tmp_path: Path, tree: str) -> None:
+    """In a container of a container, or a systemd unit, the limit is not where the outermost group has its own."""
+    own, files, limit = TREES[tree]
+    for name, text in {
+        "proc/self/cgroup": own,
+        **{f"sys/fs/cgroup/{name}": text for name, text in files.items()},
+    }.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    assert config.available_memory_bytes(tmp_path) == (min(limit, machine) or machine)
+
+
 @pytest.mark.parametrize("address", LOCAL)
 def test_loopback_needs_no_permission(address: str) -> None:
     assert is_local(address)
@@ -133,9 +162,9 @@ def test_malformed_address_is_refused_whether_insecure_or_not(address: str, inse
         ({"max_parameters": 0}, "max_parameters is 0; expected 1 or more"),
         ({"max_result": -5}, "max_result is -5; expected 1 or more"),
         *(
-            ({name: value}, f"{name} is {value}; expected a finite number above 0")
+            ({name: value}, f"{name} is {re.escape(str(value))}; expected a finite number above 0, at most 1000000")
             for name in ("stall_timeout_seconds", "keepalive_seconds", "snapshot_interval_seconds")
-            for value in (0, -1.5, math.nan, math.inf)
+            for value in (0, -1.5, math.nan, math.inf, 1e300)
         ),
     ],
     ids=str,

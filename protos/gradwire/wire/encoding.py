@@ -14,6 +14,9 @@ from gradwire.wire.errors import InvalidSlice, InvalidSpec, ProtocolViolation
 
 Array = npt.NDArray[Any]
 
+MAX_ANSWER_BYTES = 4 * 2**20
+"""What gRPC takes of an answer where nobody has told it otherwise: no message that can be cut is larger."""
+
 SLICE_BYTES = 2**20
 """Size of ``data`` that our own messages aim at: measured fastest on loopback; see ``docs/performance.md``."""
 

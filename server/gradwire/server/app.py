@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import signal
-import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from gradwire.server.config import ConfigError, ServerConfig
 from gradwire.server.devices.base import Device
 from gradwire.server.devices.select import open_device
 from gradwire.server.optimizers.adam import AdamHyperparameters, EpsilonPlacement
+from gradwire.server.rpc.listening import listen
 from gradwire.server.rpc.service import OptimizerServicer, add_to_server
 from gradwire.server.runs.registry import Registry
 from gradwire.server.store.base import Store, StoreError
@@ -79,15 +79,7 @@ class Server:
             names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._grpc)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        for address in self.config.listen:
-            if address.startswith("unix:") and _is_served(address.removeprefix("unix:")):
-                raise ConfigError(f"cannot listen on {address}: another server does")  # gRPC would take its place
-            try:
-                port = self._grpc.add_insecure_port(address)
-            except RuntimeError as error:
-                raise ConfigError(f"cannot listen on {address}: {error}") from None
-            host, _, _ = address.rpartition(":")
-            self.addresses.append(address if address.startswith("unix:") else f"{host}:{port}")
+        self.addresses += [listen(self._grpc, address) for address in self.config.listen]
         await self._grpc.start()
         loop = asyncio.get_running_loop()
         self._prepared.clear()
@@ -137,6 +129,11 @@ class Server:
         await asyncio.get_running_loop().run_in_executor(None, self.registry.close)
         self._stopped.set()
 
+    async def abandon(self) -> None:
+        """Ends a server that could not be started."""
+        await self._grpc.stop(None)
+        self.registry.close()
+
     async def wait_stopped(self) -> None:
         await self._stopped.wait()
 
@@ -157,23 +154,16 @@ def open_store(config: ServerConfig) -> Store | None:
         raise ConfigError(str(error)) from error
 
 
-def _is_served(path: str) -> bool:
-    """Whether somebody accepts connections on a unix socket; one that a killed server has left behind is free."""
-    with socket.socket(socket.AF_UNIX) as probe:
-        try:
-            probe.connect(path)
-        except OSError:
-            return False
-    return True
-
-
 async def serve(
     config: ServerConfig,
     ready: Callable[[Server], None],
     stop: asyncio.Event | None = None,
     signals: Sequence[signal.Signals] = (signal.SIGINT,),
 ) -> None:
-    """Runs a server until SIGTERM, one of ``signals`` or ``stop``; calls ``ready`` once it is SERVING."""
+    """Runs a server until SIGTERM, SIGHUP, one of ``signals`` or ``stop``; calls ``ready`` once it is SERVING.
+
+    Raises ConfigError, and RuntimeError where something else keeps it from starting.
+    """
     server = Server(config)
     loop = asyncio.get_running_loop()
     drains: set[asyncio.Task[None]] = set()
@@ -182,13 +172,18 @@ async def serve(
         log.info("%s: draining", reason)
         drains.add(loop.create_task(server.drain()))
 
-    for number in (signal.SIGTERM, *signals):
-        loop.add_signal_handler(number, drain, number.name)
+    for number in (signal.SIGTERM, signal.SIGHUP, *signals):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # `nohup` has seen to it that nobody hangs up
+            loop.add_signal_handler(number, drain, number.name)
     try:
         await server.start()
-    except BaseException:
-        server.registry.close()
-        raise
+    except BaseException as error:
+        await server.abandon()
+        if isinstance(error, ConfigError) or not isinstance(error, Exception):
+            raise
+        log.debug("the server cannot start", exc_info=True)
+        what = " ".join(f"{type(error).__name__}: {error}".split())
+        raise RuntimeError(f"the server cannot start: {what[:500]}") from error
     if not server.draining:
         ready(server)
     if stop is not None:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TextIO
 
 import numpy as np
 import pytest
@@ -80,6 +85,48 @@ def test_export_import_and_delete(hosted: HostedServer, server: Server, tmp_path
     assert "need --weights-only" in runs(hosted, "import", "q", str(path), "--lr", "1", code=2).output
     assert runs(hosted, "delete", "x").output == "deleted x, which was at step 1\n"
     assert "there is no run 'runs/x'" in runs(hosted, "delete", "x", code=1).output
+
+
+def test_names_of_others_cannot_add_lines(hosted: HostedServer, server: Server) -> None:
+    forged = "me\nmade-up   step 999\x1b[2J\u202e"
+    with server.create_run("real", {"w": np.ones(1)}, AMSGrad(), worker_id=forged) as run:
+        run.step({"w": np.ones(1)})
+        lines = runs(hosted, "list").output.splitlines()
+    assert [line.split()[0] for line in lines] == ["real", "x"]
+    assert lines[0].endswith(r"attached: me\nmade-up   step 999\x1b[2J\u202e")
+
+
+@pytest.mark.parametrize("command", ["list", "show x", "save x", "fork x f", "export x /dev/stdout"])
+def test_who_stops_reading_ends_a_command_in_silence(
+    hosted: HostedServer, server: Server, monkeypatch: pytest.MonkeyPatch, command: str
+) -> None:
+    """As in ``gradwire runs list | head``."""
+    name, *arguments = command.split()
+    monkeypatch.setattr(sys, "argv", ["gradwire", "runs", name, "--target", hosted.target, *arguments])
+    reader, writer = os.pipe()
+    os.close(reader)
+    said = io.StringIO()
+    with open(writer, "w") as nobody, monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", nobody)
+        patch.setattr(sys, "stderr", said)
+        if command.endswith("/dev/stdout"):
+            sys.argv[-1] = f"/dev/fd/{writer}"
+        with pytest.raises(SystemExit) as caught:
+            cli()
+        nobody_knows(nobody)
+    assert (caught.value.code, said.getvalue()) == (1, "")
+
+
+def nobody_knows(stream: TextIO) -> None:
+    """What is still to be written to a pipe that nobody reads."""
+    with contextlib.suppress(BrokenPipeError):
+        stream.close()
+
+
+def test_snapshot_ids_are_refused_by_name(hosted: HostedServer, server: Server, tmp_path: Path) -> None:
+    for command in (["export", "x", str(tmp_path / "f")], ["fork", "x", "y"]):
+        output = runs(hosted, *command, "--snapshot", "-1", code=2).output
+        assert "Invalid value for '--snapshot'" in output
 
 
 def test_errors_are_messages(hosted: HostedServer, server: Server, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import json
 import logging
 import os
@@ -16,9 +17,10 @@ from typing import Any
 import pytest
 from click.testing import CliRunner, Result
 
+from gradwire.server.app import Server
 from gradwire.server.cli import serve as serve_module
 from gradwire.server.cli.commands import cli
-from gradwire.server.cli.logs import JsonFormatter
+from gradwire.server.cli.logs import JsonFormatter, TextFormatter
 from gradwire.server.config import ServerConfig
 from tests.children import child
 from tests.serving import ServerProcess
@@ -137,7 +139,14 @@ def test_malformed_size_says_what_was_expected(started: list[ServerConfig], text
         (["--listen", "0.0.0.0:50051"], "pass --insecure"),
         (["--listen", "nowhere"], "expected HOST:PORT or unix:PATH"),
         (["--max-parameters", "0"], "expected 1 or more"),
-        (["--keepalive", "inf"], "expected a finite number"),
+        *(
+            ([flag, text], f"Invalid value for '{flag}' {{}}: {text} seconds; expected a finite number above 0")
+            for flag in ("--keepalive", "--stall-timeout", "--drain-timeout", "--snapshot-interval")
+            for text in ("0", "-1", "nan", "inf", "1e300")
+        ),
+        (["--keepalive", "soon"], "Invalid value for '--keepalive' {}: 'soon' is no number of seconds"),
+        (["--max-memory", "-1"], "--max-memory is -1; expected 0 or more"),
+        (["--threads", "-1"], "--threads is -1; expected 0 or more"),
         (["--log-format", "xml"], "'text', 'json'"),
         (["--threads", "two"], "not a valid integer"),
         (["--speed", "11"], "No such option"),
@@ -149,6 +158,7 @@ def test_refusal_is_a_message_and_no_traceback(started: list[ServerConfig], argu
     result = serve(*arguments)
     assert result.exit_code != 0
     assert isinstance(result.exception, SystemExit)
+    what = what.format(f"(env var: '{variable(arguments[0])}')")
     assert what in " ".join(result.output.split())
     assert started == []
 
@@ -215,6 +225,25 @@ def test_promise_6_a_reachable_server_needs_the_word() -> None:
         health = [sys.executable, "-m", "gradwire.server", "health", "--target", f"localhost:{port}"]
         checked = subprocess.run(health, capture_output=True, text=True, check=False, timeout=60)
         assert (checked.returncode, checked.stdout) == (0, f"localhost:{port}: SERVING\n")
+
+
+def test_log_line_stays_one_whatever_others_are_called() -> None:
+    record = logging.LogRecord("a.b", logging.INFO, "f", 1, "worker %s", ("x\n2026 ERROR\x1b[2J\u202e",), None)
+    assert TextFormatter("%(message)s").format(record) == "worker x\\n2026 ERROR\\x1b[2J\\u202e"
+
+
+def test_a_failed_start_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel that cannot be compiled, say."""
+
+    def fail(server: Server) -> None:
+        raise KeyError("first line\nsecond line")
+
+    monkeypatch.setattr(Server, "_warm_up", fail)
+    monkeypatch.setattr(serve_module, "set_up_logging", lambda log_format, level: None)
+    result = serve("--listen", "127.0.0.1:0", "--device", "cpu")
+    gc.collect()  # what gRPC leaves behind would say so then
+    assert result.exit_code == 1
+    assert result.output == "Error: the server cannot start: KeyError: 'first line\\nsecond line'\n"
 
 
 def test_address_in_use_is_a_message_and_an_exit() -> None:

@@ -28,34 +28,23 @@ print(jit.compilations(), float(download_state(device, state)["params"].sum()))
 
 
 DOUBLE = """
-import sys, time
+import sys
 import numpy as np
-from numba.core.caching import IndexDataCacheFile
 from gradwire.server import jit
 
-read = IndexDataCacheFile._load_index
-
-def read_slowly(self):
-    found = read(self)
-    time.sleep(1)
-    return found
-
-dtypes = sys.argv[1:]
-if len(dtypes) == 1:
-    IndexDataCacheFile._load_index = read_slowly
 double = jit.cpu_module("@numba.njit(@OPTIONS, cache=True)\\ndef double(x):\\n    return x + x\\n", "double")
 print("ready", flush=True)
 sys.stdin.readline()
-print(*(double(np.dtype(dtype).type(0.75)) for dtype in dtypes), jit.compilations())
+print(*(double(np.dtype(dtype).type(0.75)) for dtype in sys.argv[1:]), jit.compilations())
 """
 
 
-def start(cache: str) -> tuple[int, float, str]:
+def start(cache: str, **environment: str) -> tuple[int, float, str]:
     """Compilations of a fresh process, the result it came to, and what it wrote to stderr."""
     result = subprocess.run(
         [sys.executable, "-c", PROGRAM],
         cwd=Path(__file__).parents[3],
-        env=os.environ | {"GRADWIRE_CACHE_DIR": cache, "PYTHONPATH": "."},
+        env=os.environ | {"GRADWIRE_CACHE_DIR": cache, "PYTHONPATH": ".", **environment},
         capture_output=True,
         text=True,
         check=False,
@@ -72,18 +61,37 @@ def test_second_start_compiles_nothing(tmp_path: Path) -> None:
     assert warm == (0, cold[1], "")
 
 
-def test_unwritable_cache_warns_and_works(tmp_path: Path) -> None:
+def test_cache_that_cannot_be_made_is_named_and_nothing_is_left_behind(tmp_path: Path) -> None:
     """A path below a regular file cannot be made by anybody, root included."""
     (tmp_path / "file").touch()
-    compiled, total, stderr = start(str(tmp_path / "file" / "below"))
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    compiled, total, stderr = start(str(tmp_path / "file" / "below"), TMPDIR=str(temporary))
     assert compiled == 3
-    assert "RuntimeWarning: cannot write compiled kernels" in stderr
+    assert f"cannot keep compiled kernels in {tmp_path}/file/below/kernels: " in stderr
     assert "GRADWIRE_CACHE_DIR" in stderr
+    assert stderr.count("\n") == 1
+    assert list(temporary.iterdir()) == []
     assert total == start(str(tmp_path))[1]
 
 
+def test_damaged_kernels_are_compiled_anew_and_kept_again(tmp_path: Path) -> None:
+    """Empty, cut, with a bit turned, another thing in its place: whoever has that cache starts all the same."""
+    cold = start(str(tmp_path))
+    first, second, third = sorted((tmp_path / "kernels").iterdir())
+    os.truncate(first, 0)
+    os.truncate(second, second.stat().st_size // 2)
+    content = bytearray(third.read_bytes())
+    content[-9] ^= 1
+    third.write_bytes(content)
+    again = start(str(tmp_path))
+    assert again[:2] == cold[:2]
+    assert [again[2].count(f"cannot use the compiled kernel {path}: ") for path in (first, second, third)] == [1, 1, 1]
+    assert start(str(tmp_path)) == (0, cold[1], "")
+
+
 def test_types_that_two_servers_compile_at_once_are_both_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both have read that there is nothing yet, before one of them writes; unless one waits for the other."""
+    """numba's own files have one index, and the server that writes it last would take the other's types out of it."""
     monkeypatch.setenv("GRADWIRE_CACHE_DIR", str(tmp_path))
     command = [sys.executable, "-c", DOUBLE]
     with child([*command, "float32"]) as one, child([*command, "float64"]) as other:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -187,6 +189,30 @@ def test_the_file_opens_as_a_torch_state_dict(run: Run, tmp_path: Path) -> None:
         module.register_parameter(name, torch.nn.Parameter(torch.zeros(value.shape)))
     module.load_state_dict(load_torch(path))
     assert all(np.array_equal(dict(module.named_parameters())[n].detach(), v) for n, v in run.params.items())
+
+
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_a_run_is_not_exported_to_a_file_that_nobody_can_read(
+    server: Server, tmp_path: Path, weights_only: bool
+) -> None:
+    run = server.create_run("x", {"__metadata__": np.ones(3, np.float32)}, AMSGrad(), durability="MEMORY")
+    with pytest.raises(InvalidSpec, match="'__metadata__' has a name that safetensors keeps for itself"):
+        run.export(tmp_path / "x", weights_only=weights_only)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_run_is_exported_through_a_link_and_into_a_fifo(run: Run, tmp_path: Path) -> None:
+    run.export(tmp_path / "x")
+    (tmp_path / "link").symlink_to("x")
+    os.mkfifo(tmp_path / "fifo")
+    with ThreadPoolExecutor(1) as pool:
+        exported = pool.submit(run.export, tmp_path / "fifo")
+        assert (tmp_path / "fifo").read_bytes() == (tmp_path / "x").read_bytes()
+        assert exported.result() == 3
+    step(run, 3)
+    assert run.export(tmp_path / "link") == 4
+    assert (tmp_path / "link").is_symlink()
+    assert b'\\"step\\": 4' in (tmp_path / "x").read_bytes()
 
 
 def test_weights_alone_may_be_imported(run: Run, server: Server, tmp_path: Path) -> None:

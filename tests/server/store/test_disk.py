@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -207,3 +208,60 @@ def test_snapshots_are_plain_safetensors_files(store: DiskStore) -> None:
     assert {name: value.tolist() for name, value in tensors.items()} == {
         name: vector.array().tolist() for name, vector in expected.items()
     }
+
+
+@pytest.mark.parametrize("how", ["deleted", "moved", "log deleted", "another in its place"])
+def test_nothing_is_acknowledged_that_the_next_start_would_not_find(store: DiskStore, how: str) -> None:
+    """SQLite writes on, into files that have no name any more; whoever is told would have lost it at the next start."""
+    uid = create(store)
+    append(store, uid, 1)
+    database = store.directory / "journal.sqlite3"
+    kept = store.directory.with_name("kept")
+    if how == "deleted":
+        shutil.rmtree(store.directory)
+    elif how == "log deleted":
+        database.with_name(f"{database.name}-wal").unlink()
+    else:
+        store.directory.rename(kept)
+        if how == "another in its place":
+            shutil.copytree(kept, store.directory)
+    with pytest.raises(StorageFailed, match=r"journal\.sqlite3.*nothing was applied") as caught:
+        append(store, uid, 2)
+    assert caught.value.applied is False
+    if how == "moved":
+        kept.rename(store.directory)
+        append(store, uid, 2)  # it is there again
+
+
+def test_files_that_go_while_they_are_flushed_are_noticed_before_anybody_is_told(store: DiskStore) -> None:
+    uid = create(store)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "gradwire.server.store.writer.failpoint",
+            lambda name: shutil.rmtree(store.directory) if name == "journal.commit" else None,
+        )
+        with pytest.raises(StorageFailed, match="whether this was kept is not known"):
+            append(store, uid, 1)
+
+
+@pytest.mark.parametrize("name", ["snapshots", "journal.sqlite3", "acknowledged", "lock"])
+def test_something_else_in_the_place_of_a_file_is_an_error(tmp_path: Path, name: str) -> None:
+    if name == "snapshots":
+        (tmp_path / name).touch()
+    else:
+        (tmp_path / name).mkdir()
+    with pytest.raises(StoreError, match=str(tmp_path)):
+        DiskStore(tmp_path)
+
+
+def test_snapshots_that_cannot_be_listed_are_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    DiskStore(tmp_path).close()
+
+    def denied(path: Path) -> Iterator[Path]:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "iterdir", denied)
+    with pytest.raises(StoreError, match=f"cannot read {tmp_path}/snapshots: Permission denied"):
+        DiskStore(tmp_path)
+    monkeypatch.undo()
+    DiskStore(tmp_path).close()  # nothing is held by the one that failed

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +13,7 @@ from gradwire.client.optimizers import Adam
 from gradwire.client.options import durability_of
 from gradwire.client.transport.retry import RetryPolicy, retrying
 from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc
+from gradwire.wire.whole_file import is_stream, whole_file
 
 FILE_BYTES = 2**20
 """Pieces in which a file is sent."""
@@ -24,24 +24,24 @@ def export_run(values: RemoteValues, path: Path, snapshot: SnapshotInfo | int | 
     request = service_pb2.ExportRunRequest(
         name=values.name, run_uid=values.uid, snapshot_id=snapshot_id(snapshot), weights_only=weights_only
     )
-    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    # What has been written to a stream stays written, so a second attempt would add to the first.
+    stream = is_stream(path)
+    retry = RetryPolicy(deadline_seconds=0) if stream else values.retry
+    with whole_file(path) as file:
 
-    def call() -> int:
-        step = 0
-        with unfinished.open("wb") as file:
+        def call() -> int:
+            step = 0
+            if not stream:
+                file.seek(0)
+                file.truncate()
             for response in values.stub.ExportRun(request):
                 if response.WhichOneof("message") == "header":
                     step = response.header.step
                 else:
                     file.write(response.data)
-        return step
+            return step
 
-    try:
-        step = retrying(call, values.retry, values.target)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    return step
+        return retrying(call, retry, values.target)
 
 
 def import_run(

@@ -16,6 +16,7 @@ from gradwire.client.connection import connect
 from gradwire.client.doctor.measurement import ENCODINGS, measure_link, measure_steps
 from gradwire.client.doctor.report import report, show
 from gradwire.wire.errors import GradwireError
+from gradwire.wire.printable import printable
 
 _ABOUT = """
 Measures round trip, throughput each way and the update of a gradwire server, and says which encoding and block would
@@ -105,7 +106,7 @@ def examine(target: str | None, plan: Plan, *, as_json: bool) -> int:
         print("gradwire doctor: interrupted; its temporary run has been deleted", file=sys.stderr)
         return 130
     except (GradwireError, ValueError) as error:
-        print(f"gradwire doctor: {error}", file=sys.stderr)
+        print(f"gradwire doctor: {printable(str(error))}", file=sys.stderr)
         return 1
     finally:
         signal.signal(signal.SIGTERM, before)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from gradwire.client.doctor.measurement import Cell, Link
+from gradwire.wire.printable import printable
 
 
 def best(cells: Sequence[Cell]) -> Cell | None:
@@ -37,7 +38,7 @@ def report(origin: str, link: Link, cells: Sequence[Cell]) -> dict[str, Any]:
 
 def show(origin: str, link: Link, cells: Sequence[Cell], encodings: Sequence[str], blocks: Sequence[int]) -> None:
     """Prints everything, with a column for each encoding and a line for each block."""
-    print(f"server: {origin}")
+    print(f"server: {printable(origin)}")
     print(f"round trip: {_time(link.round_trip_seconds)}")
     print(f"throughput: {_rate(link.upload_bytes_per_second)} up, {_rate(link.download_bytes_per_second)} down")
     print(f"update: {link.updates_per_second / 1e6:,.0f} million elements/s, float32\n")
@@ -63,7 +64,7 @@ def show(origin: str, link: Link, cells: Sequence[Cell], encodings: Sequence[str
                 f"{_time(quickest.step_seconds)} a step{alone}"
             )
     for note in notes:
-        print(f"refused: {note}")
+        print(f"refused: {printable(note)}")
 
 
 def _table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 import click
 import grpc
 
+from gradwire.wire.printable import printable
 from gradwire.wire.service import SERVICE_NAME, local_options
 
 MAX_SECONDS = 86_400
@@ -39,7 +40,7 @@ def health_command(target: str, timeout: float) -> None:
         try:
             answer = check(_REQUEST, timeout=timeout)
         except grpc.RpcError as error:
-            raise click.ClickException(f"{target}: {error.code().name}: {error.details()}") from None
+            raise click.ClickException(printable(f"{target}: {error.code().name}: {error.details()}")) from None
     serving = answer == _SERVING
     click.echo(f"{target}: {'SERVING' if serving else 'NOT_SERVING'}")
     if not serving:

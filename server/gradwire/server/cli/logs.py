@@ -6,6 +6,8 @@ import json
 import logging
 import time
 
+from gradwire.wire.printable import printable
+
 
 class JsonFormatter(logging.Formatter):
     """One JSON object a line: time, level, logger, message, and the traceback where there is one."""
@@ -22,12 +24,17 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(entry)
 
 
+class TextFormatter(logging.Formatter):
+    """One line, and the traceback where there is one: what others have named cannot add lines of its own."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # logging's name
+        return printable(super().formatMessage(record))
+
+
 def set_up_logging(log_format: str, level: int) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(
-        JsonFormatter()
-        if log_format == "json"
-        else logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        JsonFormatter() if log_format == "json" else TextFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     )
     logging.basicConfig(level=level, handlers=[handler])
     logging.captureWarnings(True)

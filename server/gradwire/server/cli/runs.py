@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import os
 import uuid
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
@@ -16,10 +15,13 @@ import grpc
 from google.protobuf.json_format import MessageToDict
 from google.rpc import status_pb2
 
+from gradwire.server.cli.numbers import SNAPSHOT_ID
 from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc
 from gradwire.wire.errors import STATUS_DETAILS_KEY, GradwireError, from_status
 from gradwire.wire.layout import parse_run_name
+from gradwire.wire.printable import printable
 from gradwire.wire.service import MESSAGE_OPTIONS, local_options
+from gradwire.wire.whole_file import is_stream, whole_file
 
 FILE_BYTES = 2**20
 """Pieces in which a file is sent."""
@@ -44,9 +46,11 @@ def _command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
                 try:
                     function(Stub(channel), **arguments)
                 except grpc.RpcError as error:
-                    raise click.ClickException(_message(error, target)) from None
+                    raise click.ClickException(printable(_message(error, target))) from None
+                except BrokenPipeError:
+                    raise  # whoever read has gone, and need not be told: click ends in silence
                 except (GradwireError, OSError) as error:
-                    raise click.ClickException(str(error)) from None
+                    raise click.ClickException(printable(str(error))) from None
 
         option = click.option(
             "--target", default="localhost:50051", envvar="GRADWIRE_TARGET", show_default=True, show_envvar=True
@@ -74,12 +78,12 @@ def list_command(stub: Stub) -> None:
         for run in page.runs:
             name = run.name.removeprefix("runs/")
             if run.damage:
-                click.echo(f"{name:<24} DAMAGED: {run.damage}")
+                click.echo(printable(f"{name:<24} DAMAGED: {run.damage}"))
                 continue
             dtype = run_pb2.Dtype.Name(run.dtype).removeprefix("DTYPE_").lower()
             durability = run_pb2.Durability.Name(run.durability).removeprefix("DURABILITY_")
             attached = f"  attached: {run.attached_worker_id}" if run.attached_worker_id else ""
-            click.echo(f"{name:<24} step {run.step:<10} {run.elements} {dtype}  {durability}{attached}")
+            click.echo(printable(f"{name:<24} step {run.step:<10} {run.elements} {dtype}  {durability}{attached}"))
         token = page.next_page_token
         if not token:
             return
@@ -109,7 +113,7 @@ def save_command(stub: Stub, name: str, label: str) -> None:
 @_command("fork")
 @click.argument("name")
 @click.argument("new_name")
-@click.option("--snapshot", default=0, help="Id of a snapshot; without it: the run as it is now.")
+@click.option("--snapshot", type=SNAPSHOT_ID, default=0, help="Id of a snapshot; without it: the run as it is now.")
 @click.option("--lr", type=float, help="A new learning rate, for all groups.")
 @click.option("--durability", type=_DURABILITIES, help="Without it: as the other run.")
 @click.option("--replace", is_flag=True, help="Take the place of a run of this name.")
@@ -132,7 +136,7 @@ def fork_command(
 
 @_command("rollback")
 @click.argument("name")
-@click.argument("snapshot", type=int)
+@click.argument("snapshot", type=SNAPSHOT_ID)
 def rollback_command(stub: Stub, name: str, snapshot: int) -> None:
     """Put a run back to the snapshot with this id (see `show`). Whoever trains it is told."""
     answer = stub.RollBack(service_pb2.RollBackRequest(name=_resource(name), snapshot_id=snapshot))
@@ -142,24 +146,21 @@ def rollback_command(stub: Stub, name: str, snapshot: int) -> None:
 @_command("export")
 @click.argument("name")
 @click.argument("path", type=click.Path(dir_okay=False, path_type=Path))
-@click.option("--snapshot", default=0, help="Id of a snapshot; without it: the run as it is now.")
+@click.option("--snapshot", type=SNAPSHOT_ID, default=0, help="Id of a snapshot; without it: the run as it is now.")
 @click.option("--weights-only", is_flag=True, help="Leave out the optimizer state.")
 def export_command(stub: Stub, name: str, path: Path, snapshot: int, weights_only: bool) -> None:
     """Write a run to a safetensors file."""
     request = service_pb2.ExportRunRequest(name=_resource(name), snapshot_id=snapshot, weights_only=weights_only)
-    unfinished = path.with_name(f"{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     header = service_pb2.ExportRunHeader()
-    try:
-        with unfinished.open("wb") as file:
-            for response in stub.ExportRun(request):
-                if response.WhichOneof("message") == "header":
-                    header = response.header
-                else:
-                    file.write(response.data)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
-    click.echo(f"wrote step {header.step} to {path}, {header.size_bytes} bytes")
+    stream = is_stream(path)
+    with whole_file(path) as file:
+        for response in stub.ExportRun(request):
+            if response.WhichOneof("message") == "header":
+                header = response.header
+            else:
+                file.write(response.data)
+    # Beside a stream, which may be stdout itself.
+    click.echo(printable(f"wrote step {header.step} to {path}, {header.size_bytes} bytes"), err=stream)
 
 
 @_command("import")
@@ -224,7 +225,7 @@ def _durability(word: str | None) -> run_pb2.Durability.ValueType:
 
 def _say(run: run_pb2.Run) -> None:
     durability = run_pb2.Durability.Name(run.durability).removeprefix("DURABILITY_")
-    click.echo(f"{run.spec.name.removeprefix('runs/')} is at step {run.step}, {durability}")
+    click.echo(printable(f"{run.spec.name.removeprefix('runs/')} is at step {run.step}, {durability}"))
 
 
 def _snapshot(snapshot: service_pb2.Snapshot) -> dict[str, Any]:

@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from gradwire.server.cli.logs import set_up_logging
+from gradwire.server.cli.numbers import seconds
 from gradwire.server.config import ConfigError, ServerConfig
+from gradwire.wire.printable import printable
 
 if TYPE_CHECKING:
     from gradwire.server.app import Server
@@ -73,29 +75,36 @@ def _option(
 @_option("--max-memory", "Bound of all runs, staging, results and copies.", size, "3/4 of the machine's memory")
 @_option("--max-result", "Largest trajectory that a block may ask for.", size, "256MiB")
 @_option("--data-dir", "Directory in which runs are kept.", default_text="none: runs live in memory only")
-@_option("--snapshot-interval", "Seconds after which a changed run is saved.", float, key="snapshot_interval_seconds")
+@_option("--snapshot-interval", "Seconds after which a changed run is saved.", seconds, key="snapshot_interval_seconds")
 @_option("--snapshot-steps", "Steps after which a run is saved, however recently.", int, "none in particular")
 @_option("--snapshots-kept", "Snapshots of each run that are kept.", int)
-@_option("--stall-timeout", "Seconds a reply may wait for its peer.", float, key="stall_timeout_seconds")
-@_option("--keepalive", "Seconds between probes of an idle connection.", float, key="keepalive_seconds")
-@_option("--drain-timeout", "Seconds that running steps get after SIGTERM.", float, key="drain_timeout_seconds")
+@_option("--stall-timeout", "Seconds a reply may wait for its peer.", seconds, key="stall_timeout_seconds")
+@_option("--keepalive", "Seconds between probes of an idle connection.", seconds, key="keepalive_seconds")
+@_option("--drain-timeout", "Seconds that running steps get after SIGTERM.", seconds, key="drain_timeout_seconds")
 @_option("--shared-memory/--no-shared-memory", "Share memory with clients on this host.", key="shared_memory")
 @_option("--reflection", "Serve gRPC reflection.", is_flag=True)
 @_option("--log-format", "text or json.", click.Choice(["text", "json"]))
 @click.option("--embedded", is_flag=True, hidden=True, help="Announce the address; stop when stdin ends.")
 @click.option("--announce-to", type=int, default=1, hidden=True, help="File descriptor for the address; else stdout.")
 def serve_command(embedded: bool, announce_to: int, **settings: Any) -> None:
-    """Serve runs until SIGTERM."""
+    """Serve runs until SIGTERM or SIGHUP."""
     try:
         config = ServerConfig(**settings)
     except ConfigError as error:
-        raise click.ClickException(str(error)) from None
+        raise click.ClickException(_by_flags(str(error))) from None
     set_up_logging(config.log_format, logging.WARNING if embedded else logging.INFO)
     log.info("effective configuration: %s", json.dumps(dataclasses.asdict(config)))
     try:
         asyncio.run(_serve(config, announce_to if embedded else None))
-    except (ConfigError, ValueError, RuntimeError) as error:
-        raise click.ClickException(str(error)) from None
+    except (ConfigError, ValueError, RuntimeError, OSError) as error:
+        raise click.ClickException(printable(str(error))) from None
+
+
+def _by_flags(message: str) -> str:
+    """A refusal of a setting, with the name of its flag."""
+    for option in click.get_current_context().command.params:
+        message = message.replace(f"{option.name} is ", f"{option.opts[0]} is ")
+    return message
 
 
 async def _serve(config: ServerConfig, announce_to: int | None) -> None:
@@ -124,8 +133,9 @@ async def _serve(config: ServerConfig, announce_to: int | None) -> None:
                 print(json.dumps({"addresses": server.addresses}), file=parent)
 
     if embedded:
-        # Ctrl-C in a terminal reaches the whole process group, but the parent decides when this server ends.
+        # Ctrl-C in a terminal, and its end, reach the whole process group, but the parent decides when a server ends.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         threading.Thread(target=watch_parent, name="gradwire-parent", daemon=True).start()
     try:
         await serve(config, ready, stop if embedded else None, () if embedded else (signal.SIGINT,))

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from math import inf
 from typing import Any
 
+import numpy as np
 from google.protobuf.message import DecodeError
 
 from gradwire.server.encodings.decoders import BlockDecoder, Decoder, DenseDecoder
@@ -20,7 +21,7 @@ from gradwire.server.optimizers.adam import AdamHyperparameters, EpsilonPlacemen
 from gradwire.server.optimizers.base import Hyperparameters
 from gradwire.server.optimizers.schedules import Schedule
 from gradwire.v1 import run_pb2, train_pb2
-from gradwire.wire.encoding import Array, dtype_of, state_dtype, wire_dtype
+from gradwire.wire.encoding import MAX_ANSWER_BYTES, Array, dtype_of, state_dtype, wire_dtype
 from gradwire.wire.envelope import Opened, open_request
 from gradwire.wire.errors import GradwireError, InvalidHyperparameter, InvalidSpec, ProtocolViolation
 from gradwire.wire.int8 import Blocks
@@ -156,6 +157,34 @@ def encode_reply(reply: Reply, encoder: Encoder) -> Iterator[tuple[train_pb2.Par
         if reply.receipt is not None:
             _encode_receipt(reply.receipt, encoder.take_sent_bytes(), parameters.receipt)
         yield parameters, None
+
+
+_MOST_BYTES = MAX_ANSWER_BYTES - 1024
+"""Of data and a receipt in one message; the other fields are small."""
+
+
+def cut(parameters: train_pb2.Parameters, data: Array | None) -> Iterator[tuple[train_pb2.Parameters, Array | None]]:
+    """A message as several where it would be larger than `MAX_ANSWER_BYTES`, for a long trajectory or many groups."""
+    receipt = parameters.receipt.ByteSize() if parameters.HasField("receipt") else 0
+    if data is None or data.nbytes + receipt <= _MOST_BYTES:
+        yield parameters, data
+        return
+    rows, length = data.shape
+    columns = min(length, _MOST_BYTES // data.itemsize)
+    together = max(1, _MOST_BYTES // (columns * data.itemsize))
+    for row in range(0, rows, together):
+        for column in range(0, length, columns):
+            values = data[row : row + together, column : column + columns]
+            piece = train_pb2.Parameters(
+                sequence=parameters.sequence,
+                offset=parameters.offset + column,
+                first_step=row,
+                steps=len(values),
+                encoding=parameters.encoding,
+            )
+            yield piece, np.ascontiguousarray(values)
+    if receipt:
+        yield train_pb2.Parameters(sequence=parameters.sequence, receipt=parameters.receipt), None
 
 
 def encode_shared(placed: Placed, taken: int) -> train_pb2.SharedData:

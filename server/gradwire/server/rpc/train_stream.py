@@ -10,7 +10,7 @@ import grpc
 from gradwire.server.encodings.encoders import Encoder
 from gradwire.server.engine.block import GradientSlice, Placed, Reply
 from gradwire.server.memory.shared_memory import SharedMemory
-from gradwire.server.rpc.codec import decode_gradients, decode_request, encode_reply, encode_shared, encode_taken
+from gradwire.server.rpc.codec import cut, decode_gradients, decode_request, encode_reply, encode_shared, encode_taken
 from gradwire.server.rpc.stream_guard import StreamGuard
 from gradwire.v1 import train_pb2
 from gradwire.wire.encoding import Array
@@ -64,15 +64,16 @@ class TrainStream:
             if placed is not None:
                 self._owed = False
                 parameters.shared.CopyFrom(encode_shared(placed, self._received))
-            if data is None or placed is not None:
-                message = train_pb2.TrainResponse(parameters=parameters).SerializeToString()
-            else:
-                message = parameters_response(parameters, data)
             if last:
                 if reply.committed is not None:
                     await reply.committed()
                 self._answered = True
-            await self._guard.write(self._context.write, message)
+            for piece, values in cut(parameters, None if placed else data):
+                if values is None:
+                    message = train_pb2.TrainResponse(parameters=piece).SerializeToString()
+                else:
+                    message = parameters_response(piece, values)
+                await self._guard.write(self._context.write, message)
 
     def _slice(self, request: Request) -> GradientSlice:
         message: train_pb2.Gradients = request.message.gradients

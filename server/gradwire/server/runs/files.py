@@ -33,6 +33,12 @@ from gradwire.wire.layout import Layout, parse_run_name
 
 FORMAT = 1
 
+_HEADER_BYTES = 100_000_000
+"""safetensors reads no file with a longer header."""
+
+_RESERVED = "__metadata__"
+"""A tensor of this name is none to safetensors."""
+
 
 @dataclass(frozen=True)
 class ExportedFile:
@@ -58,11 +64,13 @@ class ExportedFile:
 
 
 def export(run: Run, snapshot: Snapshot, weights_only: bool) -> ExportedFile:
-    """Raises InvalidSpec where a tensor's name is in the way."""
+    """Raises InvalidSpec where a tensor's name is in the way: nobody could read the file."""
     from gradwire.server.store.snapshots import safetensors_header
 
     slots = () if weights_only else run.spec.slots
     shapes = {tensor.name: tensor.shape for tensor in run.spec.layout.tensors}
+    if _RESERVED in shapes:
+        raise InvalidSpec(f"tensor {_RESERVED!r} has a name that safetensors keeps for itself, so no file can hold it")
     for slot in slots:
         for tensor in run.spec.layout.tensors:
             name = slot_name(slot, tensor.name)
@@ -71,6 +79,11 @@ def export(run: Run, snapshot: Snapshot, weights_only: bool) -> ExportedFile:
             shapes[name] = tensor.shape
     metadata = {} if weights_only else {"gradwire": _description(run, snapshot)}
     header = safetensors_header({name: (run.spec.dtype, shape) for name, shape in shapes.items()}, metadata)
+    if len(header) > _HEADER_BYTES:
+        raise InvalidSpec(
+            f"the names of {run.spec.name}'s tensors take {len(header)} bytes of a file; safetensors reads at most "
+            f"{_HEADER_BYTES}"
+        )
     # The tensors lie in the flat vector as they will in the file: one after another, in layout order.
     return ExportedFile(snapshot.step, header, tuple(snapshot.vectors[name] for name in (PARAMETERS, *slots)))
 

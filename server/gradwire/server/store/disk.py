@@ -31,6 +31,7 @@ from gradwire.server.store.chain import barrier_link, first_link, next_link, ver
 from gradwire.server.store.index import Head, Index, StoredSnapshot
 from gradwire.server.store.lock import lock_directory
 from gradwire.server.store.marks import Marks
+from gradwire.server.store.presence import Presence
 from gradwire.server.store.snapshots import SUFFIX, read_file, sync_directory, write_file
 from gradwire.server.store.writer import Transaction, Writer, refusing
 from gradwire.wire.errors import RunNotFound
@@ -69,8 +70,11 @@ class DiskStore(Store):
             sync_directory(directory)
             try:
                 self._index = Index(database, self._marks, self._files)
+                presence = Presence(directory / "journal.sqlite3")
             except BaseException as error:
                 database.close()
+                if isinstance(error, OSError):
+                    raise StoreError(f"cannot read {error.filename or directory}: {error.strerror}") from error
                 if not isinstance(error, sqlite3.Error):
                     raise
                 raise StoreError(
@@ -80,7 +84,7 @@ class DiskStore(Store):
         except BaseException:
             os.close(self._lock)
             raise
-        self._writer = Writer(database, self._committed)
+        self._writer = Writer(database, self._committed, presence.check)
 
     @property
     def transactions(self) -> int:

@@ -50,7 +50,10 @@ INSERT INTO commits VALUES (0);
 
 def open_database(path: Path) -> sqlite3.Connection:
     """Opens the database, makes it where there is none. Raises StoreError."""
-    database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    try:
+        database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    except sqlite3.Error as error:
+        raise StoreError(f"cannot open the journal {path}: {error}") from error
     try:
         database.text_factory = lambda data: data.decode("utf-8", "replace")  # damage is found by the digests
         # One process only, which the lock file sees to: then the index of the log needs no file of its own.

@@ -59,9 +59,14 @@ class Writer:
     Args:
         database: in autocommit mode; belongs to the thread from now on.
         committed: called after each transaction, before any future is done.
+        check: called before and after a transaction is committed; raises OSError where what is written would be lost
+            all the same.
     """
 
-    def __init__(self, database: sqlite3.Connection, committed: Callable[[Transaction], None]) -> None:
+    def __init__(
+        self, database: sqlite3.Connection, committed: Callable[[Transaction], None], check: Callable[[], None]
+    ) -> None:
+        self._check = check
         self._database = database
         self._committed = committed
         self._since_checkpoint = 0
@@ -149,9 +154,11 @@ class Writer:
             for job in jobs:
                 job.result = job.work(transaction)
             failpoint("journal.before-commit")
+            self._check()  # nothing has been written so far, and that can be said
             committing = True
             failpoint("journal.commit")
             self._database.execute("COMMIT")
+            self._check()  # before anybody is told
         except BaseException as error:
             self._undo(error, committing)
             raise
