@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from gradwire.server.durability import changes
-from gradwire.server.durability.journaled_block import JournaledBlock
+from gradwire.server.durability.journaled_block import commit_journaled
 from gradwire.server.engine.block import Receipt
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.workers import Holder
@@ -82,19 +82,17 @@ def drop_journal_before_snapshot() -> None:
 def free_lock_on_cancel() -> None:
     """A run's lock is given up with the call that holds it, while the work goes on."""
 
-    finish = JournaledBlock.finish
-
-    async def hasty(self: JournaledBlock) -> Receipt:
-        work = asyncio.ensure_future(finish(self))
+    async def hasty(run: Run, *arguments: Any) -> Receipt:
+        work = asyncio.ensure_future(commit_journaled(run, *arguments))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
             if not work.done():
-                self._unlock()
-                vars(self)["_unlock"] = lambda: None
+                run.lock.release()
+                vars(run.lock)["release"] = lambda: vars(run.lock).pop("release")
             raise
 
-    JournaledBlock.finish = hasty  # type: ignore[method-assign]
+    vars(changes)["commit_journaled"] = hasty
 
 
 BUGS: dict[str, Callable[[], None]] = {

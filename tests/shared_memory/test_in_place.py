@@ -101,8 +101,7 @@ def test_a_refused_step_leaves_nothing_behind(server: Server, plain: Server) -> 
     assert_same(ours.params, ours.read())
 
 
-def test_what_was_written_of_a_block_that_the_disk_refused_is_read_anew(tmp_path: Path) -> None:
-    """The server computes, and writes here, while the disk is waited for."""
+def test_nothing_is_written_of_a_block_that_the_disk_refused(tmp_path: Path) -> None:
     with HostedServer(near=True, data_dir=str(tmp_path)) as hosted, connect(hosted.target) as server:
         ours, theirs = (
             server.create_run(name, tensors(0), TorchAdam(), durability=durability, shared_params=True)

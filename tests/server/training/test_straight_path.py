@@ -69,7 +69,7 @@ def encoded(reply: Reply) -> tuple[bytes, object]:
 
 
 async def straight(session: Session, part: GradientSlice) -> tuple[bytes, object]:
-    reply = session.receive_at_once(part)
+    reply = await session.receive_whole(part)
     assert reply is not None
     found = encoded(reply)
     session.answered()
@@ -100,7 +100,7 @@ def test_both_ways_lead_to_the_same(
         assert one.run.groups == other.run.groups
         assert one.run.budget.used_bytes == other.run.budget.used_bytes == spec.memory_bytes
         # The last block again: its repeat is answered the long way, from what is remembered.
-        assert one.receive_at_once(block(3, steps, returns=returns)) is None
+        assert await one.receive_whole(block(3, steps, returns=returns)) is None
         repeated = await the_long_way(one, block(3, steps, returns=returns))
         assert repeated == await the_long_way(other, block(3, steps, returns=returns))
 
@@ -125,7 +125,7 @@ def test_all_others_go_the_long_way(executor: ThreadPoolExecutor, make: Callable
     async def look() -> None:
         session = await session_of(executor)
         before = session.run.state.params.copy()
-        assert session.receive_at_once(make()) is None
+        assert await session.receive_whole(make()) is None
         assert (session.run.state.params == before).all()
         assert session.run.budget.used_bytes == SPEC.memory_bytes
         assert (await straight(session, block()))[0] != before.tobytes()
@@ -136,7 +136,7 @@ def test_all_others_go_the_long_way(executor: ThreadPoolExecutor, make: Callable
 def test_runs_that_clip_go_the_long_way(executor: ThreadPoolExecutor) -> None:
     async def look() -> None:
         session = await session_of(executor, replace(SPEC, clip_value=0.5))
-        assert session.receive_at_once(block()) is None
+        assert await session.receive_whole(block()) is None
 
     asyncio.run(look())
 
@@ -145,8 +145,8 @@ def test_whoever_holds_the_lock_goes_first(executor: ThreadPoolExecutor) -> None
     async def look() -> None:
         session = await session_of(executor)
         async with session.run.lock.held():
-            assert session.receive_at_once(block()) is None
-        assert session.receive_at_once(block()) is not None
+            assert await session.receive_whole(block()) is None
+        assert await session.receive_whole(block()) is not None
 
     asyncio.run(look())
 
@@ -156,7 +156,7 @@ def test_nothing_goes_past_a_block_that_is_arriving(executor: ThreadPoolExecutor
         session = await session_of(executor)
         async for _ in session.receive(block(last=False, data=bytes(8))):
             pass
-        assert session.receive_at_once(block()) is None
+        assert await session.receive_whole(block()) is None
 
     asyncio.run(look())
 
@@ -168,7 +168,7 @@ def refused(executor: ThreadPoolExecutor, part: GradientSlice, spec: RunSpec = S
         session = await session_of(executor, spec)
         before = session.run.state.params.copy()
         with pytest.raises(GradwireError) as caught:
-            session.receive_at_once(part)
+            await session.receive_whole(part)
         session.complete(caught.value)
         assert caught.value.applied is False
         assert (session.run.state.params == before).all()
@@ -196,7 +196,7 @@ def test_a_device_that_fails_ends_the_run_and_nobody_says_what_was_applied(
 
         monkeypatch.setattr(session.run.device, "update", fail)
         with pytest.raises(GradwireError) as caught:
-            session.receive_at_once(block())
+            await session.receive_whole(block())
         session.complete(caught.value)
         assert caught.value.applied is not True
         assert session.run.ended
@@ -209,7 +209,7 @@ def test_whatever_is_wrong_with_what_is_heard_while_a_block_is_answered_it_was_a
 ) -> None:
     async def look() -> None:
         session = await session_of(executor)
-        assert session.receive_at_once(block()) is not None
+        assert await session.receive_whole(block()) is not None
         error = ProtocolViolation("expected 'taken' here")
         session.complete(error)
         assert (error.applied, error.metadata["sequence"]) == (True, "1")

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from concurrent.futures import Future
 from typing import TypeVar
 
-from gradwire.server.durability.journaled_block import JournaledBlock
+from gradwire.server.durability.journaled_block import commit_journaled
 from gradwire.server.durability.run_snapshot import snapshot_of
 from gradwire.server.durability.run_storage import RunStorage, storage_of
 from gradwire.server.engine.block import Receipt
@@ -51,18 +51,11 @@ async def commit(
     if storage is None:
         return await run.lock.run(lambda: run.commit(holder, block, gradients()), work=work)
     if not storage.journals:
-        return await run.lock.run(lambda: note_commit(run, storage, run.commit(holder, block, gradients())), work=work)
-    journaled = await JournaledBlock.begin(run, storage, holder, block, gradients, work)
-    try:
-        await journaled.compute()
-    except BaseException:  # cancelled, as a rule; what is on its way to the disk must not be left alone
-        await journaled.finish()
-        raise
-    return await journaled.finish()
+        return await run.lock.run(lambda: _noted(run, storage, run.commit(holder, block, gradients())), work=work)
+    return await commit_journaled(run, storage, holder, block, gradients, work)
 
 
-def note_commit(run: Run, storage: RunStorage, receipt: Receipt) -> Receipt:
-    """Of a block that was not journaled."""
+def _noted(run: Run, storage: RunStorage, receipt: Receipt) -> Receipt:
     storage.store.note_step(run.uid, receipt.step)
     if storage.due(run.step):
         storage.wake()

@@ -7,7 +7,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gradwire.server.devices.base import State
-from gradwire.server.durability.flush_wait import FlushWait
 from gradwire.server.engine.run import Run
 from gradwire.server.memory.budget import Reservation
 from gradwire.server.store.base import Store
@@ -33,8 +32,6 @@ class RunStorage:
     """A snapshot is due when so much has been journaled."""
     wake: Callable[[], None]
     """Called when a snapshot is due."""
-    flush_wait: FlushWait
-    """Of all runs of the server."""
     loss: str = ""
     """See ``gradwire.v1.Run.loss``."""
     saved_at: float = field(default_factory=time.monotonic)

@@ -10,7 +10,6 @@ from functools import partial
 
 from gradwire.server.config import ServerConfig
 from gradwire.server.durability.changes import on_disk
-from gradwire.server.durability.flush_wait import FlushWait
 from gradwire.server.durability.records import spec_to_text
 from gradwire.server.durability.restorer import Restorer
 from gradwire.server.durability.run_snapshot import snapshot_of
@@ -54,7 +53,6 @@ class StoredRuns:
         self.store = store
         self.snapshotter = Snapshotter(runs, config.snapshot_interval_seconds)
         self._fingerprint = fingerprint
-        self._flush_wait = FlushWait()
         self._snapshot_steps = config.snapshot_steps
 
     async def write_first(self, run: Run) -> Written | None:
@@ -93,7 +91,6 @@ class StoredRuns:
             due_after_steps=self._snapshot_steps,
             due_after_bytes=max(_JOURNAL_BYTES, 8 * run.spec.vector_bytes),
             wake=self.snapshotter.wake,
-            flush_wait=self._flush_wait,
             loss=loss,
         )
         run.on_delete.append(storage.free_room)

@@ -70,10 +70,6 @@ class Encoder(ABC):
         self._sent_bytes += sum(part.data.nbytes for part in parts)
         return parts
 
-    def note_sent(self, size_bytes: int) -> None:
-        """A part has been encoded by somebody else."""
-        self._sent_bytes += size_bytes
-
     def take_sent_bytes(self) -> int:
         """Size of all parts since the last call."""
         sent, self._sent_bytes = self._sent_bytes, 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, NamedTuple
@@ -69,13 +69,11 @@ class Placed(NamedTuple):
 
 @dataclass(frozen=True)
 class Reply:
-    """A part of an answer, not yet encoded. ``values`` is ``[rows, length]``; None: there is no data, or it has been
-    ``placed``, one row."""
+    """A part of an answer, not yet encoded. ``values`` is ``[rows, length]``; None: there is no data. ``written``: they
+    lie where the client reads them already."""
 
     sequence: int
     offset: int = 0
     values: npt.NDArray[np.floating[Any]] | None = None
     receipt: Receipt | None = None
-    placed: Placed | None = None
-    committed: Callable[[], Awaitable[object]] | None = None
-    """Must have returned before the reply is sent, which may be encoded already; raises what the commit does."""
+    written: bool = False

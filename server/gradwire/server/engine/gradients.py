@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import numpy as np
@@ -22,9 +21,8 @@ from gradwire.server.devices.base import (
 )
 from gradwire.server.engine.clipping import clip
 from gradwire.server.engine.spec import RunSpec
-from gradwire.server.engine.staged_block import StagedBlock, clip_segments
+from gradwire.server.engine.staged_block import StagedBlock
 from gradwire.server.optimizers.base import Floats
-from gradwire.wire.encoding import narrow_into
 from gradwire.wire.layout import Range
 
 Sums = npt.NDArray[np.float64]
@@ -41,33 +39,6 @@ class Gradients(Protocol):
 
     def apply(self, state: State, applied: Bools | None, sums: Sums) -> State:
         """The state after the block, without the rows where ``applied`` is False; ``state`` is of no use afterwards."""
-
-
-class Answer(Protocol):
-    """Where the new parameters go, part by part, while a block is applied."""
-
-    @property
-    def parts(self) -> Sequence[Range]:
-        """What goes somewhere, in order."""
-
-    @property
-    def rest(self) -> Sequence[Range]:
-        """What goes nowhere. All of them together are the block's ranges."""
-
-    def place(self, part: Range) -> Floats:
-        """``[1, n]`` on the host, of any float dtype."""
-
-    def done(self, part: Range) -> None:
-        """``place(part)`` holds the new parameters."""
-
-
-class Spare(Protocol):
-    """Room for a second state; see `training.early_update.SpareState`."""
-
-    state: State | None
-
-    def get(self) -> State | None:
-        """A state that holds anything; None: there is no room for one."""
 
 
 class StagedSums:
@@ -107,9 +78,9 @@ class StagedGradients:
     Args:
         array: ``[steps, n]``; written to where the run clips.
         start: the element to which its first column belongs.
-        answer: is given the parameters after the block while it is applied.
         staged_sums: what is known of the sums.
-        spare: where `compute` puts the state after the block.
+        out: where the parameters after the block go too, ``[1, elements]`` in the run's dtype; asked for when it is
+            written. None: nowhere.
     """
 
     def __init__(
@@ -119,19 +90,16 @@ class StagedGradients:
         block: StagedBlock,
         array: DeviceArray,
         start: int = 0,
-        answer: Answer | None = None,
         staged_sums: StagedSums | None = None,
-        spare: Spare | None = None,
+        out: Callable[[], Floats] | None = None,
     ) -> None:
         self._spec = spec
         self._device = device
         self._block = block
         self._array = array
         self._start = start
-        self._answer = answer
         self._staged_sums = staged_sums
-        self._spare = spare
-        self._target: State | None = None
+        self._out = out
 
     def sums(self) -> Sums:
         if self._staged_sums is not None:
@@ -157,70 +125,20 @@ class StagedGradients:
         whole = parts[0] if len(parts) == 1 else np.concatenate([np.empty((rows.stop, 0), self._spec.dtype), *parts], 1)
         return np.ascontiguousarray(whole).reshape(-1).view(np.uint8).data
 
-    @property
-    def computed(self) -> State | None:
-        """What `compute` has made; None: everything is left for `apply` to do."""
-        return self._target
-
-    def compute(self, state: State, applied: Bools | None) -> None:
-        """Computes the state after the block, if there is room for a second one, and changes nothing yet. Raises
-        nothing: where it fails, `apply` tries again, and says so."""
-        if self._spare is None or self._spec.clips or not self._block.covers(self._spec.layout):
-            return
-        with suppress(Exception):
-            target = self._spare.get()
-            if target is not None:
-                self._update(state, applied, target)
-                self._target = target
-
     def apply(self, state: State, applied: Bools | None, sums: Sums) -> State:
-        if self._target is not None:
-            assert self._spare is not None
-            self._spare.state = state
-            if self._answer is not None:
-                for part in self._answer.parts:
-                    self._answer.done(part)
-            return self._target
+        block = self._block
         if self._spec.clips:
-            clip(self._spec, self._device, self._array, self._block.ranges, sums)
-        self._update(state, applied, None, self._answer.done if self._answer is not None else None)
+            clip(self._spec, self._device, self._array, block.ranges, sums)
+        device, out, write = self._device, block.trajectory, Write.TRAJECTORY
+        if self._out is not None:
+            out, write = device.as_output(self._out()), Write.LAST
+        device.update(
+            state,
+            self._array,
+            block.segments,
+            start=self._start,
+            applied=applied,
+            out=out,
+            write=Write.NOTHING if out is None else write,
+        )
         return state
-
-    def _update(
-        self, state: State, applied: Bools | None, target: State | None, done: Callable[[Range], None] | None = None
-    ) -> None:
-        """Updates ``state``, or ``target`` from it, and writes the answer where it goes. ``done``: of its parts."""
-        device, block, answer = self._device, self._block, self._answer
-        if answer is None:
-            device.update(
-                state,
-                self._array,
-                block.segments,
-                target=target,
-                start=self._start,
-                applied=applied,
-                out=block.trajectory,
-                write=Write.NOTHING if block.trajectory is None else Write.TRAJECTORY,
-            )
-            return
-        for part in answer.parts:
-            place = answer.place(part)
-            out = device.as_output(place) if place.dtype == self._spec.dtype else None
-            device.update(
-                state,
-                self._array,
-                clip_segments(block.segments, part),
-                target=target,
-                start=self._start,
-                applied=applied,
-                out=out,
-                out_start=part.start,
-                write=Write.NOTHING if out is None else Write.LAST,
-            )
-            if out is None:
-                narrow_into(place, device.peek((state if target is None else target).params, Range(0, 1), part))
-            if done is not None:
-                done(part)
-        if answer.rest:
-            segments = [segment for part in answer.rest for segment in clip_segments(block.segments, part)]
-            device.update(state, self._array, segments, target=target, start=self._start, applied=applied)

@@ -7,8 +7,10 @@ import logging
 import os
 import secrets
 import sys
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
 from gradwire.server.memory.budget import MemoryBudget, Reservation
 from gradwire.wire.encoding import SLICE_BYTES
@@ -138,6 +140,10 @@ class SharedMemory:
     def parameters(self, position: int, size_bytes: int) -> Bytes:
         """The view in which to write what `place` has found room for."""
         return self._region.part(self.parameter_offset + position, size_bytes)
+
+    def whole_parameters(self, elements: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """``[1, elements]``, all that `place` has room for with ``in_place``."""
+        return self.parameters(0, elements * dtype.itemsize).view(dtype).reshape(1, elements)
 
     def taken(self, slices: int) -> None:
         """The client has taken so many slices of parameters. Raises ProtocolViolation."""

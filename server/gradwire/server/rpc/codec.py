@@ -151,9 +151,6 @@ def encode_reply(reply: Reply, encoder: Encoder) -> Iterator[tuple[train_pb2.Par
         yield parameters, part.data
     if not parts:
         parameters = train_pb2.Parameters(sequence=reply.sequence, offset=reply.offset)
-        if reply.placed is not None:
-            parameters.steps = 1
-            encoder.note_sent(reply.placed.size_bytes)
         if reply.receipt is not None:
             _encode_receipt(reply.receipt, encoder.take_sent_bytes(), parameters.receipt)
         yield parameters, None

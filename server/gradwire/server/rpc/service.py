@@ -115,9 +115,9 @@ class OptimizerServicer(SnapshotCalls):
                 stream = TrainStream(guard, context, session.memory, encoder)
                 await guard.write(context.write, self._attached(session))
                 while (part := await stream.receive()) is not None:
-                    at_once = session.receive_at_once(part)
-                    if at_once is not None:
-                        await stream.send(at_once)
+                    only = await session.receive_whole(part)
+                    if only is not None:
+                        await stream.send(only)
                         session.answered()
                     else:
                         async for reply in session.receive(part):

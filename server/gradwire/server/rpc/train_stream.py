@@ -60,13 +60,13 @@ class TrainStream:
         """Writes a reply, when there is room for it."""
         for parameters, data in encode_reply(reply, self._encoder):
             last = parameters.HasField("receipt")
-            placed = reply.placed if data is None else await self._placed(parameters.offset, data, last=last)
+            placed = None
+            if data is not None and self._memory is not None:
+                placed = await self._placed(self._memory, parameters.offset, data, written=reply.written, last=last)
             if placed is not None:
                 self._owed = False
                 parameters.shared.CopyFrom(encode_shared(placed, self._received))
             if last:
-                if reply.committed is not None:
-                    await reply.committed()
                 self._answered = True
             for piece, values in cut(parameters, None if placed else data):
                 if values is None:
@@ -104,10 +104,11 @@ class TrainStream:
         else:
             self._memory.taken(message.taken.slices)
 
-    async def _placed(self, offset: int, data: Array, *, last: bool) -> Placed | None:
-        """Writes data to shared memory; None: it must go in its message."""
-        memory = self._memory
-        if memory is None or not memory.carries(data.nbytes):
+    async def _placed(
+        self, memory: SharedMemory, offset: int, data: Array, *, written: bool, last: bool
+    ) -> Placed | None:
+        """Writes data to shared memory, unless it has been ``written`` there; None: it must go in its message."""
+        if not memory.carries(data.nbytes):
             return None
         if memory.in_place:
             alone = self._encoder.dense == data.dtype and data.shape[0] == 1
@@ -116,7 +117,8 @@ class TrainStream:
             place = await self._room(memory, data.nbytes, last=last)
         if place is None:
             return None
-        memory.parameters(place.position, data.nbytes).view(data.dtype).reshape(data.shape)[...] = data
+        if not written:
+            memory.parameters(place.position, data.nbytes).view(data.dtype).reshape(data.shape)[...] = data
         return Placed(place, data.nbytes)
 
     async def _room(self, memory: SharedMemory, size: int, *, last: bool) -> Place | None:

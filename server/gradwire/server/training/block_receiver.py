@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from gradwire.server.encodings.decoders import Decoder
 from gradwire.server.encodings.encoders import Encoder
-from gradwire.server.engine.block import BlockHeader, GradientSlice
+from gradwire.server.engine.block import BlockHeader, GradientSlice, Returns
 from gradwire.server.engine.block_plan import check_header, check_steps, plan_block
-from gradwire.server.engine.gradients import Answer, Gradients, StagedGradients, StagedSums
+from gradwire.server.engine.gradients import Gradients, StagedGradients, StagedSums
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.staged_block import StagedBlock
 from gradwire.server.engine.threads import unless_short, updates
 from gradwire.server.engine.workers import Holder
 from gradwire.server.failpoints import failpoint
 from gradwire.server.memory.shared_memory import SharedMemory
+from gradwire.server.optimizers.base import Floats
 from gradwire.server.training.arrival_speed import ArrivalSpeed
 from gradwire.server.training.early_update import EarlyUpdate, SpareState
 from gradwire.server.training.gradient_array import GradientArray
@@ -32,12 +34,12 @@ class WholeBlock:
     """A block all of which has arrived, ready to be committed."""
 
     block: StagedBlock
-    gradients: Callable[[Answer | None], Gradients]
-    """To be called under the run's lock, with where the new parameters go while they are computed."""
+    gradients: Callable[[], Gradients]
+    """To be called under the run's lock."""
     work: int
     """Element updates that are left for the commit."""
-    computed: bool
-    """Whether it has been computed while it arrived."""
+    written: bool
+    """Whether the commit writes the new parameters to where the client has its own."""
     unanswered: Sequence[Range] | None
     """What has not been answered while it arrived; None: all of it."""
 
@@ -133,17 +135,27 @@ class BlockReceiver:
         if early is not None:
             # What has arrived before the last message has been answered already.
             unanswered = [last.place] if early.answers else None
-            return WholeBlock(block, lambda answer: early, work=0, computed=True, unanswered=unanswered)
-        run, sums, spare = self._run, self._staged_sums, self._spare
+            return WholeBlock(block, lambda: early, work=0, written=False, unanswered=unanswered)
+        run, sums = self._run, self._staged_sums
         kept = None if last.alone else self._gradients.of(incoming.steps)
+        out = self._in_place(block)
 
-        def gradients(answer: Answer | None) -> Gradients:
+        def gradients() -> Gradients:
             array = run.device.stage(last.settled(), run.spec.dtype) if last.alone else kept
             start = last.place.start if last.alone else 0
-            return StagedGradients(run.spec, run.device, block, array, start, answer, sums, spare)
+            return StagedGradients(run.spec, run.device, block, array, start, sums, out)
 
         work = updates(run.spec.layout.elements, incoming.steps)
-        return WholeBlock(block, gradients, work, computed=False, unanswered=None)
+        return WholeBlock(block, gradients, work, written=out is not None, unanswered=None)
+
+    def _in_place(self, block: StagedBlock) -> Callable[[], Floats] | None:
+        """Where the new parameters go while they are computed; None: they are copied afterwards, if at all."""
+        memory, run = self.memory, self._run
+        if memory is None or not memory.in_place or block.header.returns is not Returns.LAST:
+            return None
+        if self._encoder.dense != run.spec.dtype or run.spec.vector_bytes > memory.parameter_bytes:
+            return None
+        return functools.partial(memory.whole_parameters, run.spec.layout.elements, run.spec.dtype)
 
     # --- headers -----------------------------------------------------------------------------------------------------
 

@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import numpy as np
 
-from gradwire.server.devices.base import State
 from gradwire.server.encodings.encoders import Encoder
-from gradwire.server.engine.block import Receipt, Reply, Returns
+from gradwire.server.engine.block import Receipt, Reply
 from gradwire.server.engine.run import Run
-from gradwire.server.engine.staged_block import StagedBlock
 from gradwire.server.engine.workers import Holder
-from gradwire.server.memory.shared_memory import SharedMemory
-from gradwire.server.training.shared_answer import SharedAnswer
 from gradwire.wire.errors import GradwireError
 from gradwire.wire.layout import Range
 
@@ -28,7 +24,9 @@ class Results:
         self._holder = holder
         self._encoder = encoder
 
-    async def committed(self, receipt: Receipt, only: Sequence[Range] | None = None) -> AsyncIterator[Reply]:
+    async def committed(
+        self, receipt: Receipt, only: Sequence[Range] | None = None, *, written: bool = False
+    ) -> AsyncIterator[Reply]:
         """The result of the last block: all present elements, or those in ``only``; then the receipt."""
         record = self._holder.record
         sequence = record.last_sequence
@@ -42,35 +40,9 @@ class Results:
                 error.applied = True  # the block was committed; only its answer is lost
                 raise
             last = index == len(tiles) - 1
-            yield Reply(sequence, tile.start, values, receipt if last else None)
+            yield Reply(sequence, tile.start, values, receipt if last else None, written)
         if not tiles:
             yield Reply(sequence, receipt=receipt)
-
-    def fits_one_reply(self, block: StagedBlock, answer: SharedAnswer | None, memory: SharedMemory | None) -> bool:
-        """Whether one message will answer the block, and none need wait for room where it goes."""
-        if answer is not None:
-            return len(answer.parts) == 1 and not answer.rest
-        if block.header.returns is not Returns.LAST:
-            return block.header.returns is Returns.NONE
-        tiles = [tile for part in block.ranges for tile in self._encoder.tiles(part, 1)]
-        return len(tiles) == 1 and (memory is None or not memory.mapped or self._encoder.dense is not None)
-
-    def ahead(
-        self,
-        block: StagedBlock,
-        state: State,
-        receipt: Receipt,
-        answer: SharedAnswer | None,
-        committed: Callable[[], Awaitable[object]],
-    ) -> Reply:
-        """The one reply to a block that is computed, in ``state``, but not committed; see `fits_one_reply`."""
-        if answer is not None:
-            return answer.last(receipt, committed)
-        if block.header.returns is Returns.NONE:
-            return Reply(block.sequence, receipt=receipt, committed=committed)
-        (part,) = block.ranges
-        values = self._run.device.peek(state.params, Range(0, 1), part)
-        return Reply(block.sequence, part.start, values, receipt, committed=committed)
 
     def _read(self, rows: int, tile: Range) -> np.ndarray[Any, Any]:
         self._run.require_holder(self._holder)

@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Executor
-from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 from gradwire.server.durability import changes
-from gradwire.server.durability.journaled_block import JournaledBlock
-from gradwire.server.durability.run_storage import storage_of
 from gradwire.server.encodings.decoders import Decoder
 from gradwire.server.encodings.encoders import Encoder
 from gradwire.server.engine.block import GradientSlice, Receipt, Reply
@@ -22,7 +17,6 @@ from gradwire.server.failpoints import failpoint
 from gradwire.server.memory.shared_memory import SharedMemory, share
 from gradwire.server.training.block_receiver import BlockReceiver, WholeBlock
 from gradwire.server.training.results import Results
-from gradwire.server.training.shared_answer import SharedAnswer
 from gradwire.server.training.straight_path import StraightPath
 from gradwire.wire.errors import GradwireError
 from gradwire.wire.shared import part_bytes
@@ -69,8 +63,6 @@ class Session:
         self._results = Results(run, holder, encoder)
         self._straight_path = StraightPath(run, holder, decoder, encoder)
         self._answering = NOTHING
-        self._commit: asyncio.Task[Receipt] | None = None
-        self._journaled: JournaledBlock | None = None
 
     @classmethod
     async def attach(
@@ -97,8 +89,8 @@ class Session:
         sizes = [coding.vector_bytes(elements) for coding in (self._decoder, self._encoder)]
         self._receiver.memory = share(self.run.budget, *map(part_bytes, sizes))
 
-    def receive_at_once(self, part: GradientSlice) -> Reply | None:
-        """As `receive`, for what is answered with one reply in one go; `answered` is to be called once that is sent.
+    async def receive_whole(self, part: GradientSlice) -> Reply | None:
+        """As `receive`, for what comes and is answered in one message; `answered` is to be called once that is sent.
         None: nothing has happened, and the message must be received."""
         block = self._straight_path.plan(part) if self._receiver.idle else None
         if block is None:
@@ -106,7 +98,7 @@ class Session:
         failpoint("stage.before")
         failpoint("stage.after")
         self._answering = COMMITTING
-        reply = self._straight_path.commit(block, part)
+        reply = await self._straight_path.commit(block, part)
         failpoint("reply.before")
         self._answering = Answering(True, part.sequence)
         return reply
@@ -148,53 +140,15 @@ class Session:
         return None
 
     async def _commit_block(self, whole: WholeBlock) -> AsyncIterator[Reply]:
-        """Commits what has arrived whole, and answers what of it is unanswered.
-
-        There are three ways. A journaled block with a short answer is computed, and its answer got ready, while the
-        disk is waited for. A block whose answer goes to shared memory is answered while it is applied. Any other one
-        is committed, and then answered.
-        """
+        """Commits what has arrived whole, and answers what of it is unanswered."""
         block = whole.block
-        answer = None if whole.computed else SharedAnswer.of(self.memory, self._encoder, block)
-        gradients = partial(whole.gradients, answer)
         self._answering = COMMITTING
-        storage = storage_of(self.run)
-        if storage is not None and storage.journals and self._results.fits_one_reply(block, answer, self.memory):
-            self._journaled = await JournaledBlock.begin(self.run, storage, self.holder, block, gradients, whole.work)
-            state = await self._journaled.compute()
-            if state is not None:
-                yield self._results.ahead(block, state, self._journaled.receipt, answer, self._finish)
-                return
-            receipt = await self._finish()
-        else:
-            committing = changes.commit(self.run, self.holder, block, gradients, whole.work)
-            if answer is None or not answer.early:
-                receipt = await committing
-            else:
-                self._commit = asyncio.ensure_future(committing)
-                async for reply in answer.replies(self._commit):
-                    yield reply
-                receipt = await self._commit
-            self._note_commit(block.sequence)
-        if answer is not None and not answer.rest:
-            yield answer.last(receipt)
-            return
-        async for reply in self._results.committed(receipt, whole.unanswered if answer is None else answer.rest):
-            yield reply
-
-    async def _finish(self) -> Receipt:
-        journaled = self._journaled
-        assert journaled is not None
-        receipt = await journaled.finish()
-        self._note_commit(journaled.block.sequence)
-        return receipt
-
-    def _note_commit(self, sequence: int) -> None:
-        """The block has been committed; what is left of it is to be answered."""
+        receipt = await changes.commit(self.run, self.holder, block, whole.gradients, whole.work)
         failpoint("reply.before")
-        self._answering = Answering(True, sequence)
+        self._answering = Answering(True, block.sequence)
         self._receiver.drop()
-        self._commit = self._journaled = None
+        async for reply in self._results.committed(receipt, whole.unanswered, written=whole.written):
+            yield reply
 
     def complete(self, error: GradwireError) -> None:
         """Says with what ends the stream whether a block was applied, and which one: a client that has its receipt
@@ -207,12 +161,6 @@ class Session:
 
     async def close(self) -> None:
         """Gives the run back and frees what was staged, once a commit that is under way has ended."""
-        if self._journaled is not None:
-            with suppress(Exception):  # nobody is left to be told
-                await self._journaled.finish()
-        if self._commit is not None:
-            self._commit.cancel()
-            await asyncio.gather(self._commit, return_exceptions=True)
         await self.run.lock.run(lambda: self.run.detach(self.holder))
         self._receiver.release()
         self._encoder.release()

@@ -1,21 +1,20 @@
 """The straight path: a short block that comes whole in one message, to a run that nobody else works on.
 
-It is checked, applied and got ready to be answered in one call, and nothing else of the event loop can come between:
-it needs no lock, no task, no future and no second turn of the loop. Everything else goes the long way, through
-`BlockReceiver`; so does what is malformed, since that way says what is wrong with it.
+It is checked, applied and got ready to be answered without a task, a future or a second turn of the event loop. One
+that is journaled waits for the disk, and for nothing else. All other blocks go the long way, through `BlockReceiver`;
+so does what is malformed, since that way says what is wrong with it.
 """
 
 from __future__ import annotations
 
 from gradwire.server.durability import changes
-from gradwire.server.durability.run_storage import storage_of
 from gradwire.server.encodings.decoders import Decoder
 from gradwire.server.encodings.encoders import Encoder
 from gradwire.server.engine.block import GradientSlice, Reply, Returns
-from gradwire.server.engine.block_plan import plan_block
+from gradwire.server.engine.block_plan import check_header, plan_block
 from gradwire.server.engine.gradients import StagedGradients
 from gradwire.server.engine.run import Run
-from gradwire.server.engine.staged_block import StagedBlock, override_groups
+from gradwire.server.engine.staged_block import StagedBlock
 from gradwire.server.engine.threads import is_short, updates
 from gradwire.server.engine.workers import Holder
 from gradwire.server.memory.shared_memory import SharedSlice
@@ -30,11 +29,9 @@ class StraightPath:
         self._holder = holder
         self._decoder = decoder
         self._encoder = encoder
-        self._storage = storage_of(run)
         self._whole = Range(0, run.spec.layout.elements)
         self._answer_bytes = encoder.vector_bytes(self._whole.stop)
-        journals = self._storage is not None and self._storage.journals
-        self._open = self._whole.stop > 0 and encoder.dense is not None and not run.spec.clips and not journals
+        self._open = self._whole.stop > 0 and encoder.dense is not None and not run.spec.clips
 
     def plan(self, part: GradientSlice) -> StagedBlock | None:
         """What ``part`` will be applied as; None: not on this path. No other block of this hold may be arriving.
@@ -57,22 +54,23 @@ class StraightPath:
             or run.lock.locked
         ):
             return None
-        block = plan_block(run, part.sequence, header, override_groups(run.groups, header.overrides))
+        block = plan_block(run, part.sequence, header, check_header(run, header, max_result_bytes=0))
         block.received_bytes = len(part.data)
         return block
 
-    def commit(self, block: StagedBlock, part: GradientSlice) -> Reply:
-        """Applies what `plan` has returned for ``part``, in the same turn of the event loop. The reply is to be encoded
-        before the next one. Raises as `Run.commit` does."""
-        run = self._run
+    async def commit(self, block: StagedBlock, part: GradientSlice) -> Reply:
+        """Applies what `plan` has just returned for ``part``. The reply is to be encoded before anything else happens.
+        Raises as `Run.commit` does."""
+        run, steps = self._run, block.header.steps
         assert not isinstance(part.data, SharedSlice)
-        values = run.device.stage(self._decoder.values(self._whole, part.data, block.header.steps), run.spec.dtype)
+        values = run.device.stage(self._decoder.values(self._whole, part.data, steps), run.spec.dtype)
+        gradients = StagedGradients(run.spec, run.device, block, values)
         try:
-            receipt = run.commit(self._holder, block, StagedGradients(run.spec, run.device, block, values))
+            receipt = await changes.commit(
+                run, self._holder, block, lambda: gradients, updates(self._whole.stop, steps)
+            )
         finally:
             block.drop()
-        if self._storage is not None:
-            changes.note_commit(run, self._storage, receipt)
         if block.header.returns is Returns.NONE:
             return Reply(part.sequence, receipt=receipt)
         return Reply(part.sequence, 0, run.device.peek(run.state.params, Range(0, 1), self._whole), receipt)
