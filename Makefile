@@ -8,7 +8,9 @@ STUB_TOOLS := grpcio-tools==1.62.3 mypy-protobuf==3.6.0 'setuptools<81'
 SOURCES := protos server client tests benchmarks
 # A worker takes the tests that another one has left when it has done its own: neighbours, which share servers, stay
 # together for as long as there are enough of them.
-PYTEST := $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal
+# One more than there are processors: tests wait for disks and servers, too.
+WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); [ $$n -lt 4 ] && echo $$((n + 1)) || echo 4)
+PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
 .PHONY: help demo digits test quick versions integrations lint format types buf stubs image constraints benchmarks gpu peers robustness clean

@@ -145,7 +145,7 @@ def test_interrupt_stops_cleanly_and_writes_what_there_is(server_process: Server
         (["--steps", "0"], "expected 1 or more"),
         (["--block", "2000000"], "expected at most"),
         (["--optimizer", "sgd"], "invalid choice"),
-        (["--target", "127.0.0.1:1", "--steps", "10"], "no gradwire server at 127.0.0.1:1"),
+        (["--target", "localhost", "--steps", "10"], "expected 'HOST:PORT'"),
     ],
 )
 def test_bad_flags_and_targets_are_named(tmp_path: Path, flags: list[str], expected: str) -> None:

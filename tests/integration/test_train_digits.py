@@ -90,7 +90,7 @@ def test_losses_that_are_not_numbers_are_not_the_same(script: ModuleType) -> Non
     ("flags", "expected"),
     [
         (["--epochs", "0"], "expected 1 or more"),
-        (["--target", "127.0.0.1:1"], "UNAVAILABLE"),
+        (["--target", "localhost"], "expected 'HOST:PORT'"),
     ],
 )
 def test_bad_flags_and_targets_are_named(tmp_path: Path, flags: list[str], expected: str) -> None:
