@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -58,6 +58,8 @@ class Run:
         self.server_instance = message.server_instance
         self.slots = tuple(message.slots)
         self.last_receipt: Receipt | None = None
+        self._before_reading: Callable[[], None] | None = None
+        """Called before values or state are read off the server: whoever has changes of them writes them."""
         self._train = train
         self._options = options
         self._attached = attached
@@ -265,6 +267,7 @@ class Run:
 
     def read(self) -> dict[str, npt.NDArray[Any]]:
         """A fresh dict of arrays from the server, exact; ``params`` stay as they are."""
+        self._settle()
         return flat_vector.views(self.layout, self._remote.read(self._remote.attempts())[0])
 
     def refresh(self) -> None:
@@ -295,6 +298,7 @@ class Run:
         Slots are ``exp_avg``, ``exp_avg_sq`` and, with amsgrad, ``max_exp_avg_sq``. For torch's own format see
         `gradwire.client.torch`.
         """
+        self._settle()
         return self._remote.read_state()
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -311,6 +315,7 @@ class Run:
 
     def save_snapshot(self, label: str = "") -> SnapshotInfo:
         """Takes a snapshot on the server, which keeps it for as long as the run."""
+        self._settle()
         return snapshots.save_snapshot(self._remote, label)
 
     def list_snapshots(self) -> list[SnapshotInfo]:
@@ -353,6 +358,8 @@ class Run:
         """
         if on_existing not in ("error", "replace"):
             raise ValueError(f"on_existing is {on_existing!r}; expected 'error' or 'replace'")
+        if snapshot is None:
+            self._settle()
         run_options = RunOptions(
             **{"retry": self._options.retry, "shared_memory": self._options.shared_memory, **options}
         )
@@ -368,8 +375,15 @@ class Run:
         ``safetensors.torch.load_file`` reads it as a state dict: each tensor under its name, and each slot as
         ``optimizer.SLOT.NAME`` unless ``weights_only``. `Server.import_run` makes a run of it.
         """
+        if snapshot is None:
+            self._settle()
         return files.export_run(self._remote, Path(path), snapshot, weights_only)
 
     def digest(self) -> str:
         """SHA-256 of all parameters, slots, tensor steps and the dtype: the same for runs of the same bits."""
+        self._settle()
         return files.digest_run(self._remote)
+
+    def _settle(self) -> None:
+        if self._before_reading is not None:
+            self._before_reading()

@@ -79,7 +79,7 @@ ARGUMENTS: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
     "nan as clip_value": ({"clip_value": float("nan")}, InvalidHyperparameter, "clip_value is nan"),
     "dtype": ({"dtype": "float16"}, ValueError, "expected 'float32' or 'float64'"),
     "encoding": ({"gradient_encoding": "int3"}, ValueError, "encoding is 'int3'; expected one of"),
-    "lr": ({"lr": 1e-3}, TypeError, "lr"),
+    "momentum": ({"momentum": 0.9}, TypeError, "momentum"),
 }
 
 

@@ -14,7 +14,8 @@ from gradwire.client.errors import LayoutMismatch
 from gradwire.client.optimizers import Adam, ParamGroup
 from gradwire.client.run import Run
 from gradwire.client.torch import groups as torch_groups
-from gradwire.client.torch.state import run_state, tensor_states
+from gradwire.client.torch.state import run_state, slots_of, tensor_state, tensor_states
+from gradwire.client.torch.state_view import States
 from gradwire.client.torch.tensors import Array, RemoteTensor, as_array
 from gradwire.v1 import run_pb2
 
@@ -57,10 +58,13 @@ class Binding:
         self.run: Run = server.create_run(params=parts, optimizer=optimizer, **arguments)
         # Whether what comes back is all that the server has, or rounded on the way.
         self._exact = arguments.get("parameter_encoding") in (None, str(self.run.dtype))
+        self._sizes = [len(group["params"]) for group in groups.values()]
         self._choices = [torch_groups.choices(group) for group in groups.values()]
         self._in_force = [torch_groups.numbers(group) for group in groups.values()]
         self._behind = False  # a step was interrupted between the server and the parameters
         self._refreshes = self.run.refreshes
+        self.wrote = False
+        """Whether the last step had edits to write."""
 
     def resume(self, param_groups: ParamGroups) -> None:
         """Puts what the run has into the parameters and the groups. Raises LayoutMismatch for another optimizer."""
@@ -86,11 +90,17 @@ class Binding:
             tensor.check()
         return {tensor.name: array for tensor in self.tensors if (array := tensor.gradient()) is not None}
 
+    def has(self, param_groups: ParamGroups) -> bool:
+        """Whether the groups hold the run's parameters, in its order."""
+        params = [param for group in param_groups for param in group["params"]]
+        return [id(param) for param in params] == [id(tensor.param) for tensor in self.tensors] and [
+            len(group["params"]) for group in _members(param_groups).values()
+        ] == self._sizes
+
     def overrides(self, param_groups: ParamGroups) -> dict[int, dict[str, Any]]:
         """What has changed in the groups since the last step. Raises ValueError for what cannot change."""
         members = _members(param_groups)
-        params = [param for group in members.values() for param in group["params"]]
-        if [id(param) for param in params] != [id(tensor.param) for tensor in self.tensors]:
+        if not self.has(param_groups):
             raise ValueError(
                 "param_groups hold other parameters than the run was made for; add_param_group adds some, "
                 "and to put others in their place needs a new optimizer"
@@ -121,8 +131,13 @@ class Binding:
         everything = behind or self.run.refreshes != self._refreshes
         self._take([tensor for tensor in self.tensors if everything or tensor.name in gradients])
 
-    def write_edits(self) -> bool:
-        """Sends parameters that were changed since they were last equal to the server's; whether there were any.
+    @property
+    def edited(self) -> bool:
+        """Whether there may be something for `write_edits`."""
+        return any(tensor.edited for tensor in self.tensors)
+
+    def write_edits(self) -> None:
+        """Sends parameters that were changed since they were last equal to the server's.
 
         An element that holds what the last step gave it stays what it is on the server, with the digits that the
         parameter's own type does not have: clamping bfloat16 parameters after each step must not round their masters.
@@ -141,7 +156,7 @@ class Binding:
             self.run.write(values, partial=True)
         for tensor in edited:
             tensor.note()
-        return bool(values)
+        self.wrote = bool(values)
 
     def _take(self, tensors: Sequence[RemoteTensor]) -> None:
         for tensor in tensors:
@@ -151,7 +166,7 @@ class Binding:
 
     # --- state ---------------------------------------------------------------------------------------------------
 
-    def states(self) -> dict[torch.Tensor, dict[str, Any]]:
+    def states(self) -> States:
         """The state of each parameter that was stepped, in torch's words; 16-bit parameters have it in float32."""
         states = {}
         entries = tensor_states(self.run, [group.adam for group in self.run.describe().spec.groups])
@@ -162,7 +177,40 @@ class Binding:
                 states[tensor.param] = {"step": entry["step"], **slots}
         return states
 
-    def load(self, state: Mapping[str, Any], param_groups: ParamGroups) -> None:
+    def empty_states(self) -> States:
+        """What the server has of parameters that were never stepped."""
+        specs = [group.adam for group in self.run.describe().spec.groups]
+        states = {}
+        for tensor, layout in zip(self.tensors, self.run.layout.tensors, strict=True):
+            dtype = tensor.dtype if tensor.dtype is torch.float64 else torch.float32
+            zeros = {k: torch.zeros_like(tensor.param, dtype=dtype) for k in slots_of(specs[layout.group])}
+            states[tensor.param] = {"step": torch.tensor(0.0), **zeros}
+        return states
+
+    def write_states(self, states: States) -> None:
+        """Puts these parameters' states on the server; the others keep theirs, and the run its step.
+
+        Raises ValueError or TypeError for one that does not fit: nothing is sent then.
+        """
+        if not states:
+            return
+        specs = [group.adam for group in self.run.describe().spec.groups]
+        wanted = {}
+        for tensor, layout in zip(self.tensors, self.run.layout.tensors, strict=True):
+            if tensor.param in states:
+                wanted[layout.name] = tensor_state(
+                    self.run, layout, slots_of(specs[layout.group]), states[tensor.param]
+                )
+        found = self.run.state_dict()
+        theirs = found["tensors"]
+        if any(
+            not np.array_equal(part, theirs[name][key]) for name, parts in wanted.items() for key, part in parts.items()
+        ):
+            found["tensors"].update(wanted)
+            found["step"] = max(found["step"], *(parts["step"] for parts in wanted.values()))
+            self.run.load_state_dict(found)
+
+    def load(self, state: Mapping[Any, Any], param_groups: ParamGroups) -> None:
         """Puts a state of torch's on the server, whole or not at all. Raises ValueError where it does not fit."""
         groups = _members(param_groups)
         for index, (number, group) in enumerate(groups.items()):

@@ -5,7 +5,10 @@ from __future__ import annotations
 import _thread
 import atexit
 import os
+import sys
 import threading
+from collections.abc import Callable
+from contextlib import suppress
 
 from gradwire.client.connection import Server
 from gradwire.client.run import Run
@@ -24,11 +27,13 @@ class Closing:
 
     def __init__(self, server: Server | None) -> None:
         self.run: Run | None = None
+        self.last_words: Callable[[], None] | None = None
+        """Called at the end of a process that has not failed, and not told to close: writes what is not there yet."""
         self._server = server
         self._process = os.getpid()
         self._lock = threading.Lock()
         self._done = False
-        atexit.register(self)
+        atexit.register(self._at_exit)
 
     @property
     def here(self) -> bool:
@@ -42,11 +47,18 @@ class Closing:
             if self._done:
                 return
             self._done = True
-            atexit.unregister(self)
+            atexit.unregister(self._at_exit)
             if self._server is not None:
                 self._server.close()
             elif self.run is not None:
                 self.run.close()
+
+    def _at_exit(self) -> None:
+        # After an uncaught exception nobody knows whether the parameters are as somebody wanted them.
+        if self.here and self.last_words is not None and getattr(sys, "last_value", None) is None:
+            with suppress(Exception):
+                self.last_words()
+        self()
 
     def in_background(self) -> None:
         """For the garbage collector, which works in any thread, also in one that must go on for anything to be closed.

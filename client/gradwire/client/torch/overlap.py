@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from gradwire.client.torch.tensors import Array, GradientMark, RemoteTensor
+from gradwire.client.torch.uncompiled import uncompiled
 from gradwire.client.training.early_gradients import Source
 from gradwire.wire.encoding import SLICE_BYTES
 
@@ -133,6 +134,7 @@ def _buckets(tensors: Sequence[RemoteTensor], watched: Sequence[int]) -> Iterato
 
 
 def _hook(overlap: weakref.ref[Overlap], index: int, bucket: _Bucket) -> Callable[[torch.Tensor], None]:
+    @uncompiled
     def hook(_: torch.Tensor) -> None:
         alive = overlap()
         if alive is not None:

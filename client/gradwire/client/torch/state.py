@@ -71,7 +71,7 @@ def tensor_states(run: Run, groups: Sequence[run_pb2.Adam]) -> list[dict[str, An
             states.append(None)
             continue
         counter = torch.float32 if t <= _LARGEST_FLOAT32_STEP else torch.float64
-        slots = {slot: torch.from_numpy(parts[slot].copy()) for slot in _slots(groups[tensor.group])}
+        slots = {slot: torch.from_numpy(parts[slot].copy()) for slot in slots_of(groups[tensor.group])}
         states.append({"step": torch.tensor(float(t), dtype=counter), **slots})
     return states
 
@@ -97,7 +97,7 @@ def run_state(run: Run, groups: Sequence[run_pb2.Adam], torch_state: Mapping[str
         raise ValueError(f"the state names parameters {unknown[:5]} that no parameter group has")
     tensors = {}
     for index, tensor in zip(indices, run.layout.tensors, strict=True):
-        tensors[tensor.name] = _from_torch(run, tensor, _slots(groups[tensor.group]), states.get(index) or {})
+        tensors[tensor.name] = tensor_state(run, tensor, slots_of(groups[tensor.group]), states.get(index) or {})
     return {"step": max(parts["step"] for parts in tensors.values()), "tensors": tensors}
 
 
@@ -111,7 +111,7 @@ def _groups(run: Run) -> list[run_pb2.Adam]:
     return groups
 
 
-def _slots(group: run_pb2.Adam) -> Sequence[str]:
+def slots_of(group: run_pb2.Adam) -> Sequence[str]:
     return _ALL_SLOTS if group.amsgrad else _ALL_SLOTS[:2]
 
 
@@ -152,7 +152,7 @@ def _indices(run: Run, groups: Sequence[run_pb2.Adam], param_groups: Sequence[Ma
     return [index for group in param_groups for index in group["params"]]
 
 
-def _from_torch(run: Run, tensor: TensorLayout, slots: Sequence[str], state: Mapping[str, Any]) -> dict[str, Any]:
+def tensor_state(run: Run, tensor: TensorLayout, slots: Sequence[str], state: Mapping[str, Any]) -> dict[str, Any]:
     """One tensor's state with all of the run's slots. Raises ValueError where torch's does not fit."""
     used = {slot for slot in _ALL_SLOTS if slot in run.slots}
     if not state:

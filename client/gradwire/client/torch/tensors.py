@@ -9,6 +9,7 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch.nn.parameter import is_lazy
 
 Array = npt.NDArray[Any]
 
@@ -39,6 +40,26 @@ def fingerprint(array: Array) -> int:
     return hash((lanes.tobytes(), data[whole:].tobytes()))
 
 
+def _version(tensor: torch.Tensor) -> int:
+    return 0 if tensor.is_inference() else tensor._version
+
+
+class Look:
+    """A tensor's version, storage and, on the host, values, at one moment. Inference tensors have no version."""
+
+    def __init__(self, tensor: torch.Tensor) -> None:
+        self._by_values = tensor.device.type == "cpu" or tensor.is_inference()
+        self._version = _version(tensor)
+        self._storage = (tensor.device, tensor.data_ptr())
+        self._fingerprint = fingerprint(as_array(tensor)) if self._by_values else 0
+
+    def changed(self, tensor: torch.Tensor) -> bool:
+        """Whether the tensor has been written to since, or is another one."""
+        if _version(tensor) != self._version or (tensor.device, tensor.data_ptr()) != self._storage:
+            return True
+        return self._by_values and fingerprint(as_array(tensor)) != self._fingerprint
+
+
 class RemoteTensor:
     """A parameter, its place in the run, and what it looked like when it was last equal to the server's."""
 
@@ -47,7 +68,7 @@ class RemoteTensor:
         self.param = param
         self.shape = tuple(param.shape)
         self.dtype = param.dtype
-        self._seen = _Look(param)
+        self._seen = Look(param)
 
     @property
     def edited(self) -> bool:
@@ -56,11 +77,11 @@ class RemoteTensor:
 
     def note(self) -> None:
         """The parameter is now as the server has it."""
-        self._seen = _Look(self.param)
+        self._seen = Look(self.param)
 
     def put(self, values: Array) -> None:
         """Takes new values from the server."""
-        with torch.no_grad():
+        with torch.inference_mode() if self.param.is_inference() else torch.no_grad():
             self.param.copy_(torch.from_numpy(values))
         self.note()
 
@@ -96,6 +117,18 @@ class RemoteTensor:
 
 def check_parameter(name: str, param: torch.Tensor) -> None:
     """Raises TypeError or ValueError for a tensor that no run can hold."""
+    if is_lazy(param):
+        raise ValueError(
+            f"parameter {name!r} is uninitialized: its lazy module has not seen a batch yet; "
+            "pass one through the model before the optimizer is made"
+        )
+    # A class with a dispatch of its own has no memory of its own: DTensor, quantized and fake tensors.
+    if type(param).__torch_dispatch__ is not torch.Tensor.__torch_dispatch__:
+        raise TypeError(
+            f"parameter {name!r} is a {type(param).__name__}, a tensor subclass whose values are not in one piece here "
+            "(FSDP2 and tensor parallelism make DTensors); expected plain parameters: one process for each run, and "
+            "DistributedDataParallel or no wrapper at all"
+        )
     if param.dtype not in FLOATS:
         hint = "; optimize torch.view_as_real(it)" if param.is_complex() else ""
         raise TypeError(f"parameter {name!r} is {param.dtype}; expected float32, float64, bfloat16 or float16{hint}")
@@ -111,7 +144,7 @@ class GradientMark:
     def __init__(self, grad: torch.Tensor) -> None:
         self._grad: torch.Tensor | None = grad
         self._same = weakref.ref(grad)
-        self._version = grad._version
+        self._version = _version(grad)
         self._fingerprint: int | None = None
         self._ready: Any = None
         if grad.device.type == "cuda":
@@ -135,7 +168,7 @@ class GradientMark:
 
     def holds(self, grad: torch.Tensor, array: Array) -> bool:
         """Whether ``grad``, with values ``array``, is what has left, or what is about to."""
-        if self._same() is not grad or grad._version != self._version:
+        if self._same() is not grad or _version(grad) != self._version:
             return False
         # `_grad` first: it is cleared after the fingerprint is set.
         waiting = self._grad is not None
@@ -143,17 +176,3 @@ class GradientMark:
         if seen is None:
             return waiting or grad.device.type != "cpu"
         return seen == fingerprint(array)
-
-
-class _Look:
-    """A tensor's version, storage and, on the host, values, at one moment."""
-
-    def __init__(self, tensor: torch.Tensor) -> None:
-        self._version = tensor._version
-        self._storage = (tensor.device, tensor.data_ptr())
-        self._fingerprint = fingerprint(as_array(tensor)) if tensor.device.type == "cpu" else 0
-
-    def changed(self, tensor: torch.Tensor) -> bool:
-        if tensor._version != self._version or (tensor.device, tensor.data_ptr()) != self._storage:
-            return True
-        return tensor.device.type == "cpu" and fingerprint(as_array(tensor)) != self._fingerprint
