@@ -23,7 +23,7 @@ FLOORS = (
     {"devices"},
     {"store", "optimizers"},
     {"memory", "config", "failpoints", "jit"},
-    {"kernel_cache"},
+    {"kernel_cache", "limits"},
 )
 """The server's rooms, and the modules outside of any, top down. What stands on a floor imports what is below it or in
 its own room, never its neighbour; see docs/architecture.md."""

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-import os
 import re
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gradwire.server import config
 from gradwire.server.config import ConfigError, ServerConfig, is_local
+from gradwire.server.limits import available_memory_bytes
 from gradwire.wire.layout import MAX_ELEMENTS
 
 LOCAL = [
@@ -63,62 +61,8 @@ def test_defaults_are_the_documented_ones() -> None:
 
 
 def test_memory_limit_defaults_to_a_share_of_what_there_is() -> None:
-    assert ServerConfig().max_memory == config.available_memory_bytes() * 3 // 4
+    assert ServerConfig().max_memory == available_memory_bytes() * 3 // 4
     assert ServerConfig(max_memory=5).max_memory == 5
-
-
-@pytest.mark.parametrize(
-    ("files", "limit"),
-    [
-        ({}, None),
-        ({"/sys/fs/cgroup/memory.max": "max\n"}, None),
-        ({"/sys/fs/cgroup/memory.max": "1048576\n"}, 2**20),
-        ({"/sys/fs/cgroup/memory/memory.limit_in_bytes": "9223372036854771712\n"}, None),
-        ({"/sys/fs/cgroup/memory/memory.limit_in_bytes": "4194304\n"}, 2**22),
-        ({"/sys/fs/cgroup/memory.max": "?"}, None),
-    ],
-    ids=["no file", "v2 unlimited", "v2", "v1 unlimited", "v1", "nonsense"],
-)
-def test_memory_is_what_the_container_may_use(
-    monkeypatch: pytest.MonkeyPatch, files: dict[str, str], limit: int | None
-) -> None:
-    def read_text(path: Path) -> str:
-        try:
-            return files[str(path)]
-        except KeyError:
-            raise FileNotFoundError(path) from None
-
-    monkeypatch.setattr(Path, "read_text", read_text)
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert config.available_memory_bytes() == (limit or machine)
-
-
-GIB = 2**30
-TREES: dict[str, tuple[str, dict[str, str], int]] = {
-    "v2, own": ("0::/a/b\n", {"a/b/memory.max": f"{GIB}", "a/memory.max": "max"}, GIB),
-    "v2, around it": ("0::/a/b\n", {"a/b/memory.max": f"{2 * GIB}", "a/memory.max": f"{GIB}"}, GIB),
-    "v2, a container's outermost": ("0::/\n", {"memory.max": f"{GIB}"}, GIB),
-    "v2, a path that is not mounted here": ("0::/../../elsewhere\n", {"memory.max": f"{GIB}"}, GIB),
-    "v1, own": ("5:cpu:/x\n4:memory:/a/b\n", {"memory/a/b/memory.limit_in_bytes": f"{GIB}"}, GIB),
-    "v1, around it": ("4:hugetlb,memory:/a/b\n0::/c\n", {"memory/a/memory.limit_in_bytes": f"{GIB}"}, GIB),
-    "somebody else's": ("0::/a/b\n", {"a/c/memory.max": "5", "b/memory.max": "5", "a/b/memory.max": "max"}, 0),
-    "a path with a colon": ("0::/a:b\n", {"a:b/memory.max": f"{GIB}"}, GIB),
-    "nonsense": ("\n0\n0:\n::::\n", {"memory.max": "many"}, 0),
-}
-
-
-@pytest.mark.parametrize("tree", TREES)
-def test_limit_of_a_nested_control_group_counts(tmp_path: Path, tree: str) -> None:
-    """In a container of a container, or a systemd unit, the limit is not where the outermost group has its own."""
-    own, files, limit = TREES[tree]
-    for name, text in {
-        "proc/self/cgroup": own,
-        **{f"sys/fs/cgroup/{name}": text for name, text in files.items()},
-    }.items():
-        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / name).write_text(text)
-    machine = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    assert config.available_memory_bytes(tmp_path) == (min(limit, machine) or machine)
 
 
 @pytest.mark.parametrize("address", LOCAL)

@@ -314,7 +314,10 @@ class Run:
     # --- the run as a whole --------------------------------------------------------------------------------------
 
     def save_snapshot(self, label: str = "") -> SnapshotInfo:
-        """Takes a snapshot on the server, which keeps it for as long as the run."""
+        """Takes a snapshot on the server, which keeps it for as long as the run.
+
+        Of a run in memory it is in memory, too, and ends with the server: `SnapshotInfo.durability` says so.
+        """
         self._settle()
         return snapshots.save_snapshot(self._remote, label)
 

@@ -633,6 +633,7 @@ class Snapshot(google.protobuf.message.Message):
     SIZE_BYTES_FIELD_NUMBER: builtins.int
     LABEL_FIELD_NUMBER: builtins.int
     SHA256_FIELD_NUMBER: builtins.int
+    DURABILITY_FIELD_NUMBER: builtins.int
     id: builtins.int
     """Tells it from the other snapshots of the run."""
     step: builtins.int
@@ -645,6 +646,10 @@ class Snapshot(google.protobuf.message.Message):
     """What SaveSnapshot was told to call it; empty: the server has taken it by itself and will drop it for newer ones."""
     sha256: builtins.str
     """SHA-256 of its file, in hexadecimal."""
+    durability: gradwire.v1.run_pb2.Durability.ValueType
+    """What of the server it outlives: SNAPSHOT: it is on disk; MEMORY: it ends with the server, as its run does.
+    Unspecified: by a server that did not say.
+    """
     def __init__(
         self,
         *,
@@ -654,8 +659,9 @@ class Snapshot(google.protobuf.message.Message):
         size_bytes: builtins.int = ...,
         label: builtins.str = ...,
         sha256: builtins.str = ...,
+        durability: gradwire.v1.run_pb2.Durability.ValueType = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["created_seconds", b"created_seconds", "id", b"id", "label", b"label", "sha256", b"sha256", "size_bytes", b"size_bytes", "step", b"step"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["created_seconds", b"created_seconds", "durability", b"durability", "id", b"id", "label", b"label", "sha256", b"sha256", "size_bytes", b"size_bytes", "step", b"step"]) -> None: ...
 
 global___Snapshot = Snapshot
 
@@ -673,7 +679,7 @@ class SaveSnapshotRequest(google.protobuf.message.Message):
     run_uid: builtins.str
     """Run.uid of the run that is meant; empty: whatever has the name."""
     label: builtins.str
-    """A word or two for people, at most 128 bytes. Empty: "saved"."""
+    """A word or two for people, at most 128 bytes. Empty: "saved", or "in memory" where it is nowhere else."""
     def __init__(
         self,
         *,

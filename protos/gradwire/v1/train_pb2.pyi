@@ -272,7 +272,8 @@ class Attached(google.protobuf.message.Message):
     epoch: builtins.int
     """The epoch that this stream now holds. One more than the last one that the client knows (Run.epoch, Attached.epoch,
     what a write has answered): nobody has attached or written in between. Else its copy of the parameters may be old:
-    read them.
+    read them. Not even above that one: the server has lost what it had acknowledged (a damaged disk, or an older copy
+    of its data directory), if only values that somebody had written.
     """
     server_instance: builtins.str
     """Identifies the server process."""

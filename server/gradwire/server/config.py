@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
-import os
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
+from gradwire.server.limits import available_memory_bytes
 from gradwire.wire.layout import MAX_ELEMENTS
 
 MAX_SECONDS = 1e6
@@ -85,38 +83,6 @@ class ServerConfig:
                 )
         if not self.max_memory:
             object.__setattr__(self, "max_memory", available_memory_bytes() * 3 // 4)
-
-
-def available_memory_bytes(root: Path = Path("/")) -> int:
-    """The machine's memory, or less where a control group of this process, or one around it, says so."""
-    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    for path in _limit_files(root):
-        try:
-            memory = min(memory, int(path.read_text()))
-        except (OSError, ValueError):  # not there, or "max"
-            continue
-    return memory
-
-
-def _limit_files(root: Path) -> Iterator[Path]:
-    """The files that may hold a limit of this process's memory, from its own control group up to the outermost."""
-    mounted = root / "sys/fs/cgroup"
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        lines = []
-    # What is mounted in a container may be its own group alone, under another name: then the outermost is it.
-    groups = [line.split(":", 2)[1:] for line in [*lines, "0::/", "0:memory:/"] if line.count(":") > 1]
-    for controllers, own in groups:
-        if controllers == "":  # version 2
-            base, name = mounted, "memory.max"
-        elif "memory" in controllers.split(","):  # version 1
-            base, name = mounted / "memory", "memory.limit_in_bytes"
-        else:
-            continue
-        parts = [part for part in own.split("/") if part not in ("", "..")]
-        for depth in range(len(parts), -1, -1):
-            yield base.joinpath(*parts[:depth], name)
 
 
 def is_local(address: str) -> bool:

@@ -53,6 +53,18 @@ def test_list_and_show(hosted: HostedServer, server: Server) -> None:
     assert "attached: worker-" in runs(hosted, "list").output
 
 
+def test_what_a_saved_snapshot_outlives_is_said(hosted: HostedServer, server: Server) -> None:
+    kept = runs(hosted, "save", "x")
+    assert (json.loads(kept.stdout)["durability"], kept.stderr) == ("SNAPSHOT", "")
+    server.attach("x").fork("light", durability="MEMORY")
+    fleeting = runs(hosted, "save", "light")
+    assert json.loads(fleeting.stdout).items() >= {"durability": "MEMORY", "label": "in memory"}.items()
+    assert fleeting.stderr == "light lives in the server's memory, and so does its snapshot: both end with the server\n"
+    assert [found["durability"] for found in json.loads(runs(hosted, "show", "light").output)["snapshots"]] == [
+        "MEMORY"
+    ]
+
+
 def test_save_fork_and_rollback(hosted: HostedServer, server: Server) -> None:
     saved = json.loads(runs(hosted, "save", "x", "--label", "good").output)
     assert (saved["step"], saved["label"]) == (1, "good")

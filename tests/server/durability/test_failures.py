@@ -177,6 +177,25 @@ def test_the_snapshot_before_a_damaged_one_and_the_journal_lose_nothing(lasting:
     assert run.step({"w": gradient(3, SIZE)}).step == 4
 
 
+@pytest.mark.parametrize("durability", ["JOURNAL", "SNAPSHOT"])
+def test_a_client_is_told_that_what_it_has_written_is_lost(
+    lasting: LastingServer, server: Server, durability: str
+) -> None:
+    """Though no step is: only values that were written after the last one."""
+    run = trained(server, "x", durability)
+    run.save_snapshot()
+    expected = everything(run)
+    run.write({"w": np.zeros(SIZE)})
+    lasting.kill()
+    newest = max((lasting.data / "snapshots").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    newest.write_bytes(b"")
+    lasting.start()
+    with pytest.raises(RunRolledBack, match="values that had been written are lost"):
+        run.step({"w": gradient(3, SIZE)})
+    assert everything(run) == expected
+    assert run.step({"w": gradient(3, SIZE)}).step == 4
+
+
 def test_a_run_that_cannot_be_brought_back_is_named_and_the_others_serve(
     lasting: LastingServer, server: Server
 ) -> None:

@@ -30,6 +30,7 @@ from gradwire.client import (
     SnapshotNotFound,
     connect,
 )
+from gradwire.v1 import run_pb2
 from tests.server.durability.lasting import LastingServer, everything, gradient
 
 CHOICES = {"on disk": "JOURNAL", "snapshots": "SNAPSHOT", "in memory": "MEMORY"}
@@ -69,7 +70,10 @@ def test_snapshots_are_listed_the_newest_first_and_stay(run: Run) -> None:
     second = run.save_snapshot()
     found = [info for info in run.list_snapshots() if info.label]
     assert found == [second, first]
-    assert [(info.step, info.label) for info in found] == [(4, "saved"), (3, "before")]
+    lives, name = (
+        ("MEMORY", "in memory") if run.describe().durability == run_pb2.DURABILITY_MEMORY else ("SNAPSHOT", "saved")
+    )
+    assert [(info.step, info.label, info.durability) for info in found] == [(4, name, lives), (3, "before", lives)]
     assert all(info.size_bytes >= 4 * 17 * 4 for info in found)
     assert abs(first.created.timestamp() - second.created.timestamp()) < 60
 

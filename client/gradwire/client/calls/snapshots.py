@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 
 from gradwire.client.calls.remote_values import RemoteValues
 from gradwire.client.transport.retry import retrying
-from gradwire.v1 import service_pb2
+from gradwire.v1 import run_pb2, service_pb2
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,9 @@ class SnapshotInfo:
     size_bytes: int
     label: str
     """Empty: the server took it by itself, and drops it for newer ones."""
+    durability: str = "UNSPECIFIED"
+    """``"SNAPSHOT"``: it is on the server's disk; ``"MEMORY"``: it ends with the server, as its run does;
+    ``"UNSPECIFIED"``: an older server did not say."""
 
 
 def save_snapshot(values: RemoteValues, label: str) -> SnapshotInfo:
@@ -48,4 +51,5 @@ def snapshot_id(snapshot: SnapshotInfo | int | None) -> int:
 
 def _info(message: service_pb2.Snapshot) -> SnapshotInfo:
     created = datetime.fromtimestamp(message.created_seconds, UTC)
-    return SnapshotInfo(message.id, message.step, created, message.size_bytes, message.label)
+    durability = run_pb2.Durability.Name(message.durability).removeprefix("DURABILITY_")
+    return SnapshotInfo(message.id, message.step, created, message.size_bytes, message.label, durability)

@@ -84,11 +84,12 @@ class Attachment:
             if stream.attached.HasField("region") and stream.memory is None:
                 self.message.shared_memory = False  # it will not work the next time either
             self.encodings.begin_stream()
-            if stream.attached.epoch != self.epoch + 1:
+            known_epoch, self.epoch = self.epoch, stream.attached.epoch
+            if self.epoch != known_epoch + 1:
                 self.parameters.stale = True  # somebody else has attached or written since
-            self.epoch = stream.attached.epoch
             try:
                 self._compare_sequences(stream.attached.last_sequence, resuming)
+                self._compare_epochs(known_epoch)
             except BaseException:
                 self.drop()
                 raise
@@ -118,6 +119,17 @@ class Attachment:
         elif last == known + 1 and not resuming:
             self.sequence = last  # an abandoned block turned out to be applied
             self.unresolved = False
+
+    def _compare_epochs(self, known: int) -> None:
+        """The ``known`` one with ours, which must be a later one. Raises RunRolledBack."""
+        if self.epoch <= known and self.sequence is not None:
+            raise RunRolledBack(
+                f"the server is at epoch {self.epoch} of the run, but it has acknowledged epoch {known}: values that "
+                "had been written are lost. It began from a damaged snapshot, or from an older copy of its data "
+                "directory; nothing was sent again",
+                last_sequence=self.sequence,
+                acknowledged_sequence=self.sequence,
+            )
 
     def send_early(self, sources: Mapping[str, Source], overrides: Mapping[int, Mapping[str, Any]] | None) -> bool:
         """See `Run.send_ahead`."""

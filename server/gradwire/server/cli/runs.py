@@ -81,7 +81,7 @@ def list_command(stub: Stub) -> None:
                 click.echo(printable(f"{name:<24} DAMAGED: {run.damage}"))
                 continue
             dtype = run_pb2.Dtype.Name(run.dtype).removeprefix("DTYPE_").lower()
-            durability = run_pb2.Durability.Name(run.durability).removeprefix("DURABILITY_")
+            durability = _durability_name(run.durability)
             attached = f"  attached: {run.attached_worker_id}" if run.attached_worker_id else ""
             click.echo(printable(f"{name:<24} step {run.step:<10} {run.elements} {dtype}  {durability}{attached}"))
         token = page.next_page_token
@@ -108,6 +108,11 @@ def save_command(stub: Stub, name: str, label: str) -> None:
     """Take a snapshot, which is kept for as long as the run."""
     answer = stub.SaveSnapshot(service_pb2.SaveSnapshotRequest(name=_resource(name), label=label))
     click.echo(json.dumps(_snapshot(answer.snapshot)))
+    if answer.snapshot.durability == run_pb2.DURABILITY_MEMORY:
+        click.echo(
+            printable(f"{name} lives in the server's memory, and so does its snapshot: both end with the server"),
+            err=True,
+        )
 
 
 @_command("fork")
@@ -224,8 +229,12 @@ def _durability(word: str | None) -> run_pb2.Durability.ValueType:
 
 
 def _say(run: run_pb2.Run) -> None:
-    durability = run_pb2.Durability.Name(run.durability).removeprefix("DURABILITY_")
+    durability = _durability_name(run.durability)
     click.echo(printable(f"{run.spec.name.removeprefix('runs/')} is at step {run.step}, {durability}"))
+
+
+def _durability_name(value: run_pb2.Durability.ValueType) -> str:
+    return run_pb2.Durability.Name(value).removeprefix("DURABILITY_")
 
 
 def _snapshot(snapshot: service_pb2.Snapshot) -> dict[str, Any]:
@@ -236,4 +245,5 @@ def _snapshot(snapshot: service_pb2.Snapshot) -> dict[str, Any]:
         "created": created.isoformat(timespec="seconds"),
         "size_bytes": snapshot.size_bytes,
         "label": snapshot.label,
+        "durability": _durability_name(snapshot.durability),
     }

@@ -8,7 +8,7 @@ import re
 
 from gradwire.server.devices.base import Device
 from gradwire.server.devices.cpu import CpuDevice
-from gradwire.server.devices.processors import available_processors
+from gradwire.server.limits import available_processors
 
 _CUDA = re.compile(r"cuda(?::(\d{1,3}))?", re.ASCII)
 

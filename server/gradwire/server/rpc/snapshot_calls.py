@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
+from gradwire.server.engine.run import Run
 from gradwire.server.engine.threads import in_thread
 from gradwire.server.rpc.calls import Calls, first_of, open_stream, refusing, require
 from gradwire.server.rpc.codec import decode_durability, decode_group, decode_numbers
 from gradwire.server.runs import files, operations
 from gradwire.server.store.base import SnapshotInfo
-from gradwire.v1 import service_pb2
+from gradwire.v1 import run_pb2, service_pb2
 
 
 class SnapshotCalls(Calls):
@@ -22,7 +23,7 @@ class SnapshotCalls(Calls):
         self.registry.require_open()
         run = self.registry.get(request.name, request.run_uid)
         info = await operations.save(self.registry, run, request.label)
-        return service_pb2.SaveSnapshotResponse(snapshot=_snapshot(info))
+        return service_pb2.SaveSnapshotResponse(snapshot=_snapshot(run, info))
 
     @refusing
     async def ListSnapshots(
@@ -30,7 +31,7 @@ class SnapshotCalls(Calls):
     ) -> service_pb2.ListSnapshotsResponse:
         run = self.registry.get(request.name, request.run_uid)
         found = operations.listed(self.registry, run)
-        return service_pb2.ListSnapshotsResponse(snapshots=[_snapshot(info) for info in found])
+        return service_pb2.ListSnapshotsResponse(snapshots=[_snapshot(run, info) for info in found])
 
     @refusing
     async def ForkRun(self, request: service_pb2.ForkRunRequest, context: Any) -> service_pb2.ForkRunResponse:
@@ -92,7 +93,7 @@ class SnapshotCalls(Calls):
         return service_pb2.ImportRunResponse(run=await self.encoded(run), created=created)
 
 
-def _snapshot(info: SnapshotInfo) -> service_pb2.Snapshot:
+def _snapshot(run: Run, info: SnapshotInfo) -> service_pb2.Snapshot:
     return service_pb2.Snapshot(
         id=info.id,
         step=info.step,
@@ -100,4 +101,5 @@ def _snapshot(info: SnapshotInfo) -> service_pb2.Snapshot:
         size_bytes=info.size_bytes,
         label=info.label,
         sha256=info.sha256,
+        durability=run_pb2.DURABILITY_MEMORY if run.storage is None else run_pb2.DURABILITY_SNAPSHOT,
     )

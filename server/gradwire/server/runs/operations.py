@@ -34,12 +34,11 @@ NOW = 0
 
 async def save(registry: Registry, run: Run, label: str) -> SnapshotInfo:
     """Takes a snapshot that is kept until the run is deleted. Raises StorageFull, MemoryLimitExceeded and the like."""
-    label = label or "saved"
     if len(label.encode()) > MAX_LABEL_BYTES:
         raise ProtocolViolation(f"the label has {len(label.encode())} bytes; expected at most {MAX_LABEL_BYTES}")
     if registry.stored_runs is not None and run.storage is not None:
-        return await registry.stored_runs.snapshotter.save(run, label)
-    return await _save_in_memory(registry, run, label)
+        return await registry.stored_runs.snapshotter.save(run, label or "saved")
+    return await _save_in_memory(registry, run, label or "in memory")
 
 
 async def _save_in_memory(registry: Registry, run: Run, label: str) -> SnapshotInfo:
