@@ -219,6 +219,17 @@ def test_a_run_is_exported_through_a_link_and_into_a_fifo(run: Run, tmp_path: Pa
     assert b'\\"step\\": 4' in (tmp_path / "x").read_bytes()
 
 
+def test_a_run_is_imported_from_a_fifo(run: Run, server: Server, tmp_path: Path) -> None:
+    run.export(tmp_path / "x")
+    os.mkfifo(tmp_path / "fifo")
+    with ThreadPoolExecutor(1) as pool:
+        written = pool.submit((tmp_path / "fifo").write_bytes, (tmp_path / "x").read_bytes())
+        assert server.import_run("y", tmp_path / "fifo").digest() == run.digest()
+        assert written.result()
+        with pytest.raises(FileNotFoundError):
+            server.import_run("z", tmp_path / "none")
+
+
 def test_weights_alone_may_be_imported(run: Run, server: Server, tmp_path: Path) -> None:
     path = tmp_path / "x.safetensors"
     for weights_only in (False, True):
