@@ -9,6 +9,7 @@ from google.protobuf.message import DecodeError
 from google.rpc import status_pb2
 
 from gradwire.wire.errors import STATUS_DETAILS_KEY, GradwireError, from_status
+from gradwire.wire.printable import printable
 
 
 class ConnectionLost(GradwireError):
@@ -74,7 +75,7 @@ def is_transient(error: grpc.RpcError) -> bool:
 def connection_lost(error: grpc.RpcError, target: str, *, applied: bool | None = None) -> ConnectionLost:
     """A transport error as ours."""
     call: Any = error
-    return ConnectionLost(f"{target}: {call.code().name}: {call.details()}", applied=applied, target=target)
+    return ConnectionLost(f"{target}: {call.code().name}: {printable(str(call.details()))}", applied=applied, target=target)
 
 
 def translate(error: grpc.RpcError, target: str) -> GradwireError:

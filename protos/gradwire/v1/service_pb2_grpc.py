@@ -19,9 +19,10 @@ class OptimizerServiceStub(object):
     client may wait for ever for a server that has lost its power.
 
     SIZES. No request may be larger than 16 MiB; about 1 MiB of `data` is fastest. No response reaches gRPC's default
-    limit of 4 MiB (4,194,304 bytes), so a client need not raise its own. The one exception are answers with a Run whose
-    tensors' names and shapes alone take that much. `data` that is larger is cut into several messages; a tensor, or a
-    row, need not lie in one. A run has at most 65,536 tensors and 2,147,483,647 elements; a server may allow less.
+    limit of 4 MiB (4,194,304 bytes), so a client need not raise its own, but for answers with a Run whose tensors' names
+    and shapes alone take that much, receipts of blocks with more than a million skipped steps, and lists of more than
+    18,000 snapshots. `data` that is larger is cut into several messages; a tensor, or a row, need not lie in one. A run
+    has at most 65,536 tensors and 2,147,483,647 elements; a server may allow less.
 
     NUMBERS. `data` is always little-endian and densely packed, whatever the machine; see Encoding. No alignment is
     promised: where a typed view needs one, copy first. uint64 counters stay below 2^53.
@@ -188,9 +189,10 @@ class OptimizerServiceServicer(object):
     client may wait for ever for a server that has lost its power.
 
     SIZES. No request may be larger than 16 MiB; about 1 MiB of `data` is fastest. No response reaches gRPC's default
-    limit of 4 MiB (4,194,304 bytes), so a client need not raise its own. The one exception are answers with a Run whose
-    tensors' names and shapes alone take that much. `data` that is larger is cut into several messages; a tensor, or a
-    row, need not lie in one. A run has at most 65,536 tensors and 2,147,483,647 elements; a server may allow less.
+    limit of 4 MiB (4,194,304 bytes), so a client need not raise its own, but for answers with a Run whose tensors' names
+    and shapes alone take that much, receipts of blocks with more than a million skipped steps, and lists of more than
+    18,000 snapshots. `data` that is larger is cut into several messages; a tensor, or a row, need not lie in one. A run
+    has at most 65,536 tensors and 2,147,483,647 elements; a server may allow less.
 
     NUMBERS. `data` is always little-endian and densely packed, whatever the machine; see Encoding. No alignment is
     promised: where a typed view needs one, copy first. uint64 counters stay below 2^53.
@@ -483,9 +485,10 @@ class OptimizerService(object):
     client may wait for ever for a server that has lost its power.
 
     SIZES. No request may be larger than 16 MiB; about 1 MiB of `data` is fastest. No response reaches gRPC's default
-    limit of 4 MiB (4,194,304 bytes), so a client need not raise its own. The one exception are answers with a Run whose
-    tensors' names and shapes alone take that much. `data` that is larger is cut into several messages; a tensor, or a
-    row, need not lie in one. A run has at most 65,536 tensors and 2,147,483,647 elements; a server may allow less.
+    limit of 4 MiB (4,194,304 bytes), so a client need not raise its own, but for answers with a Run whose tensors' names
+    and shapes alone take that much, receipts of blocks with more than a million skipped steps, and lists of more than
+    18,000 snapshots. `data` that is larger is cut into several messages; a tensor, or a row, need not lie in one. A run
+    has at most 65,536 tensors and 2,147,483,647 elements; a server may allow less.
 
     NUMBERS. `data` is always little-endian and densely packed, whatever the machine; see Encoding. No alignment is
     promised: where a typed view needs one, copy first. uint64 counters stay below 2^53.

@@ -14,6 +14,8 @@ from google.protobuf import any_pb2
 from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
+from gradwire.wire.printable import printable
+
 DOMAIN = "gradwire"
 """``ErrorInfo.domain`` of every refusal."""
 
@@ -250,7 +252,7 @@ def from_status(status: status_pb2.Status) -> GradwireError | None:
         if found and info.domain == DOMAIN:
             metadata = dict(info.metadata)
             applied = _TEXT_TO_APPLIED.get(metadata.pop("applied", "unknown"))
-            error = TABLE.get(info.reason, GradwireError)(status.message, applied=applied)
+            error = TABLE.get(info.reason, GradwireError)(printable(status.message), applied=applied)
             error.metadata = metadata
             return error
     return None

@@ -68,6 +68,11 @@ def test_exception_to_status_and_back(cls: type[GradwireError], applied: bool | 
     assert back.metadata == {"expected_sequence": "7", "tensor": "w"}
 
 
+def test_a_message_cannot_write_to_a_terminal_what_others_have_called_something() -> None:
+    back = from_status(to_status(errors.RunBusy("held by 'a\x1b[2J\nrunning fine'")))
+    assert str(back) == r"held by 'a\x1b[2J\nrunning fine'"
+
+
 def test_a_refusal_says_not_applied_unless_told_otherwise() -> None:
     assert errors.InvalidSlice("m").applied is False
     assert info_of(to_status(errors.InvalidSlice("m"))).metadata["applied"] == "false"
