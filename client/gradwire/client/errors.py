@@ -75,7 +75,9 @@ def is_transient(error: grpc.RpcError) -> bool:
 def connection_lost(error: grpc.RpcError, target: str, *, applied: bool | None = None) -> ConnectionLost:
     """A transport error as ours."""
     call: Any = error
-    return ConnectionLost(f"{target}: {call.code().name}: {printable(str(call.details()))}", applied=applied, target=target)
+    return ConnectionLost(
+        f"{target}: {call.code().name}: {printable(str(call.details()))}", applied=applied, target=target
+    )
 
 
 def translate(error: grpc.RpcError, target: str) -> GradwireError:
