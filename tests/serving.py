@@ -123,6 +123,7 @@ class ServerProcess:
         for pipe in (self.process.stdin, self.process.stdout):
             if pipe is not None:
                 pipe.close()
+        self.terminate()  # a process forked from this one may hold the pipes, too
         try:
             self.process.wait(10)
         except subprocess.TimeoutExpired:

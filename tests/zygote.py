@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import json
+import math
 import os
 import runpy
 import select
@@ -17,6 +18,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -127,22 +129,19 @@ class ForkedProcess:
     def poll(self) -> int | None:
         """The exit status, None while it runs."""
         with self._lock:
-            return self._status(0)
+            if self.returncode is None and select.select([self._ended], [], [], 0)[0]:
+                self.returncode = self._zygote.ask({"wait": self.pid})
+                os.close(self._ended)
+            return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
         """The exit status. Raises subprocess.TimeoutExpired."""
-        with self._lock:
-            status = self._status(timeout)
-        if status is None:
-            assert timeout is not None
-            raise subprocess.TimeoutExpired(f"server {self.pid}", timeout)
+        give_up_at = math.inf if timeout is None else time.monotonic() + timeout
+        while (status := self.poll()) is None:  # without the lock between: others ask, too, and send signals
+            if time.monotonic() > give_up_at:
+                raise subprocess.TimeoutExpired(f"server {self.pid}", timeout or 0.0)
+            time.sleep(0.002)
         return status
-
-    def _status(self, timeout: float | None) -> int | None:
-        if self.returncode is None and select.select([self._ended], [], [], timeout)[0]:
-            self.returncode = self._zygote.ask({"wait": self.pid})
-            os.close(self._ended)
-        return self.returncode
 
     def send_signal(self, number: signal.Signals) -> None:
         """Does nothing to a process that has ended."""
