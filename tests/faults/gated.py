@@ -12,7 +12,6 @@ import numpy.typing as npt
 
 from gradwire.server.devices.base import Bools, DeviceArray, Segment, State, Write
 from gradwire.server.devices.cpu import CpuDevice
-from gradwire.wire.layout import Range
 from tests.faults.hosted import WAIT_SECONDS
 
 BULK = 70_000
@@ -76,12 +75,6 @@ class GatedDevice(CpuDevice):
     def write(self, target: DeviceArray, offset: int, values: npt.NDArray[Any]) -> None:
         self._pass("write", target)
         super().write(target, offset, values)
-
-    def write_summing(
-        self, target: DeviceArray, offset: int, values: npt.NDArray[Any], first_row: int, ranges: Sequence[Range]
-    ) -> npt.NDArray[np.float64]:
-        self._pass("write", target)
-        return super().write_summing(target, offset, values, first_row, ranges)
 
     def update(
         self,

@@ -128,40 +128,6 @@ def test_squares_of_float32_cannot_overflow(device: Device, elements: int) -> No
     np.testing.assert_allclose(found, elements * float(largest) ** 2, rtol=1e-12)
 
 
-@pytest.mark.parametrize("given", ["same dtype", "other dtype", "not contiguous", "read-only", "not aligned"])
-@pytest.mark.parametrize("first_row", [0, 1, 3])
-@each_float
-def test_sums_that_are_made_while_values_are_written(
-    device: Device, elements: int, dtype: np.dtype[Any], first_row: int, given: str
-) -> None:
-    """The values that arrive and the sums are what `write` and `chunk_sums` give, to the last bit."""
-    chunk = base.NORM_CHUNK
-    values = draw(3, elements, dtype)
-    if given == "other dtype":
-        values = values.astype(np.float16)
-    elif given == "not contiguous":
-        values = np.repeat(values, 2, axis=1)[:, ::2]
-    elif given == "read-only":
-        values.flags.writeable = False
-    elif given == "not aligned":
-        raw = np.zeros(values.nbytes + 1, np.uint8)
-        raw[1:] = values.reshape(-1).view(np.uint8)
-        values = raw[1:].view(dtype).reshape(values.shape)
-        assert not values.flags.aligned
-    expected, found = (upload(device, np.zeros((3, elements), dtype)) for _ in range(2))
-    device.write(expected, 0, values)
-    edges = sorted({0, 3, min(chunk, elements), min(2 * chunk, elements), elements})
-    for a, b in pairwise(edges):
-        # What lies in chunks that arrive whole; the rest is written and not summed.
-        first, stop = base.whole_chunks(Range(a, b), elements)
-        whole = [Range(first * chunk, min(stop * chunk, elements))] if first < stop else []
-        sums = device.write_summing(found, a, values[:, a:b], first_row, whole)
-        assert sums.tolist() == device.chunk_sums(expected, first_row, whole).tolist()
-        assert sums.shape == (stop - first if whole else 0, 3 - first_row)
-    columns = Range(0, elements)
-    assert device.read(found, Range(0, 3), columns).tobytes() == device.read(expected, Range(0, 3), columns).tobytes()
-
-
 @pytest.mark.parametrize(
     ("part", "elements", "chunks"),
     [

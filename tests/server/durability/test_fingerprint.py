@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 
-from gradwire.server.devices import cpu
-from gradwire.server.durability.fingerprint import computing_sources
+from gradwire.server.devices import base, cpu, driver
+from gradwire.server.durability.fingerprint import computing_text
+from gradwire.server.engine import clipping
+from gradwire.server.optimizers import adam, schedules
 
-KNOWN = "946de7db39f6dc85"
-"""As of the first version that journals."""
+KNOWN = "9089f661dc9af720"
+"""As of 2026-11-27."""
 
 
 def test_sources_that_compute_are_those_of_the_journals_that_are_out_there() -> None:
@@ -17,5 +18,5 @@ def test_sources_that_compute_are_those_of_the_journals_that_are_out_there() -> 
 
     Where that cannot be helped, the changelog says so, and the new value stands here.
     """
-    text = computing_sources() + inspect.getsource(cpu)
+    text = computing_text(adam, schedules, clipping, driver, base, cpu)
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == KNOWN

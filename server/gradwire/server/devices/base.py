@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -56,10 +57,8 @@ def in_order(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     if len(sums) == 1:
         first: npt.NDArray[np.float64] = sums[0]
         return first
-    total = np.zeros(sums.shape[1])
-    for row in sums:
-        total += row
-    return total
+    totals: npt.NDArray[np.float64] = np.add.accumulate(sums, axis=0)[-1:]
+    return totals[0] if len(totals) else np.zeros(sums.shape[1])
 
 
 def chunks_of(ranges: Sequence[Range]) -> list[Range]:
@@ -87,6 +86,8 @@ class Device(ABC):
     """Owns arrays and runs kernels. Methods block; they may be called from any thread, for different arrays at once."""
 
     name: str
+    kernel_modules: tuple[ModuleType, ...] = ()
+    """On whose text the bits depend too, besides those that all devices share and the device's own."""
 
     @abstractmethod
     def allocate(self, rows: int, length: int, dtype: np.dtype[Any]) -> DeviceArray:
@@ -109,13 +110,6 @@ class Device(ABC):
     def peek(self, source: DeviceArray, rows: Range, columns: Range) -> Floats:
         """As `read`, but what it returns may change with ``source``: use it before anything else is done to that."""
         return self.read(source, rows, columns)
-
-    def write_summing(
-        self, target: DeviceArray, offset: int, values: npt.NDArray[Any], first_row: int, ranges: Sequence[Range]
-    ) -> npt.NDArray[np.float64]:
-        """`write`, and then `chunk_sums` over ``ranges``, which lie in what is written."""
-        self.write(target, offset, values)
-        return self.chunk_sums(target, first_row, ranges)
 
     def as_output(self, values: Floats) -> DeviceArray | None:
         """``values`` on the host as an array that `update` can write its ``out`` to; None: this device cannot."""
@@ -203,7 +197,6 @@ class Device(ABC):
             self.update(state, gradients, [segment])
             self.update(state, gradients, [segment], target=self.allocate_state(kernel.used_slots, 1, dtype))
             self.square_sums(state.params, 0, (Range(0, 1),))
-            self.write_summing(state.params, 0, np.zeros((1, 1), dtype), 0, (Range(0, 1),))
             self.clip(state.params, (Range(0, 1),), max_value=1.0, factors=np.zeros(1, dtype))
 
     def close(self) -> None:

@@ -6,7 +6,6 @@ numba's ``parallel=True`` is not used: its default threading layer aborts the pr
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -16,7 +15,8 @@ import numpy.typing as npt
 
 from gradwire.server import jit
 from gradwire.server.devices.base import NORM_CHUNK, Bools, Device, DeviceArray, Segment, State, Write, chunks_of
-from gradwire.server.devices.driver import COPY_SQUARE_SUMS, SQUARE_SUMS, TILE, kernel_source
+from gradwire.server.devices.driver import SQUARE_SUMS, TILE, kernel_source
+from gradwire.server.limits import available_processors
 from gradwire.server.optimizers.base import Floats, Kernel
 from gradwire.wire.layout import Range
 
@@ -37,8 +37,7 @@ class CpuDevice(Device):
     name = "cpu"
 
     def __init__(self, threads: int | None = None) -> None:
-        affinity = getattr(os, "sched_getaffinity", None)  # not on macOS
-        self.threads = threads or (len(affinity(0)) if affinity else os.cpu_count() or 1)
+        self.threads = threads or available_processors()
         self._stagger = 0
         self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="gradwire-cpu") if self.threads > 1 else None
 
@@ -103,26 +102,6 @@ class CpuDevice(Device):
                 kernel(values, first_row, chunks[index].start - start, chunks[index].stop - start, sums[index])
 
         self._split(work, 0, len(chunks), rows * gradients.shape[1], 1)
-        return sums
-
-    def write_summing(
-        self, target: DeviceArray, offset: int, values: npt.NDArray[Any], first_row: int, ranges: Sequence[Range]
-    ) -> npt.NDArray[np.float64]:
-        if values.dtype != target.dtype or not (values.flags.c_contiguous and values.flags.aligned):
-            return super().write_summing(target, offset, values, first_row, ranges)
-        kernel, source = _copy_square_sums_kernel(), _read_only(values)
-        stop = offset + values.shape[1]
-        for a, b in _gaps(Range(offset, stop), ranges):
-            self.write(target, a, values[:, a - offset : b - offset])
-        chunks = chunks_of(ranges)
-        sums = np.zeros((len(chunks), target.shape[0] - first_row))
-
-        def work(first: int, last: int) -> None:
-            for index in range(first, last):
-                kernel(target, source, first_row, chunks[index].start, chunks[index].stop, offset, sums[index])
-
-        if chunks:
-            self._split(work, 0, len(chunks), values.size, 1)
         return sums
 
     def clip(
@@ -207,12 +186,6 @@ class CpuDevice(Device):
             self._pool.shutdown()
 
 
-def _gaps(whole: Range, parts: Sequence[Range]) -> list[Range]:
-    """What is in ``whole`` and in none of ``parts``, which are in order."""
-    edges = [whole.start, *[edge for part in parts for edge in part], whole.stop]
-    return [Range(a, b) for a, b in zip(edges[::2], edges[1::2], strict=True) if a < b]
-
-
 def _read_only(array: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """To numba an array that may be written is of another type than one that may not, as those over messages."""
     if array.flags.writeable:
@@ -229,8 +202,3 @@ def _kernel(kernel: Kernel) -> Any:
 @functools.cache
 def _square_sums_kernel() -> Any:
     return jit.cpu_module(SQUARE_SUMS, "square_sums")
-
-
-@functools.cache
-def _copy_square_sums_kernel() -> Any:
-    return jit.cpu_module(COPY_SQUARE_SUMS, "copy_square_sums")

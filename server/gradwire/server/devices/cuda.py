@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradwire.server import jit
+from gradwire.server.devices import cuda_driver
 from gradwire.server.devices.base import Bools, Device, DeviceArray, Segment, State, Write, chunks_of
 from gradwire.server.devices.cuda_driver import TOGETHER, cuda_kernel_source, square_sums_source
 from gradwire.server.devices.cuda_runtime import NUMBA_CUDA_VERSION, SIMULATED, CudaArray, open_runtime, torch
@@ -39,6 +40,8 @@ class CudaDevice(Device):
 
     Raises RuntimeError when there is no such GPU, or when torch or numba-cuda cannot use it.
     """
+
+    kernel_modules = (cuda_driver,)
 
     def __init__(self, index: int = 0) -> None:
         self._runtime = open_runtime(index)
@@ -70,13 +73,6 @@ class CudaDevice(Device):
                 result[:, a:b] = self._fetch(part[:, a:b])
         return result
 
-    def write_summing(
-        self, target: DeviceArray, offset: int, values: npt.NDArray[Any], first_row: int, ranges: Sequence[Range]
-    ) -> npt.NDArray[np.float64]:
-        with self._runtime.section():
-            self._write(target.tensor, offset, values)
-            return self._chunk_sums(target, first_row, ranges, 0)
-
     def copy(self, source: DeviceArray, into: DeviceArray | None = None) -> DeviceArray:
         with self._runtime.section():
             if into is None:
@@ -89,15 +85,6 @@ class CudaDevice(Device):
     ) -> npt.NDArray[np.float64]:
         with self._runtime.section():
             return self._chunk_sums(gradients, first_row, ranges, start)
-
-    def square_sums(
-        self, gradients: DeviceArray, first_row: int, ranges: Sequence[Range], start: int = 0
-    ) -> npt.NDArray[np.float64]:
-        sums = self.chunk_sums(gradients, first_row, ranges, start)
-        # What `in_order` does, in one call: in Python the chunks of a long vector would take longer than its update. It
-        # stands here and not there, because the journals of CPU servers depend on the text of that file.
-        totals: npt.NDArray[np.float64] = np.add.accumulate(sums, axis=0)[-1:]
-        return totals[0] if len(totals) else np.zeros(sums.shape[1])
 
     def clip(
         self,

@@ -131,39 +131,3 @@ def square_sums(g, first_row, start, stop, sums):
             total += lanes[lane]
         sums[k] += total
 '''
-
-COPY_SQUARE_SUMS = '''
-@numba.njit(@OPTIONS, cache=True)
-def copy_square_sums(target, g, first_row, start, stop, g_start, sums):
-    """Copies columns start .. stop of all rows and adds up, as square_sums does, what the copy holds: g may change.
-
-    The first column of g is g_start.
-    """
-    lanes = np.empty(256)
-    for k in range(g.shape[0]):
-        row = g[k][start - g_start : stop - g_start]
-        copy = target[k][start:stop]
-        if k < first_row:
-            for i in range(row.shape[0]):
-                copy[i] = row[i]
-            continue
-        total = 0.0
-        lanes[:] = 0.0
-        tail = row.shape[0] // 256 * 256
-        for first in range(0, tail, 256):
-            part = row[first : first + 256]
-            copied = copy[first : first + 256]
-            for lane in range(256):
-                copied[lane] = part[lane]
-                x = np.float64(copied[lane])
-                lanes[lane] += x * x
-        part = row[tail:]
-        copied = copy[tail:]
-        for lane in range(part.shape[0]):
-            copied[lane] = part[lane]
-            x = np.float64(copied[lane])
-            lanes[lane] += x * x
-        for lane in range(256):
-            total += lanes[lane]
-        sums[k - first_row] += total
-'''

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import hashlib
 import inspect
 import platform
 import sys
+from types import ModuleType
 
 import llvmlite
 import numba
@@ -17,28 +19,21 @@ from gradwire.server.devices.base import Device
 from gradwire.server.engine import clipping
 from gradwire.server.optimizers import adam, schedules
 
-_MOVED = (
-    (
-        "from gradwire.server.engine.spec import RunSpec\nfrom gradwire.server.optimizers.base import Floats\n",
-        "from gradwire.server.optimizers.base import Floats\nfrom gradwire.server.spec import RunSpec\n",
-    ),
-    ("from gradwire.server.optimizers.schedules import", "from gradwire.server.schedules import"),
-    ("``tests/server/devices``", "``tests/devices``"),
-)
-"""Names as they are, and as they were when the first journals were written: where a module lies changes no bit."""
 
-
-def computing_sources() -> str:
-    """What the bits depend on of this build's own sources; a new text refuses every journal that is not yet saved."""
-    text = "\n".join(inspect.getsource(module) for module in (adam, schedules, clipping, driver, base))
-    for now, then in _MOVED:
-        text = text.replace(now, then)
-    return text
+def computing_text(*modules: ModuleType) -> str:
+    """What the bits depend on of these modules' sources, which is not where they import something from. A new text
+    refuses every journal that is not yet saved."""
+    lines: list[str] = []
+    for source in map(inspect.getsource, modules):
+        imports = [node for node in ast.parse(source).body if isinstance(node, (ast.Import, ast.ImportFrom))]
+        left_out = {number for node in imports for number in range(node.lineno, (node.end_lineno or node.lineno) + 1)}
+        lines += [line for number, line in enumerate(source.splitlines(), 1) if number not in left_out]
+    return "\n".join(lines)
 
 
 @functools.cache
 def _of_this_build() -> bytes:
-    parts = [computing_sources()]
+    parts = [computing_text(adam, schedules, clipping, driver, base)]
     parts += [numba.__version__, llvmlite.__version__, np.__version__, platform.machine(), "".join(platform.libc_ver())]
     return hashlib.sha256("\n".join(parts).encode()).digest()
 
@@ -48,5 +43,5 @@ def fingerprint(device: Device) -> str:
 
     It does not see everything: two processors of one architecture count as the same.
     """
-    own = inspect.getsource(sys.modules[type(device).__module__])
+    own = computing_text(sys.modules[type(device).__module__], *device.kernel_modules)
     return hashlib.sha256(_of_this_build() + own.encode() + device.name.split(":")[0].encode()).hexdigest()[:16]

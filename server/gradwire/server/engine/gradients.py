@@ -3,22 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from gradwire.server.devices.base import (
-    NORM_CHUNK,
-    Bools,
-    Device,
-    DeviceArray,
-    State,
-    Write,
-    in_order,
-    range_of,
-    whole_chunks,
-)
+from gradwire.server.devices.base import Bools, Device, DeviceArray, State, Write
 from gradwire.server.engine.clipping import clip
 from gradwire.server.engine.spec import RunSpec
 from gradwire.server.engine.staged_block import StagedBlock
@@ -41,44 +31,12 @@ class Gradients(Protocol):
         """The state after the block, without the rows where ``applied`` is False; ``state`` is of no use afterwards."""
 
 
-class StagedSums:
-    """Sums of squares of those chunks of a block that have arrived in one piece, made when they did.
-
-    Only for blocks in which no element is absent and none comes twice.
-    """
-
-    def __init__(self, elements: int, block: StagedBlock) -> None:
-        self._elements = elements
-        self._first_row = block.first_summed_row
-        rows = block.header.steps - self._first_row
-        chunks = -(-elements // NORM_CHUNK)
-        self._sums = np.zeros((chunks, rows))
-        self._known = np.zeros(chunks, np.bool_)
-
-    def stage(self, device: Device, array: DeviceArray, place: Range, values: npt.NDArray[Any]) -> None:
-        """Writes ``values`` to columns ``place`` of ``array``."""
-        first, stop = whole_chunks(place, self._elements)
-        whole = [range_of(first, stop, self._elements)] if first < stop else []
-        sums = device.write_summing(array, place.start, values, self._first_row, whole)
-        if first < stop:
-            self._sums[first:stop] = sums
-            self._known[first:stop] = True
-
-    def total(self, device: Device, array: DeviceArray) -> Sums:
-        """As `Device.square_sums`, once all has arrived."""
-        for chunk in np.flatnonzero(~self._known).tolist():
-            part = range_of(chunk, chunk + 1, self._elements)
-            self._sums[chunk] = device.chunk_sums(array, self._first_row, [part])[0]
-        return in_order(self._sums)
-
-
 class StagedGradients:
     """Gradients in one array.
 
     Args:
         array: ``[steps, n]``; written to where the run clips.
         start: the element to which its first column belongs.
-        staged_sums: what is known of the sums.
         out: where the parameters after the block go too, ``[1, elements]`` in the run's dtype; asked for when it is
             written. None: nowhere.
     """
@@ -90,7 +48,6 @@ class StagedGradients:
         block: StagedBlock,
         array: DeviceArray,
         start: int = 0,
-        staged_sums: StagedSums | None = None,
         out: Callable[[], Floats] | None = None,
     ) -> None:
         self._spec = spec
@@ -98,12 +55,9 @@ class StagedGradients:
         self._block = block
         self._array = array
         self._start = start
-        self._staged_sums = staged_sums
         self._out = out
 
     def sums(self) -> Sums:
-        if self._staged_sums is not None:
-            return self._staged_sums.total(self._device, self._array)
         return self._device.square_sums(self._array, self._block.first_summed_row, self._block.ranges, self._start)
 
     def first_non_finite(self, row: int) -> tuple[int, float] | None:

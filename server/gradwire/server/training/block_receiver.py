@@ -11,7 +11,7 @@ from gradwire.server.encodings.decoders import Decoder
 from gradwire.server.encodings.encoders import Encoder
 from gradwire.server.engine.block import BlockHeader, GradientSlice, Returns
 from gradwire.server.engine.block_plan import check_header, check_steps, plan_block
-from gradwire.server.engine.gradients import Gradients, StagedGradients, StagedSums
+from gradwire.server.engine.gradients import Gradients, StagedGradients
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.staged_block import StagedBlock
 from gradwire.server.engine.threads import unless_short, updates
@@ -81,7 +81,6 @@ class BlockReceiver:
         """What is arriving will be applied so; None: nothing is, or the header that holds is still to come."""
         self._early: EarlyUpdate | None = None
         """Computes what is arriving at once; None: it is kept until it is whole."""
-        self._staged_sums: StagedSums | None = None
 
     @property
     def idle(self) -> bool:
@@ -105,15 +104,8 @@ class BlockReceiver:
         if early is not None:
             await unless_short(self._executor, lambda: early.take(arrived.settled(), place), work)
         elif not alone:
-            array, sums, device = self._gradients.of(incoming.steps), self._staged_sums, self._run.device
-
-            def keep() -> None:
-                if sums is None:
-                    device.write(array, place.start, arrived.to_be_copied())
-                else:
-                    sums.stage(device, array, place, arrived.to_be_copied())
-
-            await unless_short(self._executor, keep, work)
+            array, device = self._gradients.of(incoming.steps), self._run.device
+            await unless_short(self._executor, lambda: device.write(array, place.start, arrived.to_be_copied()), work)
         return arrived
 
     def answers(self, part: GradientSlice, arrived: ArrivedSlice) -> Iterator[tuple[Range, Array]]:
@@ -136,14 +128,14 @@ class BlockReceiver:
             # What has arrived before the last message has been answered already.
             unanswered = [last.place] if early.answers else None
             return WholeBlock(block, lambda: early, work=0, written=False, unanswered=unanswered)
-        run, sums = self._run, self._staged_sums
+        run = self._run
         kept = None if last.alone else self._gradients.of(incoming.steps)
         out = self._in_place(block)
 
         def gradients() -> Gradients:
             array = run.device.stage(last.settled(), run.spec.dtype) if last.alone else kept
             start = last.place.start if last.alone else 0
-            return StagedGradients(run.spec, run.device, block, array, start, sums, out)
+            return StagedGradients(run.spec, run.device, block, array, start, out)
 
         work = updates(run.spec.layout.elements, incoming.steps)
         return WholeBlock(block, gradients, work, written=out is not None, unanswered=None)
@@ -196,7 +188,6 @@ class BlockReceiver:
         if begins:
             self._incoming = IncomingBlock.begun(part.sequence, header, run.spec.layout)
         assert self._incoming is not None
-        self._staged_sums = None
         if not plans:
             self._early = self._speculation(part.sequence, header)
             return self._incoming
@@ -205,9 +196,6 @@ class BlockReceiver:
             self._early = self._early_update(part, header, block)
         elif isinstance(self._early, SpeculativeUpdate) and not self._early.holds(block):
             self._early, self._speculates = None, False  # it was in vain, and may be each time
-        # A block in one message is summed as it is.
-        if self._early is None and not part.last and block.covers(run.spec.layout):
-            self._staged_sums = StagedSums(run.spec.layout.elements, block)
         return self._incoming
 
     def _early_update(self, part: GradientSlice, header: BlockHeader, block: StagedBlock) -> EarlyUpdate | None:
