@@ -1,6 +1,6 @@
 """What users do, with a server on a GPU: the regret experiment, digits, and a torch model whose parameters are on it.
 
-python benchmarks/gpu_training.py synthetic|digits|card [--quick]
+python benchmarks/gpu_training.py synthetic|digits|card ... [--quick]
 """
 
 from __future__ import annotations
@@ -112,12 +112,12 @@ def _values(model: torch.nn.Module) -> Any:
 def main() -> int:
     ways = {"synthetic": synthetic, "digits": digits, "card": card}
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("what", choices=ways)
+    parser.add_argument("what", choices=ways, nargs="+")
     parser.add_argument("--quick", action="store_true", help="sizes for the simulator: shows that it works")
     options = parser.parse_args()
     child = Child([*SERVE, "--listen", "127.0.0.1:0", "--device", "cuda"])
     try:
-        same = ways[options.what](child.said["addresses"][0], options.quick)
+        same = all(ways[what](child.said["addresses"][0], options.quick) for what in options.what)
     finally:
         child.close()
     return 0 if same else 1
