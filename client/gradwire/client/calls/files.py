@@ -5,7 +5,6 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
-from typing import BinaryIO
 
 from gradwire.client.calls.catalog import resource
 from gradwire.client.calls.remote_values import RemoteValues
@@ -66,21 +65,18 @@ def import_run(
     )
     if weights_only is not None:
         header.groups.add(adam=weights_only.to_message())
-    first = [file.open("rb")]  # an error of the caller's, and not of a thread of gRPC's
-
-    def call() -> service_pb2.ImportRunResponse:
-        # Each attempt has a file of its own: the thread that read for the one before may still do so.
-        return stub.ImportRun(_import_requests(header, first.pop() if first else file.open("rb")))
-
-    # What has been read of a stream is gone.
-    return retrying(call, RetryPolicy(deadline_seconds=0) if is_stream(file) else retry, target).run
+    if is_stream(file):  # opened once: whoever writes into it does so once, and what has been read is gone
+        retry = RetryPolicy(deadline_seconds=0)
+    else:
+        file.open("rb").close()  # an error of the caller's, and not of a thread of gRPC's
+    return retrying(lambda: stub.ImportRun(_import_requests(header, file)), retry, target).run
 
 
-def _import_requests(header: service_pb2.ImportRunHeader, opened: BinaryIO) -> Iterator[service_pb2.ImportRunRequest]:
-    """The messages that carry a file, which is closed then."""
-    with opened:
-        yield service_pb2.ImportRunRequest(header=header)
-        while data := opened.read(FILE_BYTES):
+def _import_requests(header: service_pb2.ImportRunHeader, path: Path) -> Iterator[service_pb2.ImportRunRequest]:
+    """The messages that carry a file."""
+    yield service_pb2.ImportRunRequest(header=header)
+    with path.open("rb") as file:
+        while data := file.read(FILE_BYTES):
             yield service_pb2.ImportRunRequest(data=data)
 
 
