@@ -21,7 +21,7 @@ FLOORS = (
     {"durability", "encodings"},
     {"engine"},
     {"devices"},
-    {"store", "optimizers"},
+    {"store", "optimizers", "access"},
     {"memory", "config", "failpoints", "jit"},
     {"kernel_cache", "limits"},
 )

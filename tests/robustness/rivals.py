@@ -122,13 +122,13 @@ class Rival:
         connection, self._connection, self._run = self._connection, None, None
         if connection is not None:
             self.counts.restarts += 1
-            connection._channel.close()
+            connection._link.channel.close()
 
     def die(self) -> None:
         """See `Trainer.die`."""
         connection = self._connection
         if connection is not None:
-            connection._channel.close()
+            connection._link.channel.close()
 
     def settle(self) -> Run:
         """Goes on until it is known what was applied; takes the run. Raises Violation."""

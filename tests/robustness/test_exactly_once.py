@@ -87,7 +87,7 @@ class Scene:
 
     def close(self) -> None:
         for connection in self.connections:
-            connection._channel.close()
+            connection._link.channel.close()
         self.proxy.close()
         if not self.server.dead:
             self.server.kill()
@@ -136,7 +136,7 @@ def client_is_killed(scene: Scene, block: Block) -> Run:
 
     def kill() -> None:
         scene.wait_stopped()
-        scene.connections[0]._channel.close()
+        scene.connections[0]._link.channel.close()
         scene.server.send(signal.SIGCONT)
 
     helper = threading.Thread(target=kill)

@@ -124,7 +124,7 @@ class Trainer:
         connection = self._connection
         if connection is not None:
             self._dying.set()
-            connection._channel.close()
+            connection._link.channel.close()
 
     def turn(self) -> None:
         """Does the next thing. Raises Violation."""
@@ -222,7 +222,7 @@ class Trainer:
         self._current = False
         if connection is not None:
             self.counts.restarts += 1
-            connection._channel.close()
+            connection._link.channel.close()
         self._dying.clear()
 
     def _attach(self) -> None:

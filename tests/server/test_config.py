@@ -78,7 +78,8 @@ def test_promise_6_closed_by_default(address: str) -> None:
     with pytest.raises(ConfigError, match="can be reached from other machines") as caught:
         ServerConfig(listen=(address,))
     assert repr(address) in str(caught.value)
-    assert "neither encryption nor authentication" in str(caught.value)
+    assert "neither encrypts nor asks who comes" in str(caught.value)
+    assert "--tls-client-ca" in str(caught.value)
     assert "--insecure" in str(caught.value)
     assert ServerConfig(listen=(address,), insecure=True).listen == (address,)
 

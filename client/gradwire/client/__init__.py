@@ -40,8 +40,10 @@ from gradwire.wire.errors import (
     StorageFull,
     TooManyParameters,
 )
+from gradwire.wire.tls import TLS
 
 __all__ = [
+    "TLS",
     "AMSGrad",
     "Adam",
     "ConnectionLost",

@@ -19,14 +19,14 @@ from gradwire.client.optimizers import Adam, ParamGroup
 from gradwire.client.options import RunOptions, shares_memory
 from gradwire.client.run import Run
 from gradwire.client.training.attachment import Attachment
-from gradwire.client.transport.channels import CONNECT_TIMEOUT_SECONDS, serving_channel
+from gradwire.client.transport.channels import CONNECT_TIMEOUT_SECONDS
 from gradwire.client.transport.discovery import find_server
 from gradwire.client.transport.embedded_server import EmbeddedServer
-from gradwire.client.transport.owner import Owner
+from gradwire.client.transport.link import Link
 from gradwire.client.transport.retry import RetryPolicy, retrying
-from gradwire.client.transport.stream import train_method
-from gradwire.v1 import run_pb2, service_pb2_grpc
+from gradwire.v1 import run_pb2
 from gradwire.wire.errors import RunAlreadyExists, RunNotFound
+from gradwire.wire.tls import TLS
 
 
 def connect(
@@ -35,6 +35,7 @@ def connect(
     timeout_seconds: float = CONNECT_TIMEOUT_SECONDS,
     shared_memory: bool | None = None,
     data_dir: str | Path | None = None,
+    tls: TLS | None = None,
 ) -> Server:
     """Connects to a gradwire server.
 
@@ -46,12 +47,16 @@ def connect(
         shared_memory: False: never share memory with a server on this host. None: `$GRADWIRE_SHARED_MEMORY`, else True.
         data_dir: where an embedded server keeps its runs; None: in memory only. It obeys none of the ``GRADWIRE_*``
             settings that are meant for other servers, but ``GRADWIRE_CACHE_DIR``.
+        tls: speak TLS, with these files. None: as ``GRADWIRE_TLS_CA``, ``_CERT``, ``_KEY`` and ``_SERVER_NAME`` say;
+            without them nothing is encrypted. Over a unix socket, and to an embedded server, nothing needs to be.
 
-    Raises ConnectionLost when nothing serves there, EmbeddedServerError when the embedded server does not start,
-    ValueError or TypeError for malformed arguments.
+    Raises ConnectionLost when nothing serves there, and at once when TLS stands in between (one side speaks it and the
+    other does not, a certificate is not accepted); EmbeddedServerError when the embedded server does not start;
+    ValueError or TypeError for malformed arguments, OSError and ValueError for the files of ``tls``.
     """
     timeout_seconds = _checked_timeout(timeout_seconds)
-    found = find_server(target, data_dir)
+    tls = TLS.from_environment() if tls is None else tls
+    found = find_server(target, data_dir, tls)
     try:
         return Server(
             found.target,
@@ -59,6 +64,7 @@ def connect(
             embedded=found.embedded,
             timeout_seconds=timeout_seconds,
             shared_memory=shared_memory,
+            tls=tls if found.embedded is None else None,
         )
     except BaseException:
         if found.embedded is not None:
@@ -94,21 +100,14 @@ class Server:
         embedded: EmbeddedServer | None = None,
         timeout_seconds: float = CONNECT_TIMEOUT_SECONDS,
         shared_memory: bool | None = None,
+        tls: TLS | None = None,
     ) -> None:
         self.target = target
         self._shares_memory = shares_memory(shared_memory)
         self.origin = origin
         self.embedded = embedded
-        self._owner = Owner("this connection")
-        self._channel = serving_channel(target, _checked_timeout(timeout_seconds))
-        self._calls = service_pb2_grpc.OptimizerServiceStub(self._channel)
-        self._train = train_method(self._channel)
+        self._link = Link.to(target, tls, _checked_timeout(timeout_seconds))
         self._attached: set[Attachment] = set()
-
-    @property
-    def _stub(self) -> service_pb2_grpc.OptimizerServiceStub:
-        self._owner.check()
-        return self._calls
 
     def create_run(
         self,
@@ -163,7 +162,7 @@ class Server:
         replaces = on_existing == "replace"
         try:
             response = retrying(
-                lambda: self._stub.CreateRun(upload.requests(replace=replaces)), run_options.retry, self.target
+                lambda: self._link.stub.CreateRun(upload.requests(replace=replaces)), run_options.retry, self.target
             )
         except RunAlreadyExists:
             if on_existing != "resume":
@@ -174,7 +173,7 @@ class Server:
     def attach(self, name: str, *, retry: RetryPolicy | None = None, **options: Any) -> Run:
         """Attaches to an existing run and reads its parameters. Raises RunNotFound, RunBusy."""
         run_options = self._run_options(retry, options)
-        return self._run(get_run(self._stub, self.target, run_options.retry, name), run_options)
+        return self._run(get_run(self._link, run_options.retry, name), run_options)
 
     def import_run(
         self,
@@ -203,8 +202,7 @@ class Server:
             raise ValueError(f"on_existing is {on_existing!r}; expected 'error' or 'replace'")
         run_options = self._run_options(retry, options)
         message = import_run(
-            self._stub,
-            self.target,
+            self._link,
             run_options.retry,
             name,
             Path(path),
@@ -216,22 +214,22 @@ class Server:
 
     def list_runs(self) -> list[RunSummary]:
         """All runs of the server, ordered by name."""
-        return list_runs(self._stub, self.target)
+        return list_runs(self._link)
 
     def delete_run(self, name: str) -> int:
         """Deletes a run and returns the step it had reached. Raises RunNotFound."""
-        return delete_run(self._stub, self.target, name)
+        return delete_run(self._link, name)
 
     def close(self) -> None:
         """Closes all runs of this connection, the channel, and the embedded server where there is one.
 
         Does nothing in a forked process, to which none of them belongs.
         """
-        if not self._owner.here:
+        if not self._link.here:
             return
         for attachment in list(self._attached):
             attachment.close()
-        self._channel.close()
+        self._link.close()
         if self.embedded is not None:
             self.embedded.close()
 
@@ -249,9 +247,9 @@ class Server:
 
     def _resume(self, name: str, new: NewRun, options: RunOptions) -> Run:
         """Attaches to the run of this name. Raises RunNotFound, LayoutMismatch."""
-        message = get_run(self._stub, self.target, options.retry, name)
+        message = get_run(self._link, options.retry, name)
         new.check_same(name, message.spec)
         return self._run(message, options)
 
     def _run(self, message: run_pb2.Run, options: RunOptions, values: npt.NDArray[Any] | None = None) -> Run:
-        return Run(self._stub, self._train, self.target, message, options, self._attached, values)
+        return Run(self._link, message, options, self._attached, values)

@@ -26,8 +26,8 @@ from gradwire.client.training.block import RETURNS, Block, one_step, several_ste
 from gradwire.client.training.delivery import Delivery
 from gradwire.client.training.early_gradients import Source
 from gradwire.client.training.local_parameters import LocalParameters
-from gradwire.client.transport.stream import TrainMethod
-from gradwire.v1 import run_pb2, service_pb2_grpc, train_pb2
+from gradwire.client.transport.link import Link
+from gradwire.v1 import run_pb2, train_pb2
 from gradwire.wire.encoding import state_dtype
 from gradwire.wire.hosts import is_local
 from gradwire.wire.layout import Layout, Range
@@ -43,9 +43,7 @@ class Run:
 
     def __init__(
         self,
-        stub: service_pb2_grpc.OptimizerServiceStub,
-        train: TrainMethod,
-        target: str,
+        link: Link,
         message: run_pb2.Run,
         options: RunOptions,
         attached: set[Attachment],
@@ -60,7 +58,6 @@ class Run:
         self.last_receipt: Receipt | None = None
         self._before_reading: Callable[[], None] | None = None
         """Called before values or state are read off the server: whoever has changes of them writes them."""
-        self._train = train
         self._options = options
         self._attached = attached
         attach = train_pb2.Attach(
@@ -70,18 +67,15 @@ class Run:
             gradient_encoding=encoding_of(options.gradient_encoding),
             parameter_encoding=encoding_of(options.parameter_encoding),
             run_uid=message.uid,
-            shared_memory=bool(options.shared_memory) and is_local(target),
+            shared_memory=bool(options.shared_memory) and is_local(link.target),
         )
         self._encodings = encodings_of(attach, self.layout, self.dtype)
-        self._values = RemoteValues(
-            stub, target, spec.name, message.uid, self.layout, self.dtype, self.slots, options.retry
-        )
+        self._values = RemoteValues(link, spec.name, message.uid, self.layout, self.dtype, self.slots, options.retry)
         self._parameters = LocalParameters(
             self._values, params, double_buffer=options.double_buffer, step_count=message.step
         )
         self._attachment = Attachment(
-            train,
-            target,
+            link,
             attach,
             message.epoch,
             options.last_sequence,
@@ -368,7 +362,7 @@ class Run:
         )
         changes = ForkChanges(optimizer, lr, overrides, durability)
         message = fork_run(self._remote, name, snapshot, changes, replace=on_existing == "replace")
-        return Run(self._remote.stub, self._train, self._remote.target, message, run_options, self._attached)
+        return Run(self._remote.link, message, run_options, self._attached)
 
     def export(
         self, path: str | Path, *, snapshot: SnapshotInfo | int | None = None, weights_only: bool = False

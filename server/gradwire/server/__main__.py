@@ -9,6 +9,8 @@ import sys
 
 def main() -> None:
     """Entry point; says what to install where only the client is installed."""
+    # Before gRPC is imported: it prints a line for each handshake that fails, and anybody can make some fail.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     if sys.argv[1:2] == ["doctor"]:  # the client's own program, which needs nothing of the server's
         del sys.argv[1]
         runpy.run_module("gradwire.client.doctor", run_name="__main__")

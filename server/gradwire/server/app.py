@@ -16,6 +16,7 @@ from gradwire.server.config import ConfigError, ServerConfig
 from gradwire.server.devices.base import Device
 from gradwire.server.devices.select import open_device
 from gradwire.server.optimizers.adam import AdamHyperparameters, EpsilonPlacement
+from gradwire.server.rpc.credentials import server_credentials
 from gradwire.server.rpc.listening import listen
 from gradwire.server.rpc.service import OptimizerServicer, add_to_server
 from gradwire.server.runs.registry import Registry
@@ -37,6 +38,7 @@ class Server:
     def __init__(self, config: ServerConfig, device: Device | None = None) -> None:
         self.config = config
         self.device = device or open_device(config.device, config.threads or None)
+        self._credentials = _credentials(config)
         self.registry = Registry(config, self.device, open_store(config))
         self.servicer = OptimizerServicer(self.registry)
         self.addresses: list[str] = []
@@ -79,7 +81,7 @@ class Server:
             names = (SERVICE_NAME, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name, reflection.SERVICE_NAME)
             reflection.enable_server_reflection(names, self._grpc)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
-        self.addresses += [listen(self._grpc, address) for address in self.config.listen]
+        self.addresses += [listen(self._grpc, address, self._credentials) for address in self.config.listen]
         await self._grpc.start()
         loop = asyncio.get_running_loop()
         self._prepared.clear()
@@ -140,6 +142,23 @@ class Server:
     async def _set_health(self, status: int) -> None:
         for name in ("", SERVICE_NAME):
             await self._health.set(name, status)
+
+
+def _credentials(config: ServerConfig) -> grpc.ServerCredentials | None:
+    """Those of TLS; None: nothing is to be encrypted. Raises ConfigError."""
+    if not config.tls_cert:
+        return None
+    try:
+        from gradwire.server.access.certificates import BadCertificate, CertificateFiles, RenewedCertificates
+    except ModuleNotFoundError as error:
+        raise ConfigError(f"--tls-cert needs {error.name}; pip install 'gradwire[server]'") from None
+    client_ca = Path(config.tls_client_ca) if config.tls_client_ca else None
+    try:
+        return server_credentials(
+            RenewedCertificates(CertificateFiles(Path(config.tls_cert), Path(config.tls_key), client_ca))
+        )
+    except (BadCertificate, OSError) as error:
+        raise ConfigError(str(error)) from None
 
 
 def open_store(config: ServerConfig) -> Store | None:

@@ -23,7 +23,13 @@ class ServerConfig:
     listen: tuple[str, ...] = ("127.0.0.1:50051",)
     """Addresses, ``host:port`` or ``unix:PATH``; port 0 takes any free one."""
     insecure: bool = False
-    """Serve beyond loopback although nothing is encrypted and nobody is asked who they are."""
+    """Serve beyond loopback although nobody is asked who they are, and, without ``tls_cert``, nothing is encrypted."""
+    tls_cert: str = ""
+    """PEM file of the server's certificate, and those up to its authority; empty: nothing is encrypted."""
+    tls_key: str = ""
+    """PEM file of its private key."""
+    tls_client_ca: str = ""
+    """PEM file of authorities, by one of which clients need a certificate; empty: they need none."""
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
     threads: int = 0
@@ -60,12 +66,19 @@ class ServerConfig:
     def __post_init__(self) -> None:
         if not self.listen:
             raise ConfigError("no address to listen on; expected HOST:PORT or unix:PATH")
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise ConfigError(
+                f"tls_cert is {self.tls_cert!r}, and tls_key is {self.tls_key!r}; expected both, or neither"
+            )
+        if self.tls_client_ca and not self.tls_cert:
+            raise ConfigError(f"tls_client_ca is {self.tls_client_ca!r}; expected a certificate and its key with it")
         for address in self.listen:
-            if not is_local(address) and not self.insecure:
+            if not is_local(address) and not self.tls_client_ca and not self.insecure:
+                encrypted = "does not ask who comes" if self.tls_cert else "neither encrypts nor asks who comes"
                 raise ConfigError(
-                    f"refusing to listen on {address!r}: it can be reached from other machines, and this version has "
-                    "neither encryption nor authentication. Listen on 127.0.0.1, or pass --insecure if the network "
-                    "itself is trusted"
+                    f"refusing to listen on {address!r}: it can be reached from other machines, and this server "
+                    f"{encrypted}. Pass --tls-cert, --tls-key and --tls-client-ca, listen on 127.0.0.1, or pass "
+                    "--insecure if the network itself is trusted"
                 )
         if self.log_format not in ("text", "json"):
             raise ConfigError(f"log format is {self.log_format!r}; expected 'text' or 'json'")

@@ -127,7 +127,7 @@ def test_collection_in_a_thread_that_grpc_needs(server: Server, monkeypatch: pyt
         holder.clear()
         dropped.set()
 
-    call = server._stub.GetRun.future(service_pb2.GetRunRequest(name=f"runs/{name}"))
+    call = server._link.stub.GetRun.future(service_pb2.GetRunRequest(name=f"runs/{name}"))
     call.add_done_callback(drop)
     assert dropped.wait(20), "the thread waits for itself"
     with start(server, run=name, on_existing="resume") as resumed:

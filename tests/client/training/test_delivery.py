@@ -13,7 +13,7 @@ import pytest
 from gradwire.client import ConnectionLost, RetryPolicy
 from gradwire.client.options import RunOptions
 from gradwire.client.run import Run
-from gradwire.client.transport.stream import train_method
+from gradwire.client.transport.link import Link
 from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc, train_pb2
 from gradwire.wire.errors import STATUS_DETAILS_KEY, Draining, Fenced, GradwireError, to_status
 from tests.faults.bare import spec_of
@@ -93,9 +93,8 @@ def serve() -> Iterator[Callable[[Script], tuple[Run, Scripted]]]:
         options = RunOptions(retry=RetryPolicy(deadline_seconds=20, initial_backoff_seconds=0.01))
         message = run_pb2.Run(spec=spec_of("x", 2), epoch=0)
         message.spec.dtype = run_pb2.DTYPE_FLOAT32
-        stub = service_pb2_grpc.OptimizerServiceStub(channel)
         params = np.zeros(2, np.float32)
-        return Run(stub, train_method(channel), target, message, options, set(), params), servicer
+        return Run(Link(target, channel), message, options, set(), params), servicer
 
     yield start
     for channel in channels:

@@ -89,7 +89,7 @@ def test_a_name_that_is_not_known_yet_is_asked_for_anew(
     """gRPC alone would wait up to two minutes before it asks again. A container is known once it has started."""
     resolver = ["127.0.0.1:1"]
     made = channels.channel_to
-    monkeypatch.setattr(channels, "channel_to", lambda target: made(resolver[0]))
+    monkeypatch.setattr(channels, "channel_to", lambda target, tls: made(resolver[0], tls))
     with InBackground(lambda: connect("server.invalid:50051", timeout_seconds=60)) as background:
         eventually(lambda: len(looks) >= 3, "it has been looked for three times")
         resolver[0] = hosted.target

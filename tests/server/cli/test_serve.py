@@ -43,6 +43,8 @@ OPTIONS: dict[str, tuple[str, str, Any, Any]] = {
     "log_format": ("--log-format", "json", "json", "text"),
 }
 each_option = pytest.mark.parametrize("field", OPTIONS)
+TLS = {"tls_cert": "server.pem", "tls_key": "server.key", "tls_client_ca": "ca.pem"}
+"""By their fields; half of a pair is refused, so they are given together."""
 
 
 @pytest.fixture
@@ -71,7 +73,20 @@ def variable(flag: str) -> str:
 
 def test_every_setting_has_an_option() -> None:
     switches = {"insecure", "reflection", "shared_memory"}
-    assert {field.name for field in dataclasses.fields(ServerConfig)} == {*OPTIONS, *switches, "listen"}
+    assert {field.name for field in dataclasses.fields(ServerConfig)} == {*OPTIONS, *switches, *TLS, "listen"}
+
+
+def test_files_of_tls(started: list[ServerConfig]) -> None:
+    flags = {f"--{field.replace('_', '-')}": name for field, name in TLS.items()}
+    for result in (
+        serve(*[part for pair in flags.items() for part in pair]),
+        serve(**{variable(flag): name for flag, name in flags.items()}),
+    ):
+        assert result.exit_code == 0, result.output
+        assert started.pop() == ServerConfig(**TLS)  # type: ignore[arg-type]
+    refused = serve("--tls-cert", "a")
+    assert refused.exit_code == 1
+    assert "--tls-cert is 'a', and --tls-key is ''; expected both, or neither" in refused.output
 
 
 def test_without_flags_the_defaults_hold(started: list[ServerConfig]) -> None:

@@ -101,7 +101,7 @@ def test_whoever_trains_is_fenced_by_going_back(run: Run, server: Server) -> Non
     info = run.save_snapshot()
     step(run, 3)
     with connect(server.target) as other:
-        stub = other._stub
+        stub = other._link.stub
         from gradwire.v1 import service_pb2
 
         stub.RollBack(service_pb2.RollBackRequest(name="runs/x", snapshot_id=info.id))

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gradwire.client.transport.link import Link
 from gradwire.client.transport.retry import RetryPolicy, retrying
-from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc
+from gradwire.v1 import run_pb2, service_pb2
 from gradwire.wire.layout import parse_run_name
-
-Stub = service_pb2_grpc.OptimizerServiceStub
 
 
 @dataclass(frozen=True)
@@ -33,30 +32,30 @@ def resource(name: str) -> str:
     return whole
 
 
-def get_run(stub: Stub, target: str, retry: RetryPolicy, name: str) -> run_pb2.Run:
+def get_run(link: Link, retry: RetryPolicy, name: str) -> run_pb2.Run:
     """A run without its values. Raises RunNotFound."""
     request = service_pb2.GetRunRequest(name=resource(name))
-    return retrying(lambda: stub.GetRun(request), retry, target).run
+    return retrying(lambda: link.stub.GetRun(request), retry, link.target).run
 
 
-def list_runs(stub: Stub, target: str) -> list[RunSummary]:
+def list_runs(link: Link) -> list[RunSummary]:
     """See `Server.list_runs`."""
     summaries: list[RunSummary] = []
     token = ""
     while True:
         request = service_pb2.ListRunsRequest(page_token=token)
-        page = retrying(lambda request=request: stub.ListRuns(request), RetryPolicy(), target)  # type: ignore[misc]
+        page = retrying(lambda request=request: link.stub.ListRuns(request), RetryPolicy(), link.target)  # type: ignore[misc]
         summaries.extend(map(_summary, page.runs))
         token = page.next_page_token
         if not token:
             return summaries
 
 
-def delete_run(stub: Stub, target: str, name: str) -> int:
+def delete_run(link: Link, name: str) -> int:
     """See `Server.delete_run`."""
     request = service_pb2.DeleteRunRequest(name=resource(name))
     # Not tried again: after a lost answer the second attempt would find nothing.
-    return retrying(lambda: stub.DeleteRun(request), RetryPolicy(deadline_seconds=0), target).step
+    return retrying(lambda: link.stub.DeleteRun(request), RetryPolicy(deadline_seconds=0), link.target).step
 
 
 def _summary(run: service_pb2.RunSummary) -> RunSummary:

@@ -11,8 +11,9 @@ from gradwire.client.calls.remote_values import RemoteValues
 from gradwire.client.calls.snapshots import SnapshotInfo, snapshot_id
 from gradwire.client.optimizers import Adam
 from gradwire.client.options import durability_of
+from gradwire.client.transport.link import Link
 from gradwire.client.transport.retry import RetryPolicy, retrying
-from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc
+from gradwire.v1 import run_pb2, service_pb2
 from gradwire.wire.whole_file import is_stream, whole_file
 
 FILE_BYTES = 2**20
@@ -34,19 +35,18 @@ def export_run(values: RemoteValues, path: Path, snapshot: SnapshotInfo | int | 
             if not stream:
                 file.seek(0)
                 file.truncate()
-            for response in values.stub.ExportRun(request):
+            for response in values.link.stub.ExportRun(request):
                 if response.WhichOneof("message") == "header":
                     step = response.header.step
                 else:
                     file.write(response.data)
             return step
 
-        return retrying(call, retry, values.target)
+        return retrying(call, retry, values.link.target)
 
 
 def import_run(
-    stub: service_pb2_grpc.OptimizerServiceStub,
-    target: str,
+    link: Link,
     retry: RetryPolicy,
     name: str,
     file: Path,
@@ -69,7 +69,7 @@ def import_run(
         retry = RetryPolicy(deadline_seconds=0)
     else:
         file.open("rb").close()  # an error of the caller's, and not of a thread of gRPC's
-    return retrying(lambda: stub.ImportRun(_import_requests(header, file)), retry, target).run
+    return retrying(lambda: link.stub.ImportRun(_import_requests(header, file)), retry, link.target).run
 
 
 def _import_requests(header: service_pb2.ImportRunHeader, path: Path) -> Iterator[service_pb2.ImportRunRequest]:
@@ -82,4 +82,4 @@ def _import_requests(header: service_pb2.ImportRunHeader, path: Path) -> Iterato
 
 def digest_run(values: RemoteValues) -> str:
     request = service_pb2.DigestRunRequest(name=values.name, run_uid=values.uid)
-    return retrying(lambda: values.stub.DigestRun(request), values.retry, values.target).sha256
+    return retrying(lambda: values.link.stub.DigestRun(request), values.retry, values.link.target).sha256

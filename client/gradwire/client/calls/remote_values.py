@@ -11,8 +11,9 @@ import numpy.typing as npt
 
 from gradwire.client.calls.optimizer_state import StateUpload
 from gradwire.client.encodings import flat_vector
+from gradwire.client.transport.link import Link
 from gradwire.client.transport.retry import Attempts, RetryPolicy, retrying
-from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc
+from gradwire.v1 import run_pb2, service_pb2
 from gradwire.wire.errors import RunNotFound
 from gradwire.wire.layout import Layout, Range
 
@@ -21,8 +22,7 @@ from gradwire.wire.layout import Layout, Range
 class RemoteValues:
     """The calls that move parameters and state of one run. They raise GradwireError as the error table says."""
 
-    stub: service_pb2_grpc.OptimizerServiceStub
-    target: str
+    link: Link
     name: str
     uid: str
     layout: Layout
@@ -32,12 +32,12 @@ class RemoteValues:
 
     def attempts(self) -> Attempts:
         """Those of one operation, none of which has failed yet."""
-        return Attempts(self.retry, self.target)
+        return Attempts(self.retry, self.link.target)
 
     def describe(self) -> run_pb2.Run:
         """The run without its values."""
         request = service_pb2.GetRunRequest(name=self.name)
-        run = retrying(lambda: self.stub.GetRun(request), self.retry, self.target).run
+        run = retrying(lambda: self.link.stub.GetRun(request), self.retry, self.link.target).run
         if run.uid != self.uid:
             raise RunNotFound(
                 f"{self.name} is another run now: the one that was meant has been replaced", run=self.name
@@ -51,7 +51,7 @@ class RemoteValues:
         def call() -> tuple[npt.NDArray[Any], int]:
             values = np.empty(self.layout.elements, self.dtype)
             step = 0
-            for response in self.stub.ReadParameters(request):
+            for response in self.link.stub.ReadParameters(request):
                 if response.WhichOneof("message") == "header":
                     step = response.header.step
                 else:
@@ -69,7 +69,7 @@ class RemoteValues:
             for part in flat_vector.value_slices(values, self.dtype, ranges):
                 yield service_pb2.WriteParametersRequest(slice=part)
 
-        return retrying(lambda: self.stub.WriteParameters(requests()), self.retry, self.target).epoch
+        return retrying(lambda: self.link.stub.WriteParameters(requests()), self.retry, self.link.target).epoch
 
     def read_state(self) -> dict[str, Any]:
         """See `Run.state_dict`."""
@@ -78,7 +78,7 @@ class RemoteValues:
         def call() -> dict[str, Any]:
             header = service_pb2.StateHeader()
             slots: list[npt.NDArray[Any]] = []
-            for response in self.stub.ReadState(request):
+            for response in self.link.stub.ReadState(request):
                 if response.WhichOneof("message") == "header":
                     header = response.header
                     slots = [np.empty(self.layout.elements, self.dtype) for _ in header.slots]
@@ -94,7 +94,7 @@ class RemoteValues:
             }
             return {"step": header.step, "tensors": tensors}
 
-        return retrying(call, self.retry, self.target)
+        return retrying(call, self.retry, self.link.target)
 
     def write_state(self, upload: StateUpload) -> tuple[int, int]:
         """Replaces the whole optimizer state and returns the run's step and new epoch."""
@@ -105,5 +105,5 @@ class RemoteValues:
             for part in upload.slices():
                 yield service_pb2.WriteStateRequest(slice=part)
 
-        response = retrying(lambda: self.stub.WriteState(requests()), self.retry, self.target)
+        response = retrying(lambda: self.link.stub.WriteState(requests()), self.retry, self.link.target)
         return response.step, response.epoch

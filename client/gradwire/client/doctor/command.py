@@ -17,6 +17,7 @@ from gradwire.client.doctor.measurement import ENCODINGS, measure_link, measure_
 from gradwire.client.doctor.report import report, show
 from gradwire.wire.errors import GradwireError
 from gradwire.wire.printable import printable
+from gradwire.wire.tls import TLS
 
 _ABOUT = """
 Measures round trip, throughput each way and the update of a gradwire server, and says which encoding and block would
@@ -67,6 +68,10 @@ def command() -> click.Command:
         metavar="TARGET",
         help="host:port, unix:PATH or embedded (default: as gradwire.client.connect finds it)",
     )
+    @click.option("--tls-ca", metavar="FILE", help="PEM file of the authorities that may vouch for the server")
+    @click.option("--tls-cert", metavar="FILE", help="PEM file of this client's certificate")
+    @click.option("--tls-key", metavar="FILE", help="PEM file of its private key")
+    @click.option("--tls-server-name", metavar="NAME", help="that the server's certificate must have")
     @click.option(
         "--parameters", default="10000,1000000,25000000", show_default=True, metavar="N[,N...]",
         callback=_parsed_by(_counts), help="sizes of the model",
@@ -84,17 +89,31 @@ def command() -> click.Command:
         callback=_parsed_by(_seconds), help="for each measurement",
     )  # fmt: skip
     @click.option("--json", "as_json", is_flag=True, help="print everything as JSON")
-    def doctor(target: str | None, as_json: bool, **plan: Any) -> None:
-        sys.exit(examine(target, Plan(**plan), as_json=as_json))
+    def doctor(
+        target: str | None,
+        tls_ca: str | None,
+        tls_cert: str | None,
+        tls_key: str | None,
+        tls_server_name: str | None,
+        as_json: bool,
+        **plan: Any,
+    ) -> None:
+        tls = None  # then as the environment says
+        if tls_ca or tls_cert or tls_key or tls_server_name:
+            try:
+                tls = TLS(tls_ca, tls_cert, tls_key, tls_server_name)
+            except ValueError as error:
+                raise click.UsageError(str(error)) from None
+        sys.exit(examine(target, Plan(**plan), as_json=as_json, tls=tls))
 
     return doctor
 
 
-def examine(target: str | None, plan: Plan, *, as_json: bool) -> int:
+def examine(target: str | None, plan: Plan, *, as_json: bool, tls: TLS | None = None) -> int:
     """Measures and prints; returns the exit code."""
     before = signal.signal(signal.SIGTERM, _interrupt)  # so that the temporary run is deleted then, too
     try:
-        with connect(target) as server:
+        with connect(target, tls=tls) as server:
             link = measure_link(server, plan.seconds)
             cells = [
                 cell
@@ -105,7 +124,7 @@ def examine(target: str | None, plan: Plan, *, as_json: bool) -> int:
     except KeyboardInterrupt:
         print("gradwire doctor: interrupted; its temporary run has been deleted", file=sys.stderr)
         return 130
-    except (GradwireError, ValueError) as error:
+    except (GradwireError, ValueError, OSError) as error:
         print(f"gradwire doctor: {printable(str(error))}", file=sys.stderr)
         return 1
     finally:

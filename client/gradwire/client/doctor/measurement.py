@@ -233,7 +233,7 @@ def _commit_seconds(server: Server, name: str, gradient: np.ndarray[Any, Any], w
         run=f"runs/{name}", worker_id=f"doctor-{uuid.uuid4().hex}", gradient_encoding=run_pb2.ENCODING_FLOAT32
     )
     requests.put(train_pb2.TrainRequest(attach=attach))
-    call: Any = server._stub.Train(iter(requests.get, None))
+    call: Any = server._link.stub.Train(iter(requests.get, None))
     header = train_pb2.BlockHeader(steps=1, returns=train_pb2.RETURNS_NONE)
     taken = []
     try:

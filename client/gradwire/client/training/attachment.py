@@ -14,9 +14,10 @@ from gradwire.client.errors import RunRolledBack, WorkerConflict, translate
 from gradwire.client.overrides import override_messages
 from gradwire.client.training.early_gradients import EarlyGradients, Source
 from gradwire.client.training.local_parameters import LocalParameters
+from gradwire.client.transport.link import Link
 from gradwire.client.transport.owner import Owner
 from gradwire.client.transport.retry import Attempts, may_pass
-from gradwire.client.transport.stream import TrainMethod, TrainStream
+from gradwire.client.transport.stream import TrainStream
 from gradwire.v1 import train_pb2
 from gradwire.wire.errors import RunNotFound
 
@@ -35,8 +36,7 @@ class Attachment:
 
     def __init__(
         self,
-        train: TrainMethod,
-        target: str,
+        link: Link,
         message: train_pb2.Attach,
         epoch: int,
         last_sequence: int | None,
@@ -48,7 +48,7 @@ class Attachment:
         self.lock = threading.RLock()
         self.message = message
         self.epoch = epoch
-        self.target = target
+        self.link = link
         self.parameters = parameters
         self.encodings = encodings
         self.early = EarlyGradients(parameters.layout, encodings.gradients.early_dtype or parameters.vector.dtype)
@@ -59,7 +59,6 @@ class Attachment:
         """Whether an earlier process may have sent the block after it."""
         self.unresolved = self.resumes
         """Whether the block after it may have been sent, and its outcome is not known."""
-        self._train = train
         self._attached = attached
 
     def open(self, attempts: Attempts, *, resuming: bool, vector: npt.NDArray[Any] | None = None) -> TrainStream:
@@ -71,9 +70,9 @@ class Attachment:
         """
         while self.stream is None:
             try:
-                stream = TrainStream(self._train, self.message, attempts.seconds_left, vector)
+                stream = TrainStream(self.link.train, self.message, attempts.seconds_left, vector)
             except grpc.RpcError as error:
-                failure = translate(error, self.target)
+                failure = translate(error, self.link.target)
                 failure.applied = None if resuming else False  # of the step; the server speaks of the attachment
                 if isinstance(failure, RunNotFound):
                     raise failure.within(f"the last step this client knows is {self.parameters.step_count}") from None

@@ -104,7 +104,7 @@ class Delivery:
         ``asked``: the block had been applied, and it was only asked for its result.
         """
         attachment, parameters, attempts = self._attachment, self._parameters, self._attempts
-        refusal = translate(error, attachment.target)
+        refusal = translate(error, attachment.link.target)
         if refusal.applied and refusal.metadata.get("sequence", str(sequence)) != str(sequence):
             refusal.applied = False  # it speaks of the block before, whose receipt has come
         if asked:

@@ -11,9 +11,12 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gradwire.client.errors import ConnectionLost
 from gradwire.client.transport.call_threads import in_own_thread
-from gradwire.client.transport.silence import why_nobody_answers
+from gradwire.client.transport.silence import tls_fault, why_nobody_answers
+from gradwire.client.transport.tls_handshake import check_files
 from gradwire.wire.hosts import is_local
+from gradwire.wire.proxies import proxy_to
 from gradwire.wire.service import MESSAGE_OPTIONS, SERVICE_NAME, local_options
+from gradwire.wire.tls import TLS, tls_options
 
 CONNECT_TIMEOUT_SECONDS = 15.0
 PROBE_TIMEOUT_SECONDS = 5.0
@@ -43,10 +46,14 @@ _WITHOUT_A_LINK = [
 ]
 
 
-def channel_to(target: str) -> grpc.Channel:
-    """A channel with a connection of its own."""
+def channel_to(target: str, tls: TLS | None = None) -> grpc.Channel:
+    """A channel with a connection of its own. Raises OSError for files of ``tls`` that cannot be read."""
     window = _WITHOUT_A_LINK if is_local(target) else []
-    return grpc.insecure_channel(target, [*_CHANNEL_OPTIONS, *window, *local_options(target)])
+    options = [*_CHANNEL_OPTIONS, *window, *local_options(target)]
+    if tls is None:
+        return grpc.insecure_channel(target, options)
+    pem = tls.read()
+    return grpc.secure_channel(target, grpc.ssl_channel_credentials(*pem), [*options, *tls_options(tls)])
 
 
 class _Found(Enum):
@@ -62,19 +69,22 @@ class _Found(Enum):
     """A gRPC server, but not ours."""
 
 
-def answers(target: str) -> bool:
+def answers(target: str, tls: TLS | None = None) -> bool:
     """Whether a gradwire server, SERVING or starting, is at ``target``."""
-    with grpc.insecure_channel(target, local_options(target)) as channel:
+    with channel_to(target, tls) as channel:
         return in_own_thread(lambda: _look(channel, PROBE_TIMEOUT_SECONDS)) in (_Found.SERVING, _Found.STARTING)
 
 
-def serving_channel(target: str, timeout_seconds: float) -> grpc.Channel:
+def serving_channel(target: str, timeout_seconds: float, tls: TLS | None = None) -> grpc.Channel:
     """A channel to ``target``, once the server there is SERVING. Nobody need listen there yet, nor need its name be
-    known. Raises ConnectionLost after ``timeout_seconds``, or at once where another server answers."""
+    known. Raises ConnectionLost after ``timeout_seconds``, or at once where another server answers, or TLS stands in
+    between; OSError and ValueError for files of ``tls``."""
+    if tls is not None:
+        check_files(tls)
     deadline = time.monotonic() + timeout_seconds
     pause_seconds = _SHORTEST_PAUSE_SECONDS
     while True:
-        channel = channel_to(target)
+        channel = channel_to(target, tls)
         try:
             found = _wait_for_answer(channel, deadline)
         except BaseException:
@@ -85,10 +95,23 @@ def serving_channel(target: str, timeout_seconds: float) -> grpc.Channel:
         # A channel of gRPC's tries again later and later, up to two minutes for a name. A new one does so now.
         channel.close()
         left_seconds = deadline - time.monotonic()
+        fault = in_own_thread(lambda: known_tls_fault(target, tls)) if found is _Found.NOTHING else None
+        if fault is not None:
+            raise ConnectionLost(f"the server at {target} cannot be spoken with: {fault}", applied=False, target=target)
         if found is _Found.ANOTHER or left_seconds <= 0:
-            raise ConnectionLost(_complaint(found, target, timeout_seconds), applied=False, target=target)
+            raise ConnectionLost(_complaint(found, target, timeout_seconds, tls), applied=False, target=target)
         time.sleep(min(pause_seconds, left_seconds))
         pause_seconds = min(2 * pause_seconds, _LONGEST_PAUSE_SECONDS)
+
+
+def known_tls_fault(target: str, tls: TLS | None) -> str | None:
+    """See `tls_fault`; None where nobody listens, or a proxy is in the way."""
+    if proxy_to(target) is not None:
+        return None
+    try:
+        return tls_fault(target, tls)
+    except OSError:
+        return None
 
 
 def _wait_for_answer(channel: grpc.Channel, deadline: float) -> _Found:
@@ -120,9 +143,9 @@ _FOUND = {
 }
 
 
-def _complaint(found: _Found, target: str, timeout_seconds: float) -> str:
+def _complaint(found: _Found, target: str, timeout_seconds: float, tls: TLS | None) -> str:
     if found is _Found.STARTING:
         return f"{target} is not serving after {timeout_seconds:g} s: it is starting or about to stop"
-    why = "another gRPC server answers" if found is _Found.ANOTHER else why_nobody_answers(target)
+    why = "another gRPC server answers" if found is _Found.ANOTHER else why_nobody_answers(target, tls)
     waited = "" if found is _Found.ANOTHER else f" after {timeout_seconds:g} s"
     return f"no gradwire server at {target}{waited}: {why}; start one with `gradwire serve`"

@@ -6,9 +6,11 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from gradwire.client.transport.channels import answers
+from gradwire.client.errors import ConnectionLost
+from gradwire.client.transport.channels import answers, known_tls_fault
 from gradwire.client.transport.embedded_server import EmbeddedServer
 from gradwire.wire.hosts import host_and_port
+from gradwire.wire.tls import TLS
 
 DEFAULT_TARGET = "localhost:50051"
 
@@ -23,8 +25,8 @@ class FoundServer:
     """Started for this; whoever takes it closes it."""
 
 
-def find_server(target: str | None, data_dir: str | Path | None = None) -> FoundServer:
-    """See `connect`. Raises EmbeddedServerError, ValueError, TypeError."""
+def find_server(target: str | None, data_dir: str | Path | None = None, tls: TLS | None = None) -> FoundServer:
+    """See `connect`. Raises EmbeddedServerError, ValueError, TypeError; ConnectionLost where only TLS is in the way."""
     if target is not None:
         _check("target", target)
     if data_dir is not None and (target != "embedded" or not os.fspath(data_dir)):
@@ -37,8 +39,14 @@ def find_server(target: str | None, data_dir: str | Path | None = None) -> Found
         if target and target != "embedded":
             _check("GRADWIRE_TARGET", target)
             return FoundServer(target, f"{target}, from GRADWIRE_TARGET")
-        if not target and answers(DEFAULT_TARGET):
+        if not target and answers(DEFAULT_TARGET, tls):
             return FoundServer(DEFAULT_TARGET, f"{DEFAULT_TARGET}, which answers")
+        if not target and (fault := known_tls_fault(DEFAULT_TARGET, tls)) is not None:
+            raise ConnectionLost(
+                f"the server at {DEFAULT_TARGET} cannot be spoken with: {fault}. target='embedded' starts another one",
+                applied=False,
+                target=DEFAULT_TARGET,
+            )
         target = "embedded"
     if target == "embedded":
         embedded = EmbeddedServer(data_dir)

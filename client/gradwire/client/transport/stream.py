@@ -17,7 +17,6 @@ from gradwire.v1 import train_pb2
 from gradwire.wire.encoding import SLICE_BYTES, Array
 from gradwire.wire.envelope import Opened, open_response
 from gradwire.wire.errors import ProtocolViolation
-from gradwire.wire.service import SERVICE_NAME
 from gradwire.wire.shared import Bytes
 
 log = logging.getLogger(__name__)
@@ -32,13 +31,6 @@ TrainMethod = Callable[[Iterator[bytes]], Any]
 
 Accept = Callable[[train_pb2.Parameters, "bytes | memoryview | Bytes"], None]
 """Takes a part of an answer and copies its data."""
-
-
-def train_method(channel: grpc.Channel) -> TrainMethod:
-    """The method as the generated stub has it, but that its messages are left as bytes."""
-    method: Any = channel.stream_stream(f"/{SERVICE_NAME}/Train")
-    begin: TrainMethod = method
-    return begin
 
 
 class StreamEnded(grpc.RpcError):

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import click
 
 _PLACES = {
+    "certs": "gradwire.server.cli.certs:certs_group",
     "health": "gradwire.server.cli.health:health_command",
     "runs": "gradwire.server.cli.runs:runs_group",
     "serve": "gradwire.server.cli.serve:serve_command",

@@ -12,8 +12,10 @@ from typing import Any
 import click
 import grpc
 
+from gradwire.server.cli.target import channel_to, with_target
 from gradwire.wire.printable import printable
-from gradwire.wire.service import SERVICE_NAME, local_options
+from gradwire.wire.service import SERVICE_NAME
+from gradwire.wire.tls import TLS
 
 MAX_SECONDS = 86_400
 """A day; gRPC takes a deadline that is too far away for one that is over."""
@@ -31,11 +33,11 @@ def _seconds(ctx: click.Context, parameter: click.Parameter, value: float) -> fl
 
 
 @click.command("health")
-@click.option("--target", default="localhost:50051", envvar="GRADWIRE_TARGET", show_default=True, show_envvar=True)
+@with_target
 @click.option("--timeout", default=3.0, show_default=True, callback=_seconds, help="Seconds.")
-def health_command(target: str, timeout: float) -> None:
+def health_command(target: str, tls: TLS | None, timeout: float) -> None:
     """Exit 0 if a gradwire server is SERVING at TARGET, else 1."""
-    with grpc.insecure_channel(target, local_options(target)) as channel:
+    with channel_to(target, tls) as channel:
         check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
         try:
             answer = check(_REQUEST, timeout=timeout)

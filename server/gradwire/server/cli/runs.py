@@ -16,11 +16,13 @@ from google.protobuf.json_format import MessageToDict
 from google.rpc import status_pb2
 
 from gradwire.server.cli.numbers import SNAPSHOT_ID
+from gradwire.server.cli.target import channel_to, with_target
 from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc
 from gradwire.wire.errors import STATUS_DETAILS_KEY, GradwireError, from_status
 from gradwire.wire.layout import parse_run_name
 from gradwire.wire.printable import printable
-from gradwire.wire.service import MESSAGE_OPTIONS, local_options
+from gradwire.wire.service import MESSAGE_OPTIONS
+from gradwire.wire.tls import TLS
 from gradwire.wire.whole_file import is_stream, whole_file
 
 FILE_BYTES = 2**20
@@ -41,8 +43,8 @@ def _command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
     def decorate(function: Callable[..., None]) -> Callable[..., None]:
         @functools.wraps(function)
-        def command(target: str, **arguments: Any) -> None:
-            with grpc.insecure_channel(target, [*MESSAGE_OPTIONS, *local_options(target)]) as channel:
+        def command(target: str, tls: TLS | None, **arguments: Any) -> None:
+            with channel_to(target, tls, MESSAGE_OPTIONS) as channel:
                 try:
                     function(Stub(channel), **arguments)
                 except grpc.RpcError as error:
@@ -52,10 +54,7 @@ def _command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
                 except (GradwireError, OSError) as error:
                     raise click.ClickException(printable(str(error))) from None
 
-        option = click.option(
-            "--target", default="localhost:50051", envvar="GRADWIRE_TARGET", show_default=True, show_envvar=True
-        )
-        return runs_group.command(name)(option(command))
+        return runs_group.command(name)(with_target(command))
 
     return decorate
 

@@ -68,6 +68,13 @@ def _option(
 @click.command("serve")
 @_option("--listen", "HOST:PORT or unix:PATH; may be repeated.", multiple=True)
 @_option("--insecure", "Listen beyond loopback without encryption or authentication.", is_flag=True)
+@_option(
+    "--tls-cert",
+    "PEM file: its certificate, up to its authority.",
+    default_text="none: nothing is encrypted",
+)
+@_option("--tls-key", "PEM file: its private key.", default_text="none")
+@_option("--tls-client-ca", "PEM file: authorities, by one of which clients need a certificate.", default_text="none")
 @_option("--device", "auto, cpu, cuda or cuda:N.")
 @_option("--threads", "Threads that share a large CPU update.", int, "one for each processor")
 @_option("--worker-threads", "Threads that wait for bulk work.", int)

@@ -14,27 +14,27 @@ _NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 """Of an address that this machine does not have, as ::1 where IPv6 is turned off: nobody can be reached there."""
 
 
-def listen(server: grpc.aio.Server, address: str) -> str:
+def listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> str:
     """Makes the server listen on ``HOST:PORT`` or ``unix:PATH``; returns it with the port that was really taken.
 
     gRPC is content with one of the addresses that a name has, and another server on the others gets the rest of the
-    clients. Raises ConfigError.
+    clients. ``credentials``: of TLS, which a unix socket does without. Raises ConfigError.
     """
     if address.startswith("unix:"):
         if _is_served(address.removeprefix("unix:")):
             raise ConfigError(f"cannot listen on {address}: another server does")  # gRPC would take its place
-        _add(server, address, address)
+        _add(server, address, address, None)
         return address
     host, _, wanted = address.rpartition(":")
     port = int(wanted)
     for one in _addresses(host.strip("[]"), port, address):
-        port = _add(server, f"[{one}]:{port}" if ":" in one else f"{one}:{port}", address)
+        port = _add(server, f"[{one}]:{port}" if ":" in one else f"{one}:{port}", address, credentials)
     return f"{host}:{port}"
 
 
-def _add(server: grpc.aio.Server, one: str, address: str) -> int:
+def _add(server: grpc.aio.Server, one: str, address: str, credentials: grpc.ServerCredentials | None) -> int:
     try:
-        return server.add_insecure_port(one)
+        return server.add_insecure_port(one) if credentials is None else server.add_secure_port(one, credentials)
     except RuntimeError as error:
         raise ConfigError(f"cannot listen on {address}: {error}") from None
 

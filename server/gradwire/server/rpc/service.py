@@ -110,7 +110,7 @@ class OptimizerServicer(SnapshotCalls):
                 local=local,
             )
             try:
-                if attach.shared_memory and self.registry.config.shared_memory and local:
+                if attach.shared_memory and self._may_share_memory(context.peer()):
                     session.share_memory()
                 stream = TrainStream(guard, context, session.memory, encoder)
                 await guard.write(context.write, self._attached(session))
@@ -141,6 +141,12 @@ class OptimizerServicer(SnapshotCalls):
             )
         )
         return response.SerializeToString()
+
+    def _may_share_memory(self, peer: str) -> bool:
+        """Behind loopback may be somebody's proxy: where clients are not trusted, only a unix socket is this host."""
+        config = self.registry.config
+        trusted = is_local(peer) if not config.tls_cert else peer.startswith("unix:")
+        return config.shared_memory and trusted
 
     @refusing
     async def ReadParameters(self, request: service_pb2.ReadParametersRequest, context: Any) -> None:  # type: ignore[override]

@@ -1,0 +1,120 @@
+"""The way to one server: its channel, which is made anew when what it was made with has changed.
+
+gRPC's channels connect again with the credentials that they were made with, whatever has become of the files since. So
+whoever begins a call asks the link for its stub or method then, and a renewed file counts from the next call or
+attachment on. A channel that is no more the link's stays until its last stream has ended.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import grpc
+
+from gradwire.client.transport.channels import channel_to, serving_channel
+from gradwire.client.transport.owner import Owner
+from gradwire.v1 import service_pb2_grpc
+from gradwire.wire.service import SERVICE_NAME
+from gradwire.wire.tls import TLS, speaks_tls
+
+Stub = service_pb2_grpc.OptimizerServiceStub
+
+
+class Link:
+    """Belongs to the process that made it: in a forked one `stub`, `channel` and `train` raise ForkedProcess.
+
+    Args:
+        channel: to ``target``, made with the files of ``tls`` as they were at ``stamp``.
+    """
+
+    def __init__(
+        self, target: str, channel: grpc.Channel, tls: TLS | None = None, stamp: tuple[object, ...] = ()
+    ) -> None:
+        self.target = target
+        self._tls = tls
+        self._stamp = stamp
+        self._wire = _Wire(channel)
+        self._lock = threading.Lock()
+        self._owner = Owner("this connection")
+
+    @classmethod
+    def to(cls, target: str, tls: TLS | None, timeout_seconds: float) -> Link:
+        """Waits for the server as `serving_channel` does, and raises what it raises."""
+        used = tls if speaks_tls(target, tls) else None
+        stamp = () if used is None else used.stamp()
+        return cls(target, serving_channel(target, timeout_seconds, used), used, stamp)
+
+    @property
+    def here(self) -> bool:
+        """Whether this is the process that made it."""
+        return self._owner.here
+
+    @property
+    def channel(self) -> grpc.Channel:
+        """With the credentials that there are now."""
+        return self._fresh().channel
+
+    @property
+    def stub(self) -> Stub:
+        """For one call, however often that is tried."""
+        return self._fresh().stub
+
+    def train(self, requests: Iterator[bytes]) -> Any:
+        """Begins a Train call whose messages are left as bytes."""
+        self._owner.check()
+        with self._lock:
+            wire = self._renewed()
+            wire.streams += 1
+        try:
+            call = wire.train(requests)
+        except BaseException:
+            self._ended(wire)
+            raise
+        if not call.add_callback(lambda: self._ended(wire)):
+            self._ended(wire)  # before the callback was there
+        return call
+
+    def close(self) -> None:
+        self._wire.channel.close()
+
+    def _fresh(self) -> _Wire:
+        self._owner.check()
+        if self._tls is None:
+            return self._wire
+        with self._lock:
+            return self._renewed()
+
+    def _renewed(self) -> _Wire:
+        """The wire, in place of one whose files have changed. Where they cannot be read the old one stays: a new pair
+        is often written file by file."""
+        if self._tls is not None and (stamp := self._tls.stamp()) != self._stamp:
+            try:
+                renewed = _Wire(channel_to(self.target, self._tls))
+            except OSError:
+                return self._wire
+            old, self._wire, self._stamp = self._wire, renewed, stamp
+            old.outdated = True
+            if not old.streams:
+                old.channel.close()
+        return self._wire
+
+    def _ended(self, wire: _Wire) -> None:
+        with self._lock:
+            wire.streams -= 1
+            over = wire.outdated and not wire.streams
+        if over:
+            wire.channel.close()
+
+
+class _Wire:
+    """A channel, and what is called through it."""
+
+    def __init__(self, channel: grpc.Channel) -> None:
+        self.channel = channel
+        self.stub = Stub(channel)
+        self.train: Any = channel.stream_stream(f"/{SERVICE_NAME}/Train")
+        """As the generated stub has it, but that its messages are left as bytes."""
+        self.streams = 0
+        self.outdated = False

@@ -1,0 +1,62 @@
+"""Which server a command is for, and how it is spoken with."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import click
+import grpc
+
+from gradwire.wire.printable import printable
+from gradwire.wire.service import local_options
+from gradwire.wire.tls import TLS, speaks_tls, tls_options
+
+_OPTIONS = {
+    "--tls-ca": "PEM file of the authorities that may vouch for the server.",
+    "--tls-cert": "PEM file of this client's certificate.",
+    "--tls-key": "PEM file of its private key.",
+    "--tls-server-name": "Name that the server's certificate must have, if not the host of TARGET.",
+}
+
+
+def with_target(function: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command of click's its options; it is called with ``target`` and ``tls``."""
+
+    @functools.wraps(function)
+    def command(
+        target: str,
+        tls_ca: str | None,
+        tls_cert: str | None,
+        tls_key: str | None,
+        tls_server_name: str | None,
+        **arguments: Any,
+    ) -> None:
+        tls = None
+        if tls_ca or tls_cert or tls_key or tls_server_name:
+            try:
+                tls = TLS(tls_ca or None, tls_cert or None, tls_key or None, tls_server_name or None)
+            except ValueError as error:
+                raise click.UsageError(printable(str(error))) from None
+        function(target=target, tls=tls, **arguments)
+
+    for name, text in reversed(_OPTIONS.items()):
+        variable = f"GRADWIRE_{name.strip('-').replace('-', '_').upper()}"
+        command = click.option(name, envvar=variable, show_envvar=True, help=text)(command)
+    option = click.option(
+        "--target", default="localhost:50051", envvar="GRADWIRE_TARGET", show_default=True, show_envvar=True
+    )
+    return option(command)
+
+
+def channel_to(target: str, tls: TLS | None, options: Sequence[tuple[str, Any]] = ()) -> grpc.Channel:
+    """A channel, to be closed. Raises click.ClickException for files that cannot be read."""
+    all_options = [*options, *local_options(target)]
+    if tls is None or not speaks_tls(target, tls):
+        return grpc.insecure_channel(target, all_options)
+    try:
+        pem = tls.read()
+    except OSError as error:
+        raise click.ClickException(printable(str(error))) from None
+    return grpc.secure_channel(target, grpc.ssl_channel_credentials(*pem), [*all_options, *tls_options(tls)])

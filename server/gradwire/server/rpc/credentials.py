@@ -1,0 +1,25 @@
+"""The server's certificates as gRPC takes them: asked for anew before each handshake."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import grpc
+
+from gradwire.server.access.certificates import Certificates, RenewedCertificates
+
+
+def server_credentials(certificates: RenewedCertificates) -> grpc.ServerCredentials:
+    """Where there are authorities of clients, nobody without a certificate by one of them gets in."""
+
+    def renewed() -> grpc.ServerCertificateConfiguration | None:
+        found = certificates.renew()
+        return None if found is None else _configuration(found)
+
+    fetch: Any = renewed  # None for no change is documented, and not in its types
+    asks = certificates.now.client_ca is not None
+    return grpc.dynamic_ssl_server_credentials(_configuration(certificates.now), fetch, asks)
+
+
+def _configuration(found: Certificates) -> grpc.ServerCertificateConfiguration:
+    return grpc.ssl_server_certificate_configuration([(found.key, found.cert)], found.client_ca)
