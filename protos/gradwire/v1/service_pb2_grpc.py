@@ -9,9 +9,10 @@ from gradwire.v1 import train_pb2 as gradwire_dot_v1_dot_train__pb2
 class OptimizerServiceStub(object):
     """How to write a client from these three files alone.
 
-    CONNECTION. gRPC over HTTP/2 without TLS, no metadata needed, no compression expected. The standard health service
-    grpc.health.v1.Health answers for `gradwire.v1.OptimizerService` and for the empty name: SERVING, or NOT_SERVING
-    while the server starts or drains. gRPC reflection is there with `gradwire serve --reflection` only.
+    CONNECTION. gRPC over HTTP/2; with TLS where the server was given a certificate (--tls-cert; with --tls-client-ca it
+    wants one of the client, too), but for unix sockets. No metadata needed, no compression expected. The standard health
+    service grpc.health.v1.Health answers for `gradwire.v1.OptimizerService` and for the empty name: SERVING, or
+    NOT_SERVING while the server starts or drains. gRPC reflection is there with `gradwire serve --reflection` only.
 
     KEEPALIVE. The server probes an idle connection every 10 s (--keepalive) and drops it, with its streams, when a probe
     has not been answered for 20 s; gRPC's libraries answer by themselves. A client may probe as often as it likes,
@@ -179,9 +180,10 @@ class OptimizerServiceStub(object):
 class OptimizerServiceServicer(object):
     """How to write a client from these three files alone.
 
-    CONNECTION. gRPC over HTTP/2 without TLS, no metadata needed, no compression expected. The standard health service
-    grpc.health.v1.Health answers for `gradwire.v1.OptimizerService` and for the empty name: SERVING, or NOT_SERVING
-    while the server starts or drains. gRPC reflection is there with `gradwire serve --reflection` only.
+    CONNECTION. gRPC over HTTP/2; with TLS where the server was given a certificate (--tls-cert; with --tls-client-ca it
+    wants one of the client, too), but for unix sockets. No metadata needed, no compression expected. The standard health
+    service grpc.health.v1.Health answers for `gradwire.v1.OptimizerService` and for the empty name: SERVING, or
+    NOT_SERVING while the server starts or drains. gRPC reflection is there with `gradwire serve --reflection` only.
 
     KEEPALIVE. The server probes an idle connection every 10 s (--keepalive) and drops it, with its streams, when a probe
     has not been answered for 20 s; gRPC's libraries answer by themselves. A client may probe as often as it likes,
@@ -475,9 +477,10 @@ def add_OptimizerServiceServicer_to_server(servicer, server):
 class OptimizerService(object):
     """How to write a client from these three files alone.
 
-    CONNECTION. gRPC over HTTP/2 without TLS, no metadata needed, no compression expected. The standard health service
-    grpc.health.v1.Health answers for `gradwire.v1.OptimizerService` and for the empty name: SERVING, or NOT_SERVING
-    while the server starts or drains. gRPC reflection is there with `gradwire serve --reflection` only.
+    CONNECTION. gRPC over HTTP/2; with TLS where the server was given a certificate (--tls-cert; with --tls-client-ca it
+    wants one of the client, too), but for unix sockets. No metadata needed, no compression expected. The standard health
+    service grpc.health.v1.Health answers for `gradwire.v1.OptimizerService` and for the empty name: SERVING, or
+    NOT_SERVING while the server starts or drains. gRPC reflection is there with `gradwire serve --reflection` only.
 
     KEEPALIVE. The server probes an idle connection every 10 s (--keepalive) and drops it, with its streams, when a probe
     has not been answered for 20 s; gRPC's libraries answer by themselves. A client may probe as often as it likes,

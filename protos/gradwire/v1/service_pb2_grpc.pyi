@@ -21,9 +21,10 @@ class _ServicerContext(grpc.ServicerContext, grpc.aio.ServicerContext):  # type:
 class OptimizerServiceStub:
     """How to write a client from these three files alone.
 
-    CONNECTION. gRPC over HTTP/2 without TLS, no metadata needed, no compression expected. The standard health service
-    grpc.health.v1.Health answers for `gradwire.v1.OptimizerService` and for the empty name: SERVING, or NOT_SERVING
-    while the server starts or drains. gRPC reflection is there with `gradwire serve --reflection` only.
+    CONNECTION. gRPC over HTTP/2; with TLS where the server was given a certificate (--tls-cert; with --tls-client-ca it
+    wants one of the client, too), but for unix sockets. No metadata needed, no compression expected. The standard health
+    service grpc.health.v1.Health answers for `gradwire.v1.OptimizerService` and for the empty name: SERVING, or
+    NOT_SERVING while the server starts or drains. gRPC reflection is there with `gradwire serve --reflection` only.
 
     KEEPALIVE. The server probes an idle connection every 10 s (--keepalive) and drops it, with its streams, when a probe
     has not been answered for 20 s; gRPC's libraries answer by themselves. A client may probe as often as it likes,
@@ -219,9 +220,10 @@ class OptimizerServiceStub:
 class OptimizerServiceAsyncStub:
     """How to write a client from these three files alone.
 
-    CONNECTION. gRPC over HTTP/2 without TLS, no metadata needed, no compression expected. The standard health service
-    grpc.health.v1.Health answers for `gradwire.v1.OptimizerService` and for the empty name: SERVING, or NOT_SERVING
-    while the server starts or drains. gRPC reflection is there with `gradwire serve --reflection` only.
+    CONNECTION. gRPC over HTTP/2; with TLS where the server was given a certificate (--tls-cert; with --tls-client-ca it
+    wants one of the client, too), but for unix sockets. No metadata needed, no compression expected. The standard health
+    service grpc.health.v1.Health answers for `gradwire.v1.OptimizerService` and for the empty name: SERVING, or
+    NOT_SERVING while the server starts or drains. gRPC reflection is there with `gradwire serve --reflection` only.
 
     KEEPALIVE. The server probes an idle connection every 10 s (--keepalive) and drops it, with its streams, when a probe
     has not been answered for 20 s; gRPC's libraries answer by themselves. A client may probe as often as it likes,
@@ -416,9 +418,10 @@ class OptimizerServiceAsyncStub:
 class OptimizerServiceServicer(metaclass=abc.ABCMeta):
     """How to write a client from these three files alone.
 
-    CONNECTION. gRPC over HTTP/2 without TLS, no metadata needed, no compression expected. The standard health service
-    grpc.health.v1.Health answers for `gradwire.v1.OptimizerService` and for the empty name: SERVING, or NOT_SERVING
-    while the server starts or drains. gRPC reflection is there with `gradwire serve --reflection` only.
+    CONNECTION. gRPC over HTTP/2; with TLS where the server was given a certificate (--tls-cert; with --tls-client-ca it
+    wants one of the client, too), but for unix sockets. No metadata needed, no compression expected. The standard health
+    service grpc.health.v1.Health answers for `gradwire.v1.OptimizerService` and for the empty name: SERVING, or
+    NOT_SERVING while the server starts or drains. gRPC reflection is there with `gradwire serve --reflection` only.
 
     KEEPALIVE. The server probes an idle connection every 10 s (--keepalive) and drops it, with its streams, when a probe
     has not been answered for 20 s; gRPC's libraries answer by themselves. A client may probe as often as it likes,
