@@ -16,7 +16,7 @@ from gradwire.client.run import Run
 from gradwire.client.torch import groups as torch_groups
 from gradwire.client.torch.state import run_state, slots_of, tensor_state, tensor_states
 from gradwire.client.torch.state_view import States
-from gradwire.client.torch.tensors import Array, RemoteTensor, as_array
+from gradwire.client.torch.tensors import Array, RemoteTensor, as_array, put
 from gradwire.v1 import run_pb2
 
 ParamGroups = Sequence[dict[str, Any]]
@@ -56,6 +56,7 @@ class Binding:
             **{key: value for key, value in creation.items() if key != "values"},
         }
         self.run: Run = server.create_run(params=parts, optimizer=optimizer, **arguments)
+        self._values = {name: torch.from_numpy(values) for name, values in self.run.params.items()}
         # Whether what comes back is all that the server has, or rounded on the way.
         self._exact = arguments.get("parameter_encoding") in (None, str(self.run.dtype))
         self._sizes = [len(group["params"]) for group in groups.values()]
@@ -92,10 +93,11 @@ class Binding:
 
     def has(self, param_groups: ParamGroups) -> bool:
         """Whether the groups hold the run's parameters, in its order."""
-        params = [param for group in param_groups for param in group["params"]]
-        return [id(param) for param in params] == [id(tensor.param) for tensor in self.tensors] and [
-            len(group["params"]) for group in _members(param_groups).values()
-        ] == self._sizes
+        params = [id(param) for group in param_groups for param in group["params"]]
+        return (
+            params == [id(tensor.param) for tensor in self.tensors]
+            and [len(group["params"]) for group in _members(param_groups).values()] == self._sizes
+        )
 
     def overrides(self, param_groups: ParamGroups) -> dict[int, dict[str, Any]]:
         """What has changed in the groups since the last step. Raises ValueError for what cannot change."""
@@ -107,9 +109,8 @@ class Binding:
             )
         overrides = {}
         for index, (number, group) in enumerate(members.items()):
-            torch_groups.check_supported(group)
+            wanted = torch_groups.checked_numbers(group)
             torch_groups.check_choices(number, group, self._choices[index], "now; the run was made with")
-            wanted = torch_groups.numbers(group)
             changed = {key: value for key, value in wanted.items() if self._in_force[index].get(key) != value}
             if changed:
                 overrides[index] = changed
@@ -159,8 +160,7 @@ class Binding:
         self.wrote = bool(values)
 
     def _take(self, tensors: Sequence[RemoteTensor]) -> None:
-        for tensor in tensors:
-            tensor.put(self.run.params[tensor.name])
+        put(tensors, [self._values[tensor.name] for tensor in tensors])
         self._behind = False
         self._refreshes = self.run.refreshes
 

@@ -295,7 +295,7 @@ class RemoteOptimizer(Optimizer):
         super().add_param_group(param_group)
         try:
             index = len(self.param_groups) - 1
-            torch_groups.check_supported(param_group)
+            torch_groups.checked_numbers(param_group)
             if len(set(param_group["params"])) != len(param_group["params"]):
                 raise ValueError(f"parameter group {index} has the same parameter twice")
             for position, param in enumerate(param_group["params"]):
