@@ -23,7 +23,8 @@ from gradwire.client.torch.closing import Closing
 from gradwire.client.torch.overlap import Overlap
 from gradwire.client.torch.shield import Shield
 from gradwire.client.torch.state import check_parts
-from gradwire.client.torch.state_view import SLOTS, States, StateView
+from gradwire.client.torch.state_entry import SLOTS
+from gradwire.client.torch.state_view import States, StateView
 from gradwire.client.torch.tensors import check_parameter
 from gradwire.client.torch.uncompiled import uncompiled
 from gradwire.client.training.early_gradients import Source
