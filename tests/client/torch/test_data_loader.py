@@ -144,7 +144,7 @@ def test_an_embedded_server(expected: list[torch.Tensor]) -> None:
     loader = DataLoader(Examples(), BATCH, num_workers=1, persistent_workers=True, multiprocessing_context="fork")
     for _ in range(EPOCHS):
         epoch(network, optimizer, loader)
-    embedded = optimizer._server.embedded
+    embedded = optimizer._bound.server.embedded
     assert embedded is not None
     check(network, optimizer, expected)
     assert embedded._process.poll() is not None

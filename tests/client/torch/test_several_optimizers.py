@@ -50,7 +50,7 @@ def test_two_optimizers_on_one_connection(server: Server, overlap: bool) -> None
 def test_a_connection_of_its_own_is_closed_with_it(server_process: ServerProcess, server: Server) -> None:
     params = values()
     optimizer = start(server, params, target=server_process.target)
-    name, own = optimizer.run.name, optimizer._server
+    name, own = optimizer.run.name, optimizer._bound.server
     set_gradients(params, gradients(0, params))
     optimizer.step()
     optimizer.close()

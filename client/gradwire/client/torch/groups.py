@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from gradwire.client.optimizers import Adam, TorchAdam, WeightDecay, number, pair, truth
+from gradwire.client.torch.tensors import check_parameter
 from gradwire.v1 import run_pb2
 
 _TORCH_WAY = {
@@ -71,6 +72,15 @@ def check_members(index: int, group: Any) -> None:
     params = [member[1] if isinstance(member, tuple) else member for member in group["params"]]
     if len({id(param) for param in params}) != len(params):
         raise ValueError(f"parameter group {index} has the same parameter twice")
+
+
+def check_added(index: int, group: Mapping[str, Any]) -> None:
+    """Raises for a group, as torch has made it, that no run can have."""
+    checked_numbers(group)
+    if len(set(group["params"])) != len(group["params"]):
+        raise ValueError(f"parameter group {index} has the same parameter twice")
+    for position, param in enumerate(group["params"]):
+        check_parameter(f"{index}.{position}", param)
 
 
 def hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
