@@ -124,6 +124,15 @@ class BoundRun:
             finally:
                 self._settling = False
 
+    def _replaced(self, values: bool) -> None:
+        """Somebody has put the run back, or given it another state, through `Run`: what is here is of no more worth."""
+        with self._lock:
+            if self._binding is None or self._settling or not self.closing.here:
+                return
+            self.view.outdate()
+            if values:
+                self._binding.resume(self._groups())
+
     # --- gradients sent ahead ------------------------------------------------------------------------------------
 
     def paused(self) -> AbstractContextManager[None]:
@@ -181,6 +190,7 @@ class BoundRun:
         if overlap:
             self.overlap = Overlap(binding.tensors, _weakly(self._send_ahead, False))
         binding.run._before_reading = _weakly(self.write_changes, None)
+        binding.run._after_replacing = _weakly(self._replaced, None)
         self.closing.run = binding.run
         self._binding = binding
 
@@ -211,7 +221,7 @@ class BoundRun:
         if self.overlap is not None:
             self.overlap.close()
         if self._binding is not None:
-            self._binding.run._before_reading = None
+            self._binding.run._before_reading = self._binding.run._after_replacing = None
         self._binding = None
         self.closing()
 

@@ -162,7 +162,7 @@ class StateView(defaultdict[Any, Any]):
                     dict.__delitem__(entry, key)
                     del value
         self._looks.clear()
-        self._fresh = False
+        self._fresh = self._written_off = False
         for param, key, reference in read:
             held = reference()
             if held is not None:
