@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -56,6 +57,8 @@ class Binding:
             **{key: value for key, value in creation.items() if key != "values"},
         }
         self.run: Run = server.create_run(params=parts, optimizer=optimizer, **arguments)
+        # Updates of another process (Hogwild) get lost only here: those between steps are edits like others.
+        self._shared = [tensor for tensor in self.tensors if tensor.param.is_cpu and tensor.param.is_shared()]
         self._values = {name: torch.from_numpy(values) for name, values in self.run.params.items()}
         # Whether what comes back is all that the server has, or rounded on the way.
         self._exact = arguments.get("parameter_encoding") in (None, str(self.run.dtype))
@@ -130,7 +133,15 @@ class Binding:
         for index, changed in overrides.items():
             self._in_force[index].update(changed)
         everything = behind or self.run.refreshes != self._refreshes
+        lost = any(tensor.edited for tensor in self._shared if everything or tensor.name in gradients)
         self._take([tensor for tensor in self.tensors if everything or tensor.name in gradients])
+        if lost:
+            warnings.warn(
+                "parameters in shared memory were changed during a step, by another process perhaps; the step's result "
+                "takes the place of that. One process at a time may step parameters",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     @property
     def edited(self) -> bool:
