@@ -69,6 +69,21 @@ def test_the_same_numbers_as_without(
         assert len({digest_after(server, "same", 5) for server in (first, second, third)}) == 1
 
 
+def test_an_optimizer_of_torch_takes_them(mutual: HostedServer, files: Files) -> None:
+    torch = pytest.importorskip("torch")
+    from gradwire.client.torch import RemoteOptimizer
+
+    param = torch.nn.Parameter(torch.ones(3))
+    with RemoteOptimizer([param], target=mutual.target, run="torch", tls=files.known, lr=0.1) as optimizer:
+        param.grad = torch.ones(3)
+        optimizer.step()
+        with pytest.raises(TypeError, match="tls is of no use with a Server"):
+            RemoteOptimizer([param], target=optimizer._bound.server, run="other", tls=files.known)
+    assert param.tolist() == pytest.approx([0.9] * 3)
+    with pytest.raises(TypeError, match=r"expected TLS\(ca=...\)"):
+        connect(mutual.target, tls=True)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("listen", ["127.0.0.1:0", "unix:socket"])
 def test_memory_is_shared_over_a_unix_socket_only(files: Files, tmp_path: Path, listen: str) -> None:
     """Who comes over loopback may be a proxy."""

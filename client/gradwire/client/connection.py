@@ -55,6 +55,8 @@ def connect(
     ValueError or TypeError for malformed arguments, OSError and ValueError for the files of ``tls``.
     """
     timeout_seconds = _checked_timeout(timeout_seconds)
+    if not (tls is None or isinstance(tls, TLS)):
+        raise TypeError(f"tls is {tls!r}; expected TLS(ca=...)")
     tls = TLS.from_environment() if tls is None else tls
     found = find_server(target, data_dir, tls)
     try:

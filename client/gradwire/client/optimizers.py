@@ -212,6 +212,8 @@ class ParamGroup:
 
 def number(name: str, value: Any) -> float:
     """A Python, numpy or torch number as a float. Raises TypeError for anything else, booleans included."""
+    if type(value) is float:
+        return value
     item = getattr(value, "item", None)
     if callable(item) and getattr(value, "size", 1) != 0:  # a numpy or torch scalar
         with contextlib.suppress(RuntimeError, ValueError):
@@ -223,7 +225,9 @@ def number(name: str, value: Any) -> float:
 
 def truth(name: str, value: Any) -> bool:
     """True or False, also numpy's and as 1 and 0. Raises TypeError for anything else: any text would mean True."""
-    if not isinstance(value, (bool, int, np.bool_)) or value not in (0, 1):
+    if value is True or value is False:
+        return value
+    if not isinstance(value, (int, np.bool_)) or value not in (0, 1):
         raise TypeError(f"{name} is {value!r}; expected True or False")
     return bool(value)
 

@@ -58,6 +58,8 @@ class Run:
         self.last_receipt: Receipt | None = None
         self._before_reading: Callable[[], None] | None = None
         """Called before values or state are read off the server: whoever has changes of them writes them."""
+        self._after_replacing: Callable[[bool], None] | None = None
+        """Called when the state has been replaced, and, True, all values too: whoever has copies takes new ones."""
         self._options = options
         self._attached = attached
         attach = train_pb2.Attach(
@@ -304,6 +306,7 @@ class Run:
             if epoch != self._attachment.epoch + 1:
                 self._parameters.stale = True  # somebody else came in between
             self._attachment.epoch = epoch
+        self._replaced(values=False)
 
     # --- the run as a whole --------------------------------------------------------------------------------------
 
@@ -329,7 +332,8 @@ class Run:
             self._parameters.stale = True  # until they are read anew
             step = snapshots.roll_back(self._remote, snapshot)
             self._parameters.refresh(self._remote.attempts())
-            return step
+        self._replaced(values=True)
+        return step
 
     def fork(
         self,
@@ -380,6 +384,10 @@ class Run:
         """SHA-256 of all parameters, slots, tensor steps and the dtype: the same for runs of the same bits."""
         self._settle()
         return files.digest_run(self._remote)
+
+    def _replaced(self, *, values: bool) -> None:
+        if self._after_replacing is not None:
+            self._after_replacing(values)
 
     def _settle(self) -> None:
         if self._before_reading is not None:

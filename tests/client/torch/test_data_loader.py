@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
@@ -64,6 +65,20 @@ def epoch(network: torch.nn.Module, optimizer: torch.optim.Optimizer, loader: An
         optimizer.step()
 
 
+@contextmanager
+def workers(data: Dataset[torch.Tensor], count: int, *, persistent: bool = True) -> Iterator[Any]:
+    """A loader whose workers end here. Left to the garbage collector they cost five seconds each, in whichever test it
+    runs: it ends their queues before the loader says in them that it is over."""
+    loader: Any = DataLoader(
+        data, BATCH, num_workers=count, persistent_workers=persistent, multiprocessing_context="fork"
+    )
+    try:
+        yield loader
+    finally:
+        if loader._iterator is not None:
+            loader._iterator._shutdown_workers()
+
+
 @pytest.fixture(scope="module")
 def expected() -> list[torch.Tensor]:
     """The parameters after a local training without workers."""
@@ -90,12 +105,12 @@ def test_workers_forked_before_the_optimizer_is_made(
 ) -> None:
     """They live through the training."""
     network = model()
-    loader = DataLoader(Examples(), BATCH, num_workers=2, persistent_workers=True, multiprocessing_context="fork")
-    iterator = iter(loader)  # forks
-    optimizer = start(server, network, overlap)
-    epoch(network, optimizer, iterator)
-    epoch(network, optimizer, loader)
-    check(network, optimizer, expected)
+    with workers(Examples(), 2) as loader:
+        iterator = iter(loader)  # forks
+        optimizer = start(server, network, overlap)
+        epoch(network, optimizer, iterator)
+        epoch(network, optimizer, loader)
+        check(network, optimizer, expected)
 
 
 @pytest.mark.parametrize("persistent", [False, True])
@@ -106,11 +121,10 @@ def test_workers_forked_after_the_optimizer_was_made(
     """Which they have with them; anew for each epoch, unless they are kept."""
     network = model()
     optimizer = start(server, network, overlap)
-    data = Examples(optimizer)
-    loader = DataLoader(data, BATCH, num_workers=2, persistent_workers=persistent, multiprocessing_context="fork")
-    for _ in range(EPOCHS):
-        epoch(network, optimizer, loader)
-    check(network, optimizer, expected)
+    with workers(Examples(optimizer), 2, persistent=persistent) as loader:
+        for _ in range(EPOCHS):
+            epoch(network, optimizer, loader)
+        check(network, optimizer, expected)
 
 
 def test_workers_forked_in_the_middle_of_a_step(server: Server, expected: list[torch.Tensor]) -> None:
@@ -141,13 +155,13 @@ def test_an_embedded_server(expected: list[torch.Tensor]) -> None:
     """It ends with this process's optimizer, whoever has been forked meanwhile and still lives."""
     network = model()
     optimizer = RemoteOptimizer(network.parameters(), TorchAdam(lr=LR), target="embedded", run="loader", overlap=True)
-    loader = DataLoader(Examples(), BATCH, num_workers=1, persistent_workers=True, multiprocessing_context="fork")
-    for _ in range(EPOCHS):
-        epoch(network, optimizer, loader)
-    embedded = optimizer._server.embedded
-    assert embedded is not None
-    check(network, optimizer, expected)
-    assert embedded._process.poll() is not None
+    with workers(Examples(), 1) as loader:
+        for _ in range(EPOCHS):
+            epoch(network, optimizer, loader)
+        embedded = optimizer._bound.server.embedded
+        assert embedded is not None
+        check(network, optimizer, expected)
+        assert embedded._process.poll() is not None
 
 
 # --- in the forked process itself ------------------------------------------------------------------------------------

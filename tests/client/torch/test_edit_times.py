@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 
 from gradwire.client import Server, TorchAdam
 from gradwire.client.torch import RemoteOptimizer
+from gradwire.client.torch.bound_run import BoundRun
 from tests.client.torch.side_by_side import LR, assert_close, assert_equal, copies, new_name, values
 
 
@@ -122,16 +123,16 @@ class Interrupted:
     """Raises KeyboardInterrupt in the main thread while a run is being replaced, at a point of its own choice."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, before: bool) -> None:
-        grow = RemoteOptimizer._grow
+        grow = BoundRun.grow
 
-        def interrupted(optimizer: RemoteOptimizer) -> None:
+        def interrupted(run: BoundRun) -> None:
             if before:
                 self._interrupt()
-            grow(optimizer)
+            grow(run)
             if not before:
                 self._interrupt()
 
-        monkeypatch.setattr(RemoteOptimizer, "_grow", interrupted)
+        monkeypatch.setattr(BoundRun, "grow", interrupted)
 
     def _interrupt(self) -> None:
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # type: ignore[arg-type]

@@ -146,7 +146,7 @@ for target in sys.argv[1], "embedded":
     optimizer.step()
     model(torch.ones(3)).sum().backward()
     kept.append((optimizer, scheduler))
-print(optimizer._server.embedded._directory)
+print(optimizer._bound.server.embedded._directory)
 raise KeyError("mine")
 """
 

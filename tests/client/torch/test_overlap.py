@@ -279,8 +279,8 @@ def test_gradients_leave_during_the_backward_pass(training: Training) -> None:
     training.loss(1).backward()
     assert seen[0] > 0, "the layers behind the middle one left before it was done"
     assert training.sent == {name for name, param in training.model.named_parameters() if param.grad is not None}
-    gradients = training.optimizer._bound.gradients()
-    overlap = training.optimizer._overlap
+    gradients = training.optimizer._bound.binding.gradients()
+    overlap = training.optimizer._bound.overlap
     assert overlap is not None
     assert set(overlap.still_holding(gradients)) == training.sent
 

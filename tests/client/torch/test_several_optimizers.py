@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -50,7 +51,7 @@ def test_two_optimizers_on_one_connection(server: Server, overlap: bool) -> None
 def test_a_connection_of_its_own_is_closed_with_it(server_process: ServerProcess, server: Server) -> None:
     params = values()
     optimizer = start(server, params, target=server_process.target)
-    name, own = optimizer.run.name, optimizer._server
+    name, own = optimizer.run.name, optimizer._bound.server
     set_gradients(params, gradients(0, params))
     optimizer.step()
     optimizer.close()
@@ -113,3 +114,28 @@ def test_an_optimizer_whose_run_was_replaced(server: Server) -> None:
     pair.remote.close()
     assert second.run.describe().step == 0
     second.close()
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_what_another_process_does_to_shared_parameters_during_a_step_is_told(
+    server: Server, monkeypatch: pytest.MonkeyPatch, shared: bool
+) -> None:
+    """Hogwild. Between steps it is an edit like others."""
+    param = torch.nn.Parameter(torch.zeros(3))
+    if shared:
+        param.share_memory_()
+    with RemoteOptimizer([param], TorchAdam(lr=LR), target=server, run=new_name()) as optimizer:
+        param.grad = torch.ones(3)
+        optimizer.step()
+        param.data.add_(1)
+        optimizer.step()
+        run_step = optimizer.run.step
+
+        def step_of_both(*args: Any, **keywords: Any) -> Any:
+            receipt = run_step(*args, **keywords)
+            param.detach().numpy()[:] += 1
+            return receipt
+
+        monkeypatch.setattr(optimizer.run, "step", step_of_both)
+        with pytest.warns(RuntimeWarning, match="shared memory were changed") if shared else nullcontext():
+            optimizer.step()

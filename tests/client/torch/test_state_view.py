@@ -74,7 +74,32 @@ def update_one(optimizer: Optimizer, params: Tensors) -> None:
     entry.update(exp_avg_sq=entry["exp_avg_sq"] * 4)
 
 
-EDITS = [assign_empty, clear, clear_one, delete_one, zeros_in_place, zeros_assigned, halve_one, update_one]
+def merge_into_one(optimizer: Optimizer, params: Tensors) -> None:
+    optimizer.state[params[0]] |= {"exp_avg": torch.ones_like(params[0])}
+
+
+def merge_into_all(optimizer: Optimizer, params: Tensors) -> None:
+    kept = optimizer.state | {}
+    optimizer.state |= {params[0]: {**kept[params[0]], "exp_avg": torch.ones_like(params[0])}}
+
+
+def pop_the_last(optimizer: Optimizer, params: Tensors) -> None:
+    assert optimizer.state.popitem()[0] is params[-1]
+
+
+EDITS = [
+    assign_empty,
+    clear,
+    clear_one,
+    delete_one,
+    zeros_in_place,
+    zeros_assigned,
+    halve_one,
+    update_one,
+    merge_into_one,
+    merge_into_all,
+    pop_the_last,
+]
 
 
 @pytest.mark.parametrize("edit", EDITS)

@@ -13,7 +13,7 @@ from gradwire.v1 import run_pb2, service_pb2
 from gradwire.wire.encoding import SLICE_BYTES, Array, decode, encode, narrow_into
 from gradwire.wire.layout import Layout, Range
 
-_FLOATS = (np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16))
+_FLOATS = frozenset(map(np.dtype, (np.float32, np.float64, np.float16, ml_dtypes.bfloat16)))
 
 
 def as_array(name: str, value: Any) -> Array:
@@ -21,6 +21,8 @@ def as_array(name: str, value: Any) -> Array:
 
     Raises TypeError for other types, complex and integer arrays included.
     """
+    if type(value) is np.ndarray and value.dtype in _FLOATS:
+        return value
     try:
         array = np.asarray(value)
     except (TypeError, ValueError, RuntimeError) as error:

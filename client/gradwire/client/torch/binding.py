@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,7 @@ from gradwire.client.run import Run
 from gradwire.client.torch import groups as torch_groups
 from gradwire.client.torch.state import run_state, slots_of, tensor_state, tensor_states
 from gradwire.client.torch.state_view import States
-from gradwire.client.torch.tensors import Array, RemoteTensor, as_array
+from gradwire.client.torch.tensors import Array, RemoteTensor, as_array, put
 from gradwire.v1 import run_pb2
 
 ParamGroups = Sequence[dict[str, Any]]
@@ -56,6 +57,9 @@ class Binding:
             **{key: value for key, value in creation.items() if key != "values"},
         }
         self.run: Run = server.create_run(params=parts, optimizer=optimizer, **arguments)
+        # Updates of another process (Hogwild) get lost only here: those between steps are edits like others.
+        self._shared = [tensor for tensor in self.tensors if tensor.param.is_cpu and tensor.param.is_shared()]
+        self._values = {name: torch.from_numpy(values) for name, values in self.run.params.items()}
         # Whether what comes back is all that the server has, or rounded on the way.
         self._exact = arguments.get("parameter_encoding") in (None, str(self.run.dtype))
         self._sizes = [len(group["params"]) for group in groups.values()]
@@ -92,10 +96,11 @@ class Binding:
 
     def has(self, param_groups: ParamGroups) -> bool:
         """Whether the groups hold the run's parameters, in its order."""
-        params = [param for group in param_groups for param in group["params"]]
-        return [id(param) for param in params] == [id(tensor.param) for tensor in self.tensors] and [
-            len(group["params"]) for group in _members(param_groups).values()
-        ] == self._sizes
+        params = [id(param) for group in param_groups for param in group["params"]]
+        return (
+            params == [id(tensor.param) for tensor in self.tensors]
+            and [len(group["params"]) for group in _members(param_groups).values()] == self._sizes
+        )
 
     def overrides(self, param_groups: ParamGroups) -> dict[int, dict[str, Any]]:
         """What has changed in the groups since the last step. Raises ValueError for what cannot change."""
@@ -107,9 +112,8 @@ class Binding:
             )
         overrides = {}
         for index, (number, group) in enumerate(members.items()):
-            torch_groups.check_supported(group)
+            wanted = torch_groups.checked_numbers(group)
             torch_groups.check_choices(number, group, self._choices[index], "now; the run was made with")
-            wanted = torch_groups.numbers(group)
             changed = {key: value for key, value in wanted.items() if self._in_force[index].get(key) != value}
             if changed:
                 overrides[index] = changed
@@ -129,7 +133,15 @@ class Binding:
         for index, changed in overrides.items():
             self._in_force[index].update(changed)
         everything = behind or self.run.refreshes != self._refreshes
+        lost = any(tensor.edited for tensor in self._shared if everything or tensor.name in gradients)
         self._take([tensor for tensor in self.tensors if everything or tensor.name in gradients])
+        if lost:
+            warnings.warn(
+                "parameters in shared memory were changed during a step, by another process perhaps; the step's result "
+                "takes the place of that. One process at a time may step parameters",
+                RuntimeWarning,
+                stacklevel=2,
+            )
 
     @property
     def edited(self) -> bool:
@@ -159,8 +171,7 @@ class Binding:
         self.wrote = bool(values)
 
     def _take(self, tensors: Sequence[RemoteTensor]) -> None:
-        for tensor in tensors:
-            tensor.put(self.run.params[tensor.name])
+        put(tensors, [self._values[tensor.name] for tensor in tensors])
         self._behind = False
         self._refreshes = self.run.refreshes
 

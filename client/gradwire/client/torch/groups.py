@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from gradwire.client.optimizers import Adam, TorchAdam, WeightDecay, number, pair, truth
+from gradwire.client.torch.tensors import check_parameter
 from gradwire.v1 import run_pb2
 
 _TORCH_WAY = {
@@ -52,14 +53,15 @@ def defaults(preset: Adam) -> dict[str, Any]:
     return found
 
 
-def check_supported(group: Mapping[str, Any]) -> None:
-    """Raises NotImplementedError for what a remote step cannot do, TypeError or ValueError for malformed values."""
+def checked_numbers(group: Mapping[str, Any]) -> dict[str, Any]:
+    """`numbers`. Raises NotImplementedError for what a remote step cannot do, TypeError or ValueError for malformed
+    values."""
     for key in ("capturable", "differentiable"):
         if group.get(key):
             raise NotImplementedError(f"{key}=True is not supported: the step runs on a server")
     for key in ("amsgrad", "maximize", "decoupled_weight_decay"):
         truth(key, group[key])
-    numbers(group)
+    return numbers(group)
 
 
 def check_members(index: int, group: Any) -> None:
@@ -70,6 +72,15 @@ def check_members(index: int, group: Any) -> None:
     params = [member[1] if isinstance(member, tuple) else member for member in group["params"]]
     if len({id(param) for param in params}) != len(params):
         raise ValueError(f"parameter group {index} has the same parameter twice")
+
+
+def check_added(index: int, group: Mapping[str, Any]) -> None:
+    """Raises for a group, as torch has made it, that no run can have."""
+    checked_numbers(group)
+    if len(set(group["params"])) != len(group["params"]):
+        raise ValueError(f"parameter group {index} has the same parameter twice")
+    for position, param in enumerate(group["params"]):
+        check_parameter(f"{index}.{position}", param)
 
 
 def hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
@@ -114,7 +125,7 @@ def check_choices(index: int, group: Mapping[str, Any], expected: Mapping[str, A
     Where it says nothing it means torch's only way, or, of what torch's older versions did not write, the expected.
     """
     for key, value in expected.items():
-        found = group.get(key, _TORCH_WAY.get(key, value))
+        found = group[key] if key in group else _TORCH_WAY.get(key, value)
         if found != value:
             raise ValueError(f"parameter group {index} has {key}={found!r} {what} {key}={value!r}")
 
@@ -161,7 +172,7 @@ def merged(group: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]
         raise ValueError(f"the state is not one of Adam's: a parameter group has no {', '.join(missing)}")
     kept = {key: value for key, value in group.items() if key not in saved and key in _NOT_ALWAYS_SAVED}
     found = {**saved, **kept, "params": group["params"]}
-    check_supported(found)
+    checked_numbers(found)
     return found
 
 

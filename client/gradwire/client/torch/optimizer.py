@@ -2,32 +2,26 @@
 
 from __future__ import annotations
 
-import threading
 import weakref
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
-from copy import deepcopy
-from dataclasses import fields
+from contextlib import AbstractContextManager
 from typing import Any, NoReturn
 
 import torch
 from torch.optim import Optimizer
 
-from gradwire.client.connection import Server, connect
-from gradwire.client.optimizers import Adam, TorchAdam
+from gradwire.client.connection import Server
+from gradwire.client.optimizers import Adam
 from gradwire.client.options import Receipt
 from gradwire.client.run import Run
 from gradwire.client.torch import groups as torch_groups
-from gradwire.client.torch.binding import Binding
-from gradwire.client.torch.closing import Closing
-from gradwire.client.torch.overlap import Overlap
-from gradwire.client.torch.shield import Shield
-from gradwire.client.torch.state import check_parts
-from gradwire.client.torch.state_view import SLOTS, States, StateView
-from gradwire.client.torch.tensors import check_parameter
+from gradwire.client.torch.arguments import check_place, preset_of
+from gradwire.client.torch.binding import ParamGroups
+from gradwire.client.torch.bound_run import BoundRun
+from gradwire.client.torch.checkpoints import packed, unpacked
+from gradwire.client.torch.state_view import StateView
 from gradwire.client.torch.uncompiled import uncompiled
-from gradwire.client.training.early_gradients import Source
-from gradwire.wire.errors import GradwireError
+from gradwire.wire.tls import TLS
 
 
 class RemoteOptimizer(Optimizer):
@@ -42,7 +36,7 @@ class RemoteOptimizer(Optimizer):
             group win over ``optimizer``.
         optimizer: a preset such as ``TorchAdam(lr=1e-3, amsgrad=True)``; default ``TorchAdam()``, with those of
             ``options`` that are hyperparameters (``lr``, ``betas``, ...), which win over a preset, too.
-        target: see `gradwire.client.connect`; or a `Server` to share, which is not closed with this.
+        target, tls: see `gradwire.client.connect`; or a `Server` to share, which is not closed with this.
         run: name of the run on the server.
         on_existing: ``"error"``; ``"resume"``: go on with the run of this name, its values, state and hyperparameters,
             which are put into the parameters and ``param_groups``; ``"replace"``.
@@ -70,48 +64,27 @@ class RemoteOptimizer(Optimizer):
         clip_norm: float | None = None,
         clip_value: float | None = None,
         non_finite: str = "reject",
+        tls: TLS | None = None,
         **options: Any,
     ) -> None:
-        preset = TorchAdam() if optimizer is None else optimizer
-        if not isinstance(preset, Adam):
-            raise TypeError(f"optimizer is {preset!r}; expected a preset such as TorchAdam(lr=1e-3)")
-        if not isinstance(run, str):
-            raise TypeError(f"run is {run!r}; expected the name of a run")
-        if not (target is None or isinstance(target, (str, Server))):
-            raise TypeError(f"target is {target!r}; expected host:port, unix:PATH, 'embedded' or a Server")
-        if not isinstance(overlap, bool):
-            raise TypeError(f"overlap is {overlap!r}; expected True or False")
-        hyperparameters = {field.name for field in fields(preset)}
-        changes = {name: options.pop(name) for name in list(options) if name in hyperparameters}
-        self._preset = preset.replace(changes if maximize is None else {**changes, "maximize": maximize})
-        self._binding: Binding | None = None
-        self._overlap: Overlap | None = None
-        self._made = False
-        self._shield = Shield()
-        self._lock = threading.RLock()  # of what the parameters and the state are compared with
-        self._settling = False
-        self._view = self._new_view()
-        super().__init__(params, torch_groups.defaults(self._preset))
-        self._creation: dict[str, Any] = {
-            "name": run,
-            "clip_norm": clip_norm,
-            "clip_value": clip_value,
-            "non_finite": non_finite,
-            **options,
-        }
-        self._server = target if isinstance(target, Server) else connect(target)
-        self._closing = Closing(None if isinstance(target, Server) else self._server)
-        weakref.finalize(self, self._closing.in_background).atexit = False
-        self._made = True
+        preset = preset_of(optimizer, maximize, options)
+        check_place(run, target, tls, overlap)
+        creation = {"name": run, "clip_norm": clip_norm, "clip_value": clip_value, "non_finite": non_finite, **options}
+        self._remote: BoundRun | None = None
+        super().__init__(params, torch_groups.defaults(preset))
+        remote = BoundRun(target, tls, preset, creation, _groups_of(self))
+        self._remote = remote
+        weakref.finalize(self, remote.closing.in_background).atexit = False
         try:
-            creation = {**self._creation, "on_existing": on_existing}
-            self._bind(Binding(self._server, self.param_groups, self._preset, creation), overlap)
-            if on_existing == "resume":
-                self._bound.resume(self.param_groups)
+            remote.begin(on_existing, overlap=overlap)
         except BaseException:
-            self._close()
+            remote.drop()
             raise
-        self._closing.last_words = _weakly(self, RemoteOptimizer._write_changes)
+
+    @property
+    def _bound(self) -> BoundRun:
+        assert self._remote is not None, "only the constructor has none"
+        return self._remote
 
     # --- steps ---------------------------------------------------------------------------------------------------
 
@@ -135,60 +108,20 @@ class RemoteOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        bound = self._bound
-        with self._lock:
-            overrides = bound.overrides(self.param_groups)
-            gradients = bound.gradients()
-            if not gradients:  # as in torch
-                pass
-            elif self._only_makes_state(gradients):
-                self._view.begin(bound.empty_states())
-            else:
-                self._write_changes()
-                ahead = self._overlap.still_holding(gradients) if self._overlap is not None else ()
-                try:
-                    bound.step(gradients, overrides, ahead)
-                finally:
-                    self._view.outdate()
-                    self._forget_ahead()
-        if self._overlap is not None:
-            self._overlap.watch()
+        self._bound.step()
         return loss
 
     step.hooked = True  # type: ignore[attr-defined]  # torch's mark: nothing is to be wrapped around it any more
-
-    def _only_makes_state(self, gradients: Mapping[str, Any]) -> bool:
-        return (
-            self.run.step_count == 0
-            and all(float(group["lr"]) == 0 for group in self.param_groups)
-            and not any(gradient.any() for gradient in gradients.values())
-            and not self._view
-        )
-
-    def _write_changes(self) -> None:
-        """Brings what was done to ``state`` and to the parameters to the server."""
-        with self._lock:
-            if self._binding is None or self._settling or not self._closing.here:
-                return
-            self._settling = True  # what is read for it needs no writing before
-            try:
-                edits = self._view.edits()
-                if edits:
-                    self._binding.write_states(edits)
-                    self._view.note()
-                self._binding.write_edits()
-            finally:
-                self._settling = False
 
     @uncompiled
     def zero_grad(self, set_to_none: bool = True) -> None:
         """As torch's; gradients that were sent ahead are forgotten too."""
         super().zero_grad(set_to_none)
-        self._forget_ahead()
+        self._bound.forget_ahead()
 
     def no_sync(self) -> AbstractContextManager[None]:
         """Inside, gradients accumulate and nothing is sent: for all backwards of a step but the last, with overlap."""
-        return nullcontext() if self._overlap is None else self._overlap.paused()
+        return self._bound.paused()
 
     @property
     def run(self) -> Run:
@@ -196,87 +129,24 @@ class RemoteOptimizer(Optimizer):
 
         Reading it, exporting it and its snapshots write what was changed here since the last step first.
         """
-        return self._bound.run
+        return self._bound.binding.run
 
     @property
     def last_receipt(self) -> Receipt | None:
         """What the last step answered."""
         return self.run.last_receipt
 
-    @property
-    def _bound(self) -> Binding:
-        self._check_usable()
-        assert self._binding is not None
-        return self._binding
-
-    def _check_usable(self) -> None:
-        """Raises RuntimeError in a forked process and after `close`."""
-        if not self._closing.here:
-            raise RuntimeError("this optimizer belongs to the process that made it; a forked one cannot use it")
-        self._shield.wait()
-        if self._binding is None:
-            raise RuntimeError("this optimizer is closed")
-
-    def _bind(self, binding: Binding, overlap: bool) -> None:
-        if overlap:
-            self._overlap = Overlap(binding.tensors, _weakly(self, RemoteOptimizer._send_ahead))
-        binding.run._before_reading = _weakly(self, RemoteOptimizer._write_changes)
-        self._closing.run = binding.run
-        self._binding = binding
-
-    def _send_ahead(self, sources: Mapping[str, Source]) -> bool:
-        """Called in the middle of a backward pass, which it must not end: what fails here, `step` meets again."""
-        if self._binding is None or self._overlap is None or not self._closing.here:
-            return False
-        try:
-            # Edits are not written here: weights may be others for a backward pass alone. Where the last step had some,
-            # this one will, too, and its write would end the stream on which these gradients left.
-            overrides: dict[int, dict[str, Any]] = {}
-            if not self._overlap.begun:
-                if self._binding.wrote and self._binding.edited:
-                    return False
-                overrides = self._binding.overrides(self.param_groups)
-            return self._binding.run.send_ahead(sources, overrides)
-        except (GradwireError, ValueError, TypeError, NotImplementedError):
-            return False
-
-    def _forget_ahead(self) -> None:
-        if self._overlap is not None and self._binding is not None:
-            self._overlap.forget()
-            self._binding.run.discard_ahead()
-
     # --- groups and state ----------------------------------------------------------------------------------------
 
     @property
     def state(self) -> StateView:
         """As torch's, of what is on the server: reading fetches it, changes are written before the next step."""
-        return self._view
+        return self._bound.view
 
     @state.setter
     def state(self, values: Mapping[Any, Any]) -> None:
-        if self._made and values is not self._view:
-            self._view.replace(values)
-
-    def _new_view(self) -> StateView:
-        alive = weakref.ref(self)
-
-        def params() -> list[torch.Tensor]:
-            optimizer = alive()
-            return [] if optimizer is None else [tensor.param for tensor in optimizer._bound.tensors]
-
-        def fetch() -> States:
-            optimizer = alive()
-            return {} if optimizer is None or not optimizer._made else optimizer._read_states()
-
-        return StateView(params, fetch)
-
-    def _read_states(self) -> States:
-        with self._lock:
-            before, self._settling = self._settling, True
-            try:
-                return self._bound.states()
-            finally:
-                self._settling = before
+        if self._remote is not None and values is not self._remote.view:
+            self._remote.view.replace(values)
 
     @uncompiled
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -284,42 +154,21 @@ class RemoteOptimizer(Optimizer):
 
         Ctrl-C in between is raised when that has been done.
         """
-        if not self._made:  # called by the constructor
+        if self._remote is None:  # called by the constructor
             self._add(param_group)
-            return
-        self._check_usable()
-        self._shield.run(lambda: self._add(param_group))
+        else:
+            self._remote.change(lambda: self._add(param_group))
 
     def _add(self, param_group: dict[str, Any]) -> None:
         torch_groups.check_members(len(self.param_groups), param_group)
         super().add_param_group(param_group)
         try:
-            index = len(self.param_groups) - 1
-            torch_groups.check_supported(param_group)
-            if len(set(param_group["params"])) != len(param_group["params"]):
-                raise ValueError(f"parameter group {index} has the same parameter twice")
-            for position, param in enumerate(param_group["params"]):
-                check_parameter(f"{index}.{position}", param)
-            if self._binding is not None:
-                self._grow()
+            torch_groups.check_added(len(self.param_groups) - 1, param_group)
+            if self._remote is not None:
+                self._remote.grow()
         except BaseException:
             self.param_groups.pop()
             raise
-
-    def _grow(self) -> None:
-        """Puts a run of the groups as they are now in the place of the one there is."""
-        overlap = self._overlap is not None
-        self._forget_ahead()
-        self._write_changes()
-        with self._lock:
-            self._settling = True
-            try:
-                grown = self._bound.grown(self._server, self.param_groups, self._preset, self._creation)
-            finally:
-                self._settling = False
-        if self._overlap is not None:
-            self._overlap.close()
-        self._bind(grown, overlap)
 
     @uncompiled
     def state_dict(self) -> dict[str, Any]:
@@ -327,27 +176,10 @@ class RemoteOptimizer(Optimizer):
 
         What wrappers keep in ``state`` is in it too. A copy; nothing is changed by it, here or there.
         """
-        self._check_usable()
+        self._bound.check_usable()
         for pre_hook in self._optimizer_state_dict_pre_hooks.values():
             pre_hook(self)
-        numbers: dict[int, int] = {}
-        for group in self.param_groups:
-            for param in group["params"]:
-                numbers.setdefault(id(param), len(numbers))
-        found: dict[str, Any] = {
-            "state": {
-                numbers[id(key)] if isinstance(key, torch.Tensor) else key: value
-                for key, value in self._view.saved().items()
-                if not isinstance(key, torch.Tensor) or id(key) in numbers
-            },
-            "param_groups": [
-                {
-                    **{key: value for key, value in group.items() if key != "params"},
-                    "params": [numbers[id(param)] for param in group["params"]],
-                }
-                for group in self.param_groups
-            ],
-        }
+        found = packed(self._bound.view.saved(), self.param_groups)
         for post_hook in self._optimizer_state_dict_post_hooks.values():
             replaced = post_hook(self, found)
             found = found if replaced is None else replaced
@@ -366,29 +198,13 @@ class RemoteOptimizer(Optimizer):
         for pre_hook in self._optimizer_load_state_dict_pre_hooks.values():
             replaced = pre_hook(self, state)
             state = state if replaced is None else replaced
-        check_parts(state)
-        saved = deepcopy(state["param_groups"])
-        theirs, ours = ([len(group["params"]) for group in groups] for groups in (saved, self.param_groups))
-        if theirs != ours:
-            raise ValueError(f"the state has parameter groups of {theirs} parameters; this optimizer has {ours}")
-        loaded = [torch_groups.merged(group, new) for group, new in zip(self.param_groups, saved, strict=True)]
-        members = [
-            (param, key)
-            for group, new in zip(loaded, saved, strict=True)
-            for param, key in zip(group["params"], new["params"], strict=True)
-        ]
-        states, others = _divided(state["state"], {key: param for param, key in members})
+        checkpoint = unpacked(state, self.param_groups)
 
         def load() -> None:
-            self._forget_ahead()
-            if not self._bound.has(self.param_groups):
-                self._grow()
-            self._bound.load(states, saved)
-            self._view.keep(others)
-            self.param_groups[:] = loaded
+            self._bound.load(checkpoint)
+            self.param_groups[:] = checkpoint.groups
 
-        self._check_usable()
-        self._shield.run(load)
+        self._bound.change(load)
         for post_hook in self._optimizer_load_state_dict_post_hooks.values():
             post_hook(self)
 
@@ -411,65 +227,25 @@ class RemoteOptimizer(Optimizer):
         that fails is raised when all is closed. Collected rather than closed, and after an exception in its ``with``
         block, an optimizer writes nothing more.
         """
-        try:
-            if self._closing.here:
-                self._shield.wait()
-                self._write_changes()
-        finally:
-            self._close()
-
-    def _close(self) -> None:
-        if self._overlap is not None:
-            self._overlap.close()
-        if self._binding is not None:
-            self._binding.run._before_reading = None
-        self._binding = None
-        self._closing()
+        self._bound.close()
 
     def __enter__(self) -> RemoteOptimizer:
-        self._check_usable()
+        self._bound.check_usable()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         if kind is None:
             self.close()
         else:
-            self._close()
+            self._bound.drop()
 
 
-def _weakly(optimizer: RemoteOptimizer, method: Callable[..., Any]) -> Callable[..., Any]:
-    """A method that does not keep its optimizer alive; False without it."""
+def _groups_of(optimizer: Optimizer) -> Callable[[], ParamGroups]:
+    """``param_groups``, which may be assigned, without keeping the optimizer alive."""
     alive = weakref.ref(optimizer)
 
-    def call(*args: Any) -> Any:
-        one = alive()
-        return False if one is None else method(one, *args)
+    def groups() -> ParamGroups:
+        found = alive()
+        return () if found is None else found.param_groups
 
-    return call
-
-
-def _divided(
-    states: Mapping[Any, Any], params: Mapping[Any, torch.Tensor]
-) -> tuple[dict[Any, Any], dict[Any, dict[str, Any]]]:
-    """Saved states: what is Adam's, and what is others', as torch would load it."""
-    ours: dict[Any, Any] = {}
-    others: dict[Any, Any] = {}
-    for key, entry in states.items():
-        if isinstance(key, str) and key not in params:
-            others[key] = deepcopy(entry)
-            continue
-        if not isinstance(entry, Mapping) or key not in params:
-            ours[key] = entry
-            continue
-        ours[key] = {name: value for name, value in entry.items() if name in SLOTS}
-        param = params[key]
-        rest = {name: _moved(value, param) for name, value in entry.items() if name not in SLOTS}
-        if rest:
-            others[param] = rest
-    return ours, others
-
-
-def _moved(value: Any, param: torch.Tensor) -> Any:
-    if isinstance(value, torch.Tensor):
-        return value.detach().to(device=param.device, dtype=param.dtype, copy=True)
-    return deepcopy(value)
+    return groups

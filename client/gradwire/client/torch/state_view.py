@@ -10,99 +10,19 @@ from __future__ import annotations
 import copy
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
-from typing import Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
 
 import torch
 
+from gradwire.client.torch.held_tensors import HeldTensors, refilled
+from gradwire.client.torch.state_entry import Entry, asking
 from gradwire.client.torch.tensors import Look
-
-SLOTS = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-"""The keys of Adam's own; all others are somebody else's."""
 
 States = dict[torch.Tensor, dict[str, Any]]
 
-_Kind = TypeVar("_Kind", bound=type)
 
-
-def _asking(kind: _Kind) -> _Kind:
-    """The methods of dict look at its memory; those of MutableMapping ask ``__getitem__``, ``__iter__``."""
-    for name in (
-        "get",
-        "items",
-        "keys",
-        "values",
-        "__eq__",
-        "__ne__",
-        "pop",
-        "popitem",
-        "clear",
-        "update",
-        "setdefault",
-    ):
-        if name not in vars(kind):
-            setattr(kind, name, getattr(MutableMapping, name))
-    return kind
-
-
-@_asking
-class Entry(dict[Any, Any]):
-    """The state of one parameter. ``owner``: loads what the server has; without one this is a dict."""
-
-    def __init__(self, values: Any = (), owner: StateView | None = None) -> None:
-        super().__init__(values)
-        self._owner = owner
-
-    def _load(self) -> None:
-        if self._owner is not None:
-            self._owner.load()
-
-    def __getitem__(self, key: Any) -> Any:
-        if key in SLOTS:
-            self._load()
-        return super().__getitem__(key)
-
-    def __setitem__(self, key: Any, value: Any) -> None:
-        if key in SLOTS:
-            self._load()
-        super().__setitem__(key, value)
-
-    def __delitem__(self, key: Any) -> None:
-        if key in SLOTS:
-            self._load()
-        super().__delitem__(key)
-
-    def __contains__(self, key: object) -> bool:
-        if key in SLOTS:
-            self._load()
-        return super().__contains__(key)
-
-    def __iter__(self) -> Iterator[Any]:
-        self._load()
-        return super().__iter__()
-
-    def __len__(self) -> int:
-        self._load()
-        return super().__len__()
-
-    def __repr__(self) -> str:
-        return repr(self.copy())
-
-    def copy(self) -> dict[Any, Any]:
-        return dict(self.items())
-
-    def __or__(self, other: Any) -> Any:
-        return self.copy() | other
-
-    def __reduce_ex__(self, protocol: Any) -> Any:
-        return dict, (self.copy(),)
-
-    def raw(self) -> dict[str, Any]:
-        """The keys of Adam's as they lie here."""
-        return {key: dict.__getitem__(self, key) for key in SLOTS if dict.__contains__(self, key)}
-
-
-@_asking
+@asking
 class StateView(defaultdict[Any, Any]):
     """Parameter -> `Entry`; other keys belong to others.
 
@@ -119,14 +39,14 @@ class StateView(defaultdict[Any, Any]):
         self._written_off = False  # cleared or assigned: what the server has is of no interest
         self._looks: dict[torch.Tensor, dict[str, _Seen]] = {}
         """How the server's values looked when they came; a parameter that is not in here has no state there."""
-        self._held: list[tuple[torch.Tensor, str, weakref.ref[torch.Tensor], Look]] = []
-        """Tensors that were read before the last step, and which somebody still has: they change as torch's do."""
+        self._held = HeldTensors()
+        """Tensors that were read before the last step."""
 
     # --- what others see -----------------------------------------------------------------------------------------
 
     def __getitem__(self, key: Any) -> Any:
         if not dict.__contains__(self, key):
-            dict.__setitem__(self, key, Entry((), self) if isinstance(key, torch.Tensor) else {})
+            dict.__setitem__(self, key, Entry((), self.load) if isinstance(key, torch.Tensor) else {})
         return dict.__getitem__(self, key)
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -156,6 +76,10 @@ class StateView(defaultdict[Any, Any]):
         self.load()
         return dict.pop(self, key, *default)
 
+    def popitem(self) -> tuple[Any, Any]:
+        self.load()
+        return dict.popitem(self)
+
     def setdefault(self, key: Any, default: Any = None) -> Any:
         if key not in self:
             self[key] = default
@@ -170,9 +94,6 @@ class StateView(defaultdict[Any, Any]):
         return defaultdict(dict, self.items())
 
     __copy__ = copy  # type: ignore[assignment]
-
-    def __repr__(self) -> str:
-        return repr(self.copy())
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return defaultdict, (dict, dict(self.items()))
@@ -207,7 +128,7 @@ class StateView(defaultdict[Any, Any]):
         Raises ValueError for a tensor that was changed in part after a step had made its values old.
         """
         if not self._fresh:
-            if not self._changed_since():
+            if not self._held.changed():
                 return {}
             self.load()
         found = {}
@@ -241,15 +162,15 @@ class StateView(defaultdict[Any, Any]):
                     dict.__delitem__(entry, key)
                     del value
         self._looks.clear()
-        self._fresh = False
+        self._fresh = self._written_off = False
         for param, key, reference in read:
             held = reference()
             if held is not None:
-                self._held.append((param, key, reference, Look(held)))
+                self._held.add((param, key), held)
 
     def saved(self) -> dict[Any, Any]:
         """A copy of everything; nothing of what is read for it stays here."""
-        kept = self._fresh or bool(self._changed_since())
+        kept = self._fresh or bool(self._held.changed())
         if kept:
             self.load()
         states = {} if kept else self._fetch()
@@ -268,40 +189,20 @@ class StateView(defaultdict[Any, Any]):
 
     def _put(self, key: Any, value: Any) -> None:
         if isinstance(key, torch.Tensor) and isinstance(value, Mapping):
-            value = Entry(value, self)
+            value = Entry(value, self.load)
         dict.__setitem__(self, key, value)
 
     def _fill(self, states: States) -> None:
-        edited = self._changed_since()
-        held = {(param, key): reference() for param, key, reference, _ in self._held}
+        edited, held = self._held.changed(), self._held.alive()
         self._held.clear()
         self._fresh = True
         for param, parts in states.items():
             entry = self[param]
             for key, value in parts.items():
-                old = held.get((param, key))
-                kept = value
-                if (param, key) in edited:
-                    kept = edited[param, key]
-                elif old is not None and not old.is_inference() and _kind(old) == _kind(value):
-                    kept = old.copy_(value)
+                place = param, key
+                kept = edited[place] if place in edited else refilled(held.get(place), value)
                 dict.__setitem__(entry, key, kept)
-                self._looks.setdefault(param, {})[key] = _Seen(value if (param, key) in edited else kept)
-
-    def _changed_since(self) -> dict[tuple[torch.Tensor, str], torch.Tensor]:
-        """Held tensors that were changed when their values were old already, if what they mean can be known."""
-        found = {}
-        for param, key, reference, look in self._held:
-            held = reference()
-            if held is not None and look.changed(held):
-                if held.numel() and not bool((held == held.reshape(-1)[0]).all()):
-                    self._held.clear()
-                    raise ValueError(
-                        f"a tensor {key!r} of optimizer.state was changed that had been read before the last step, "
-                        "whose values were old; expected optimizer.state[param] to be read anew after each step"
-                    )
-                found[param, key] = held
-        return found
+                self._looks.setdefault(param, {})[key] = _Seen(value if place in edited else kept)
 
 
 class _Seen:
@@ -315,10 +216,6 @@ class _Seen:
         if value is not self._value:
             return True
         return self._look is not None and self._look.changed(value)
-
-
-def _kind(tensor: torch.Tensor) -> tuple[Any, ...]:
-    return tensor.shape, tensor.dtype, tensor.device
 
 
 def _copied(value: Any) -> Any:

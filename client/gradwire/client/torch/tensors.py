@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Sequence
 from typing import Any
 
 import ml_dtypes
@@ -21,7 +22,9 @@ _LANES = 1021
 
 def as_array(tensor: torch.Tensor) -> Array:
     """The values on the host, C-contiguous, in the tensor's own precision; shares memory where it can."""
-    host = tensor.detach().cpu().resolve_neg().contiguous()
+    host = tensor.detach()
+    if host.device.type != "cpu" or host.is_neg() or not host.is_contiguous():
+        host = host.cpu().resolve_neg().contiguous()
     if host.dtype is torch.bfloat16:
         bits: Array = host.view(torch.int16).numpy()
         return bits.view(ml_dtypes.bfloat16)
@@ -34,6 +37,8 @@ def fingerprint(array: Array) -> int:
 
     A tensor's version misses what is done to its ``.data``, which training scripts do.
     """
+    if array.nbytes < 8 * _LANES:
+        return hash(array.tobytes())
     data = array.reshape(-1).view(np.uint8)
     whole = data.size // (8 * _LANES) * (8 * _LANES)
     lanes = np.add.reduce(data[:whole].view(np.uint64).reshape(-1, _LANES), axis=0)
@@ -48,9 +53,10 @@ class Look:
     """A tensor's version, storage and, on the host, values, at one moment. Inference tensors have no version."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
-        self._by_values = tensor.device.type == "cpu" or tensor.is_inference()
+        device = tensor.device
+        self._by_values = device.type == "cpu" or tensor.is_inference()
         self._version = _version(tensor)
-        self._storage = (tensor.device, tensor.data_ptr())
+        self._storage = (device, tensor.data_ptr())
         self._fingerprint = fingerprint(as_array(tensor)) if self._by_values else 0
 
     def changed(self, tensor: torch.Tensor) -> bool:
@@ -79,12 +85,6 @@ class RemoteTensor:
         """The parameter is now as the server has it."""
         self._seen = Look(self.param)
 
-    def put(self, values: Array) -> None:
-        """Takes new values from the server."""
-        with torch.inference_mode() if self.param.is_inference() else torch.no_grad():
-            self.param.copy_(torch.from_numpy(values))
-        self.note()
-
     def differences(self, values: Array) -> npt.NDArray[np.bool_]:
         """Where the parameter is not, bit for bit, what `put` would make of ``values``."""
         taken = as_array(torch.from_numpy(values).to(self.param.dtype))
@@ -93,12 +93,14 @@ class RemoteTensor:
 
     def check(self) -> None:
         """Raises ValueError where the parameter is no longer what the run was made for."""
-        shape = tuple(self.param.shape)
-        if shape != self.shape:
-            raise ValueError(f"parameter {self.name!r} has shape {shape} now; the run has it as {self.shape}")
-        if self.param.dtype is not self.dtype:
-            raise ValueError(f"parameter {self.name!r} is {self.param.dtype} now; the run was made for {self.dtype}")
-        if self.param.device.type == "meta":
+        param = self.param
+        if param.shape != self.shape:
+            raise ValueError(
+                f"parameter {self.name!r} has shape {tuple(param.shape)} now; the run has it as {self.shape}"
+            )
+        if param.dtype is not self.dtype:
+            raise ValueError(f"parameter {self.name!r} is {param.dtype} now; the run was made for {self.dtype}")
+        if param.is_meta:
             raise ValueError(f"parameter {self.name!r} is on the meta device now, where it has no values to update")
 
     def gradient(self) -> Array | None:
@@ -110,9 +112,21 @@ class RemoteTensor:
             raise TypeError(f"the gradient of {self.name!r} is sparse; expected a dense one (Embedding: sparse=False)")
         if grad.dtype not in FLOATS:
             raise TypeError(f"the gradient of {self.name!r} is {grad.dtype}; expected a floating type")
-        if tuple(grad.shape) != self.shape:
+        if grad.shape != self.shape:
             raise ValueError(f"the gradient of {self.name!r} has shape {tuple(grad.shape)}; expected {self.shape}")
         return as_array(grad)
+
+
+def put(tensors: Sequence[RemoteTensor], values: Sequence[torch.Tensor]) -> None:
+    """Gives parameters new values from the server; all in one call, since there may be thousands of small ones."""
+    inside = [tensor.param.is_inference() for tensor in tensors]
+    for mode, wanted in ((torch.no_grad, False), (torch.inference_mode, True)):
+        chosen = [index for index, is_inference in enumerate(inside) if is_inference is wanted]
+        if chosen:
+            with mode():
+                torch._foreach_copy_([tensors[i].param for i in chosen], [values[i] for i in chosen])
+    for tensor in tensors:
+        tensor.note()
 
 
 def check_parameter(name: str, param: torch.Tensor) -> None:

@@ -1,0 +1,35 @@
+"""What the constructor of an optimizer is given, checked."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+from gradwire.client.connection import Server
+from gradwire.client.optimizers import Adam, TorchAdam
+from gradwire.wire.tls import TLS
+
+
+def preset_of(optimizer: Any, maximize: bool | None, options: dict[str, Any]) -> Adam:
+    """The preset with those of ``options`` that are its hyperparameters, which are taken out of them. Raises TypeError,
+    ValueError."""
+    preset = TorchAdam() if optimizer is None else optimizer
+    if not isinstance(preset, Adam):
+        raise TypeError(f"optimizer is {preset!r}; expected a preset such as TorchAdam(lr=1e-3)")
+    hyperparameters = {field.name for field in fields(preset)}
+    changes = {name: options.pop(name) for name in list(options) if name in hyperparameters}
+    return preset.replace(changes if maximize is None else {**changes, "maximize": maximize})
+
+
+def check_place(run: Any, target: Any, tls: Any, overlap: Any) -> None:
+    """Raises TypeError."""
+    if not isinstance(run, str):
+        raise TypeError(f"run is {run!r}; expected the name of a run")
+    if not (target is None or isinstance(target, (str, Server))):
+        raise TypeError(f"target is {target!r}; expected host:port, unix:PATH, 'embedded' or a Server")
+    if not (tls is None or isinstance(tls, TLS)):
+        raise TypeError(f"tls is {tls!r}; expected TLS(ca=...)")
+    if tls is not None and isinstance(target, Server):
+        raise TypeError("tls is of no use with a Server, which is connected already; expected it in connect()")
+    if not isinstance(overlap, bool):
+        raise TypeError(f"overlap is {overlap!r}; expected True or False")
