@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+import importlib.util
 import signal
 
 import pytest
+
+if importlib.util.find_spec("hypothesis"):  # `make integrations` and `make gpu` do without
+    from hypothesis import settings
+
+    # An example may wait for a busy neighbour, or for what it compiles first; each test has a time-out.
+    settings.register_profile("unhurried", deadline=None)
+    settings.load_profile("unhurried")
 
 
 def pytest_configure(config: pytest.Config) -> None:

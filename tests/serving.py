@@ -20,6 +20,7 @@ from types import TracebackType
 from tests.zygote import AVAILABLE, ForkedProcess, Zygote, clean_environment
 
 START_TIMEOUT_SECONDS = 90.0
+"""How long a start may take on a busy machine: the first one compiles kernels."""
 
 DEVICE = os.environ.get("GRADWIRE_TEST_DEVICE", "")
 """What the servers of tests compute on, where a test does not say: ``make gpu`` runs tests with ``cuda``."""

@@ -33,12 +33,18 @@ async function experiment(stub, amsgrad, steps) {
 
 async function main(target = 'localhost:50051', steps = 1_000_000) {
   const stub = connect(target)
-  for (const amsgrad of [false, true]) {
-    const { x, averageRegret, trajectory } = await experiment(stub, amsgrad, Number(steps))
-    const optimizer = amsgrad ? 'AMSGrad' : 'Adam'
-    console.log(JSON.stringify({ optimizer, steps: Number(steps), x, averageRegret, trajectory }))
+  try {
+    for (const amsgrad of [false, true]) {
+      const { x, averageRegret, trajectory } = await experiment(stub, amsgrad, Number(steps))
+      const optimizer = amsgrad ? 'AMSGrad' : 'Adam'
+      console.log(JSON.stringify({ optimizer, steps: Number(steps), x, averageRegret, trajectory }))
+    }
+  } catch (error) {
+    console.error(`error: ${error.message}`)
+    process.exitCode = 1
+  } finally {
+    stub.close()
   }
-  stub.close()
 }
 
 main(...process.argv.slice(2))

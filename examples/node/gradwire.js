@@ -46,15 +46,31 @@ function connect(target) {
   return new OptimizerService(target, grpc.credentials.createInsecure(), keepalive)
 }
 
-/** Creates a run of one group. `tensors`: [{name, shape}]; `values`: theirs, one after another; `adam`: see Adam. */
-function createRun(stub, name, tensors, values, adam, requestId) {
-  return new Promise((resolve, reject) => {
-    const call = stub.CreateRun((failure, answer) => (failure ? reject(new GradwireError(failure)) : resolve(answer)))
+/** Calls `attempt` until it succeeds, fails for good, or `patienceSeconds` are over. Rejects with a GradwireError. */
+async function patiently(patienceSeconds, attempt) {
+  const giveUpAt = Date.now() + 1000 * patienceSeconds
+  for (let pause = 100; ; pause = Math.min(2 * pause, 3000)) {
+    try {
+      return await attempt()
+    } catch (failure) {
+      const error = failure.code === undefined ? failure : new GradwireError(failure)
+      if (!error.passing || Date.now() + pause > giveUpAt) throw error
+      await sleep(pause * (0.5 + Math.random() / 2))
+    }
+  }
+}
+
+/** Creates a run of one group. `tensors`: [{name, shape}]; `values`: theirs, one after another; `adam`: see Adam. A
+ *  server that is not there yet is waited for; who asks again with the same `requestId` gets the run it has made. */
+function createRun(stub, name, tensors, values, adam, requestId, patienceSeconds = 60) {
+  const send = (resolve, reject) => {
+    const call = stub.CreateRun((failure, answer) => (failure ? reject(failure) : resolve(answer)))
     call.on('error', () => {})
     call.write({ header: { spec: { name: `runs/${name}`, groups: [{ tensors, adam }] }, request_id: requestId } })
     for (const { offset, data } of slices(values, 1)) call.write({ slice: { offset, data } })
     call.end()
-  })
+  }
+  return patiently(patienceSeconds, () => new Promise(send))
 }
 
 /** `rows` rows of float32, one after another, as slices [rows, length] of a good size: {offset, data}. */
@@ -85,9 +101,8 @@ class Worker {
   /** Sends `steps` gradients, row after row. Resolves to {values, receipt}: the parameters after the block, or, with
    *  RETURNS_TRAJECTORY, after each step. Rejects with a GradwireError. */
   async step(gradients, { steps = 1, returns = 'RETURNS_LAST' } = {}) {
-    const giveUpAt = Date.now() + 1000 * this.patienceSeconds
     const rows = { RETURNS_LAST: 1, RETURNS_TRAJECTORY: steps, RETURNS_NONE: 0 }[returns]
-    for (let pause = 100; ; pause = Math.min(2 * pause, 3000)) {
+    return patiently(this.patienceSeconds, async () => {
       try {
         const applied = await this.attach()
         const sequence = (this.sequence ??= applied) + 1
@@ -103,11 +118,9 @@ class Worker {
         return { values, receipt }
       } catch (failure) {
         this.drop()
-        const error = failure.code === undefined ? failure : new GradwireError(failure)
-        if (!error.passing || Date.now() + pause > giveUpAt) throw error
-        await sleep(pause * (0.5 + Math.random() / 2))
+        throw failure
       }
-    }
+    })
   }
 
   /** Resolves to the last block of ours that the server has applied. */

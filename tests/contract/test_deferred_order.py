@@ -65,7 +65,7 @@ def cases(draw: st.DrawFn) -> Case:
     return case
 
 
-@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_any_way_to_send_a_block_gives_bit_for_bit_what_one_plain_block_gives(
     bare: BareClient, data: st.DataObject

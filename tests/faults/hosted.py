@@ -20,6 +20,7 @@ from gradwire.server.engine import threads
 from gradwire.server.engine.run import Run
 from gradwire.server.runs.registry import Registry
 from gradwire.server.training.arrival_speed import ArrivalSpeed
+from tests.serving import START_TIMEOUT_SECONDS
 
 T = TypeVar("T")
 
@@ -53,7 +54,7 @@ class HostedServer:
                 self._patch.setattr(ArrivalSpeed, "near", property(lambda speed: False))
             # Work that a test holds up must not be on the event loop, and runs of a test are small.
             self._patch.setattr(threads, "BULK_ELEMENTS", BULK_ELEMENTS)
-            self.server: Server = self._run(self._start(config, device))
+            self.server: Server = self._run(self._start(config, device), START_TIMEOUT_SECONDS)
         except BaseException:
             self._end()
             raise
@@ -70,12 +71,16 @@ class HostedServer:
 
     async def _start(self, config: ServerConfig, device: Device | None) -> Server:
         server = Server(config, device)
-        await server.start()
+        try:
+            await server.start()
+        except BaseException:
+            await server.abandon()  # else gRPC would end it later, without its loop, and keep later tests from ending
+            raise
         return server
 
-    def _run(self, coroutine: Any) -> Any:
+    def _run(self, coroutine: Any, seconds: float = WAIT_SECONDS) -> Any:
         future: Future[Any] = asyncio.run_coroutine_threadsafe(coroutine, self.loop)
-        return future.result(WAIT_SECONDS)
+        return future.result(seconds)
 
     def call(self, function: Callable[[], T]) -> T:
         """``function()`` on the server's event loop, where nothing else runs meanwhile."""

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import shutil
+import socket
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ import numpy.typing as npt
 import pytest
 
 from gradwire.client import Adam, AMSGrad, Server
+from tests.children import child
+from tests.serving import ServerProcess
 
 EXAMPLE = Path(__file__).parents[2] / "examples/node"
 STEPS = 25_000
@@ -55,6 +58,16 @@ def test_the_experiment_is_the_same_bit_for_bit(server: Server) -> None:
         assert line["trajectory"] == sha256(trajectory)
         before = np.concatenate([np.zeros(1), trajectory[:-1].astype(np.float64)])
         assert line["averageRegret"] == pytest.approx(float(np.mean(slopes * (before + 1))), rel=1e-9)
+
+
+def test_a_server_that_is_not_there_yet_is_waited_for() -> None:
+    """As in the README's commands, which start the server and the demo at once."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        target = f"127.0.0.1:{free.getsockname()[1]}"
+    with child([node(), str(EXAMPLE / "demo.js"), target, "10"]) as demo, ServerProcess(listen=target):
+        output, errors = demo.communicate(timeout=90)
+    assert (demo.returncode, errors) == (0, "")
+    assert [json.loads(line)["optimizer"] for line in output.splitlines()] == ["Adam", "AMSGrad"]
 
 
 def test_each_block_is_applied_once_over_broken_streams_and_refusals_are_read(server: Server, tmp_path: Path) -> None:

@@ -29,9 +29,7 @@ Tensor = npt.NDArray[Any]
 
 RTOL = {"float32": 2.0**-22, "float64": 1e-12}
 SHAPES: list[tuple[int, ...]] = [(), (1,), (0,), (3,), (2, 3), (2, 0, 4), (4, 1, 2), (40,)]
-quick = settings(
-    deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow], print_blob=False
-)
+quick = settings(derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow], print_blob=False)
 
 
 @dataclass(frozen=True)

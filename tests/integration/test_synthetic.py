@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import importlib.util
 import json
 import os
 import signal
@@ -17,6 +18,8 @@ from tests.children import child
 from tests.serving import ServerProcess
 
 SCRIPT = Path(__file__).parents[2] / "client" / "synthetic.py"
+DRAWS = importlib.util.find_spec("matplotlib") is not None
+"""The environments of `make versions` have none."""
 
 # Steps -> (AMSGrad x, AMSGrad R/N, Adam x, Adam R/N), constant lr 0.01. The seed's own loop gives these.
 SEED = {
@@ -52,9 +55,10 @@ def test_ten_million_steps_end_where_the_seed_ends(server_process: ServerProcess
     assert rows["amsgrad", "inverse-sqrt"]["x"] == pytest.approx(-0.9993, abs=1e-4)
     assert rows["amsgrad", "inverse-sqrt"]["average_regret"] == pytest.approx(0.0124, abs=1e-4)
     assert rows["adam", "inverse-sqrt"]["x"] > 0.99
-    picture = (tmp_path / "regret.png").read_bytes()
-    assert picture.startswith(b"\x89PNG")
-    assert len(picture) > 20_000
+    if DRAWS:
+        picture = (tmp_path / "regret.png").read_bytes()
+        assert picture.startswith(b"\x89PNG")
+        assert len(picture) > 20_000
 
 
 def test_a_million_steps_in_odd_blocks(server_process: ServerProcess, tmp_path: Path) -> None:
@@ -136,7 +140,7 @@ def test_interrupt_stops_cleanly_and_writes_what_there_is(server_process: Server
     assert "adam" in output
     assert "stopped early" in errors
     assert (tmp_path / "regret.csv").exists()
-    assert (tmp_path / "regret.png").exists()
+    assert (tmp_path / "regret.png").exists() == DRAWS
 
 
 @pytest.mark.parametrize(

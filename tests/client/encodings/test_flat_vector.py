@@ -127,7 +127,7 @@ def test_views_share_memory_and_have_the_tensors_shapes() -> None:
     assert vector.tolist() == [0, 0, 0, 5, 0, 0, 7, 0, 0]
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(st.data(), st.integers(1, 3))
 def test_gather_takes_any_part_of_any_tensors(data: st.DataObject, steps: int) -> None:
     """Zero-length tensors, absent ones outside the part, and strided rows included."""

@@ -144,14 +144,14 @@ def test_float64_rounds_once_on_its_way_to_bfloat16(sign: float) -> None:
         assert np.array_equal(through(sign * values, BFLOAT16), sign * expected)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.lists(st.floats(width=64), min_size=1, max_size=20), st.sampled_from(list(WIRE.values())))
 def test_a_second_trip_changes_nothing(numbers: list[float], wire: np.dtype[Any]) -> None:
     once = through(numbers, wire)
     assert np.array_equal(through(once, wire), once, equal_nan=True)
 
 
-@settings(deadline=None, max_examples=200)
+@settings(max_examples=200)
 @given(st.lists(st.floats(width=32), min_size=1, max_size=20), st.sampled_from([FLOAT32, FLOAT64]))
 def test_float32_is_exact_in_float32_and_float64(numbers: list[float], wire: np.dtype[Any]) -> None:
     values = np.array(numbers, np.float32)

@@ -36,7 +36,7 @@ def test_tensors_are_packed_group_after_group() -> None:
     assert layout.index == {"w": 0, "empty": 1, "scalar": 2, "b": 3}
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(SHAPES, min_size=1, max_size=3))
 def test_ranges_cover_the_vector_without_gap_or_overlap(groups: list[list[tuple[int, ...]]]) -> None:
     layout = layout_of(groups)
@@ -48,7 +48,7 @@ def test_ranges_cover_the_vector_without_gap_or_overlap(groups: list[list[tuple[
     assert layout.elements == position
 
 
-@settings(deadline=None, max_examples=60)
+@settings(max_examples=60)
 @given(st.lists(SHAPES, min_size=1, max_size=3))
 def test_tensor_at_names_the_tensor_that_holds_the_element(groups: list[list[tuple[int, ...]]]) -> None:
     layout = layout_of(groups)
@@ -57,7 +57,7 @@ def test_tensor_at_names_the_tensor_that_holds_the_element(groups: list[list[tup
         assert tensor.start <= element < tensor.stop
 
 
-@settings(deadline=None, max_examples=100)
+@settings(max_examples=100)
 @given(SHAPES, st.data())
 def test_present_ranges_hold_exactly_the_elements_of_present_tensors(
     shapes: list[tuple[int, ...]], data: st.DataObject

@@ -108,6 +108,18 @@ def test_names_of_others_cannot_add_lines(hosted: HostedServer, server: Server) 
     assert lines[0].endswith(r"attached: me\nmade-up   step 999\x1b[2J\u202e")
 
 
+def test_an_export_needs_not_read_what_it_writes(
+    hosted: HostedServer, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file or a pipe of somebody else's, say. Root may read everything, hence the stand-in."""
+    path = tmp_path / "x.safetensors"
+    path.touch()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: mode != os.R_OK)
+        runs(hosted, "export", "x", str(path))
+    assert load_file(path)
+
+
 @pytest.mark.parametrize("command", ["list", "show x", "save x", "fork x f", "export x /dev/stdout"])
 def test_who_stops_reading_ends_a_command_in_silence(
     hosted: HostedServer, server: Server, monkeypatch: pytest.MonkeyPatch, command: str

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from gradwire.server import jit
@@ -30,7 +30,6 @@ def numpy_differences(values: Any, held: Any, blocks: Blocks, rows: Rows) -> Non
             copy += quantizer.encode(difference, rows.scales[0, piece.blocks], codes)
 
 
-@settings(deadline=None)  # the first one compiles
 @given(
     st.lists(st.sampled_from([1, 3, 64, 255, 256, 257, 700, 70_000]), min_size=1, max_size=5),
     st.integers(0, 2**32),

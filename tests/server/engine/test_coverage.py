@@ -40,7 +40,7 @@ def cases(draw: st.DrawFn) -> tuple[Layout, tuple[Range, ...], list[Range]]:
     return layout, ranges, draw(st.permutations(parts))
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(cases())
 def test_any_partition_in_any_order_is_complete_at_the_last_slice(
     case: tuple[Layout, tuple[Range, ...], list[Range]],
@@ -54,7 +54,7 @@ def test_any_partition_in_any_order_is_complete_at_the_last_slice(
     found.require_complete("block 1")
 
 
-@settings(deadline=None, max_examples=150)
+@settings(max_examples=150)
 @given(cases(), st.data())
 def test_what_may_come_is_what_a_set_of_elements_says(
     case: tuple[Layout, tuple[Range, ...], list[Range]], data: st.DataObject
@@ -85,7 +85,7 @@ def test_what_may_come_is_what_a_set_of_elements_says(
         found.require_complete("block 1")
 
 
-@settings(deadline=None, max_examples=300)
+@settings(max_examples=300)
 @given(cases(), st.lists(st.tuples(st.integers(0, 40), st.integers(0, 40)), max_size=12))
 def test_where_repeats_replace_what_has_come_is_what_a_set_of_elements_says(
     case: tuple[Layout, tuple[Range, ...], list[Range]], pairs: list[tuple[int, int]]

@@ -149,7 +149,7 @@ def rollback_command(stub: Stub, name: str, snapshot: int) -> None:
 
 @_command("export")
 @click.argument("name")
-@click.argument("path", type=click.Path(dir_okay=False, path_type=Path))
+@click.argument("path", type=click.Path(dir_okay=False, readable=False, path_type=Path))
 @click.option("--snapshot", type=SNAPSHOT_ID, default=0, help="Id of a snapshot; without it: the run as it is now.")
 @click.option("--weights-only", is_flag=True, help="Leave out the optimizer state.")
 def export_command(stub: Stub, name: str, path: Path, snapshot: int, weights_only: bool) -> None:
