@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import shutil
+import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -157,6 +159,24 @@ def test_causes_are_named(
     assert f"it does not accept the client certificate {others.path('client.pem')}" in why(mutual.target, stranger)
 
 
+def test_a_tunnel_whose_end_is_not_there_yet_is_waited_for(encrypted: HostedServer, files: Files) -> None:
+    """It accepts, and hangs up."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        target = f"127.0.0.1:{listener.getsockname()[1]}"
+        hung_up = threading.Semaphore(0)
+
+        def hang_up() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    listener.accept()[0].close()
+                    hung_up.release()
+
+        threading.Thread(target=hang_up, daemon=True).start()
+        with pytest.raises(ConnectionLost, match="after 1 s: something listens there that does not answer as one"):
+            connect(target, tls=files.trusting, timeout_seconds=1)
+        assert hung_up.acquire(timeout=WAIT_SECONDS)
+
+
 def test_the_name_to_expect_can_be_said(misnamed: tuple[HostedServer, Files]) -> None:
     server, files = misnamed
     with connect(server.target, tls=TLS(files.path("ca.pem"), server_name="elsewhere.example")) as connection:
@@ -241,7 +261,8 @@ def test_commands_take_the_same_files(mutual: HostedServer, files: Files, monkey
     for command in (["health"], ["runs", "list"]):
         at = [*command, "--target", mutual.target]
         assert CliRunner().invoke(cli, [*at, *known]).exit_code == 0
-        assert CliRunner().invoke(cli, at).exit_code == 1
+        without = CliRunner().invoke(cli, at)
+        assert (without.exit_code, "it speaks TLS, and this client does not" in without.output) == (1, True)
         half = CliRunner().invoke(cli, [*at, *known[:4]])
         assert (half.exit_code, "expected both, or neither" in half.output) == (2, True)
         with monkeypatch.context() as patch:

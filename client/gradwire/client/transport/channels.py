@@ -11,12 +11,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gradwire.client.errors import ConnectionLost
 from gradwire.client.transport.call_threads import in_own_thread
-from gradwire.client.transport.silence import tls_fault, why_nobody_answers
-from gradwire.client.transport.tls_handshake import check_files
+from gradwire.client.transport.silence import why_nobody_answers
 from gradwire.wire.hosts import is_local
-from gradwire.wire.proxies import proxy_to
 from gradwire.wire.service import MESSAGE_OPTIONS, SERVICE_NAME, local_options
 from gradwire.wire.tls import TLS, tls_options
+from gradwire.wire.tls_handshake import check_files, tls_fault
 
 CONNECT_TIMEOUT_SECONDS = 15.0
 PROBE_TIMEOUT_SECONDS = 5.0
@@ -95,23 +94,13 @@ def serving_channel(target: str, timeout_seconds: float, tls: TLS | None = None)
         # A channel of gRPC's tries again later and later, up to two minutes for a name. A new one does so now.
         channel.close()
         left_seconds = deadline - time.monotonic()
-        fault = in_own_thread(lambda: known_tls_fault(target, tls)) if found is _Found.NOTHING else None
+        fault = in_own_thread(lambda: tls_fault(target, tls)) if found is _Found.NOTHING else None
         if fault is not None:
             raise ConnectionLost(f"the server at {target} cannot be spoken with: {fault}", applied=False, target=target)
         if found is _Found.ANOTHER or left_seconds <= 0:
-            raise ConnectionLost(_complaint(found, target, timeout_seconds, tls), applied=False, target=target)
+            raise ConnectionLost(_complaint(found, target, timeout_seconds), applied=False, target=target)
         time.sleep(min(pause_seconds, left_seconds))
         pause_seconds = min(2 * pause_seconds, _LONGEST_PAUSE_SECONDS)
-
-
-def known_tls_fault(target: str, tls: TLS | None) -> str | None:
-    """See `tls_fault`; None where nobody listens, or a proxy is in the way."""
-    if proxy_to(target) is not None:
-        return None
-    try:
-        return tls_fault(target, tls)
-    except OSError:
-        return None
 
 
 def _wait_for_answer(channel: grpc.Channel, deadline: float) -> _Found:
@@ -143,9 +132,9 @@ _FOUND = {
 }
 
 
-def _complaint(found: _Found, target: str, timeout_seconds: float, tls: TLS | None) -> str:
+def _complaint(found: _Found, target: str, timeout_seconds: float) -> str:
     if found is _Found.STARTING:
         return f"{target} is not serving after {timeout_seconds:g} s: it is starting or about to stop"
-    why = "another gRPC server answers" if found is _Found.ANOTHER else why_nobody_answers(target, tls)
+    why = "another gRPC server answers" if found is _Found.ANOTHER else why_nobody_answers(target)
     waited = "" if found is _Found.ANOTHER else f" after {timeout_seconds:g} s"
     return f"no gradwire server at {target}{waited}: {why}; start one with `gradwire serve`"

@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gradwire.client.errors import ConnectionLost
-from gradwire.client.transport.channels import answers, known_tls_fault
+from gradwire.client.transport.channels import answers
 from gradwire.client.transport.embedded_server import EmbeddedServer
 from gradwire.wire.hosts import host_and_port
 from gradwire.wire.tls import TLS
+from gradwire.wire.tls_handshake import tls_fault
 
 DEFAULT_TARGET = "localhost:50051"
 
@@ -41,7 +42,7 @@ def find_server(target: str | None, data_dir: str | Path | None = None, tls: TLS
             return FoundServer(target, f"{target}, from GRADWIRE_TARGET")
         if not target and answers(DEFAULT_TARGET, tls):
             return FoundServer(DEFAULT_TARGET, f"{DEFAULT_TARGET}, which answers")
-        if not target and (fault := known_tls_fault(DEFAULT_TARGET, tls)) is not None:
+        if not target and (fault := tls_fault(DEFAULT_TARGET, tls)) is not None:
             raise ConnectionLost(
                 f"the server at {DEFAULT_TARGET} cannot be spoken with: {fault}. target='embedded' starts another one",
                 applied=False,

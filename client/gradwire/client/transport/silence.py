@@ -5,16 +5,14 @@ from __future__ import annotations
 import socket
 from contextlib import closing
 
-from gradwire.client.transport.tls_handshake import handshake_fault
 from gradwire.wire.hosts import host_and_port
 from gradwire.wire.proxies import proxy_to
-from gradwire.wire.tls import TLS
 
 _LOOK_SECONDS = 1.0
 
 
-def why_nobody_answers(target: str, tls: TLS | None = None) -> str:
-    """Looks for itself, at most a second after the name is resolved, and one for a handshake."""
+def why_nobody_answers(target: str) -> str:
+    """Looks for itself, at most a second after the name is resolved."""
     proxy = proxy_to(target)
     if proxy is not None:
         return (
@@ -22,22 +20,14 @@ def why_nobody_answers(target: str, tls: TLS | None = None) -> str:
             f"(no_proxy={proxy.host} would ask it directly)"
         )
     try:
-        fault = tls_fault(target, tls)
-        return fault or "something listens there that does not answer as one"
+        with closing(_connected(target)):
+            return "something listens there that does not answer as one"
     except socket.gaierror:
         return "this name is not known"
     except TimeoutError:
         return "nothing answers"
     except OSError as error:
         return (error.strerror or str(error)).lower()
-
-
-def tls_fault(target: str, tls: TLS | None) -> str | None:
-    """What keeps the two sides from speaking, of what has to do with TLS. Raises OSError where nobody listens."""
-    with closing(_connected(target)) as connection:
-        if target.startswith(("unix:", "unix-abstract:")):
-            return None
-        return handshake_fault(connection, host_and_port(target)[0], tls)
 
 
 def _connected(target: str) -> socket.socket:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 import grpc
 
-from gradwire.server.cli.target import channel_to, with_target
+from gradwire.server.cli.target import channel_to, unanswered, with_target
 from gradwire.wire.printable import printable
 from gradwire.wire.service import SERVICE_NAME
 from gradwire.wire.tls import TLS
@@ -42,7 +42,7 @@ def health_command(target: str, tls: TLS | None, timeout: float) -> None:
         try:
             answer = check(_REQUEST, timeout=timeout)
         except grpc.RpcError as error:
-            raise click.ClickException(printable(f"{target}: {error.code().name}: {error.details()}")) from None
+            raise click.ClickException(printable(unanswered(error, target, tls))) from None
     serving = answer == _SERVING
     click.echo(f"{target}: {'SERVING' if serving else 'NOT_SERVING'}")
     if not serving:

@@ -16,7 +16,7 @@ from google.protobuf.json_format import MessageToDict
 from google.rpc import status_pb2
 
 from gradwire.server.cli.numbers import SNAPSHOT_ID
-from gradwire.server.cli.target import channel_to, with_target
+from gradwire.server.cli.target import channel_to, unanswered, with_target
 from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc
 from gradwire.wire.errors import STATUS_DETAILS_KEY, GradwireError, from_status
 from gradwire.wire.layout import parse_run_name
@@ -48,7 +48,7 @@ def _command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
                 try:
                     function(Stub(channel), **arguments)
                 except grpc.RpcError as error:
-                    raise click.ClickException(printable(_message(error, target))) from None
+                    raise click.ClickException(printable(_message(error, target, tls))) from None
                 except BrokenPipeError:
                     raise  # whoever read has gone, and need not be told: click ends in silence
                 except (GradwireError, OSError) as error:
@@ -59,13 +59,13 @@ def _command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     return decorate
 
 
-def _message(error: Any, target: str) -> str:
+def _message(error: Any, target: str, tls: TLS | None) -> str:
     for key, value in error.trailing_metadata() or ():
         if key == STATUS_DETAILS_KEY:
             refusal = from_status(status_pb2.Status.FromString(value))
             if refusal is not None:
                 return f"{refusal.message} ({refusal.reason or 'refused'})"
-    return f"{target}: {error.code().name}: {error.details()}"
+    return unanswered(error, target, tls)
 
 
 @_command("list")

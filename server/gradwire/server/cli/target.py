@@ -50,6 +50,18 @@ def with_target(function: Callable[..., None]) -> Callable[..., None]:
     return option(command)
 
 
+def unanswered(error: Any, target: str, tls: TLS | None) -> str:
+    """What a failed call says, or TLS where that is the cause."""
+    if error.code() is grpc.StatusCode.UNAVAILABLE:
+        from gradwire.wire.tls_handshake import tls_fault  # not before: a health check that passes needs none of it
+
+        used = tls if speaks_tls(target, tls) else None
+        fault = tls_fault(target, used)
+        if fault is not None:
+            return f"the server at {target} cannot be spoken with: {fault}"
+    return f"{target}: {error.code().name}: {error.details()}"
+
+
 def channel_to(target: str, tls: TLS | None, options: Sequence[tuple[str, Any]] = ()) -> grpc.Channel:
     """A channel, to be closed. Raises click.ClickException for files that cannot be read."""
     all_options = [*options, *local_options(target)]

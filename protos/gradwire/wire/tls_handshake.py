@@ -6,6 +6,8 @@ from __future__ import annotations
 import socket
 import ssl
 
+from gradwire.wire.hosts import host_and_port
+from gradwire.wire.proxies import proxy_to
 from gradwire.wire.tls import TLS
 
 _EXPIRED, _NOT_YET_VALID = 10, 9
@@ -19,13 +21,20 @@ def check_files(tls: TLS) -> None:
     _context(tls)
 
 
-def handshake_fault(connection: socket.socket, host: str, tls: TLS | None) -> str | None:
-    """What is wrong between the two sides, in words; None: nothing that has to do with TLS.
+def tls_fault(target: str, tls: TLS | None, timeout_seconds: float = 1.0) -> str | None:
+    """What of TLS keeps a client with ``tls`` and the server at ``target`` from speaking, in words; None: nothing does, or
+    nobody answers there at all, or a proxy stands in between."""
+    if target.startswith(("unix:", "unix-abstract:")) or proxy_to(target) is not None:
+        return None
+    host, port = host_and_port(target)
+    try:
+        with socket.create_connection((host, int(port)), timeout_seconds) as connection:
+            return _handshake_fault(connection, host, tls)
+    except (OSError, ValueError):
+        return None
 
-    Args:
-        connection: a new one to the server, with a time-out.
-        host: the one of the target.
-    """
+
+def _handshake_fault(connection: socket.socket, host: str, tls: TLS | None) -> str | None:
     if tls is None:
         return _answers_to_any_hello(connection)
     name = tls.server_name or host
@@ -38,6 +47,8 @@ def handshake_fault(connection: socket.socket, host: str, tls: TLS | None) -> st
         return _refused("", tls)
     except ssl.SSLCertVerificationError as error:
         return _unverified(error, name, tls)
+    except ssl.SSLEOFError:
+        return None  # a tunnel, perhaps, whose end is not there yet
     except ssl.SSLError as error:
         reason = error.reason or ""
         return _refused(reason, tls) if "ALERT" in reason else "it does not speak TLS, and this client does"
