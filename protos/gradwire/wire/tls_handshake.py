@@ -22,8 +22,8 @@ def check_files(tls: TLS) -> None:
 
 
 def tls_fault(target: str, tls: TLS | None, timeout_seconds: float = 1.0) -> str | None:
-    """What of TLS keeps a client with ``tls`` and the server at ``target`` from speaking, in words; None: nothing does, or
-    nobody answers there at all, or a proxy stands in between."""
+    """What of TLS keeps a client with ``tls`` and the server at ``target`` from speaking, in words; None: nothing does,
+    or nobody answers there at all, or a proxy stands in between."""
     if target.startswith(("unix:", "unix-abstract:")) or proxy_to(target) is not None:
         return None
     host, port = host_and_port(target)
