@@ -73,7 +73,7 @@ def test_interactive_run_equals_the_seed_and_the_block_run_bit_for_bit(
 ) -> None:
     """``--block 1`` is one round trip a step; blocks of any size give the same bits."""
     check(run(server_process.target, tmp_path, "--steps", "20000", "--schedule", "constant", "--block", "7919"), 20_000)
-    flags = ("--steps", "4000", "--schedule", "constant")
+    flags = ("--steps", "2100", "--schedule", "constant")
     single = run(server_process.target, tmp_path / "single", *flags, "--block", "1")
     blocks = run(server_process.target, tmp_path / "blocks", *flags, "--block", "1583")
     for key, row in single.items():
