@@ -16,6 +16,7 @@ from gradwire.client.options import Receipt, RunOptions
 from gradwire.client.run import Run
 from gradwire.client.transport.retry import RetryPolicy
 from gradwire.wire.errors import (
+    ClientTooOld,
     Draining,
     Fenced,
     GradwireError,
@@ -44,6 +45,7 @@ from gradwire.wire.errors import (
 __all__ = [
     "AMSGrad",
     "Adam",
+    "ClientTooOld",
     "ConnectionLost",
     "Draining",
     "EmbeddedServerError",

@@ -12,6 +12,7 @@ from gradwire.server.engine.run import Run
 from gradwire.server.engine.threads import in_thread
 from gradwire.server.rpc.calls import first_of, open_stream, refusing, require
 from gradwire.server.rpc.codec import (
+    decode_features,
     decode_request,
     decode_spec,
     durability_of,
@@ -103,6 +104,7 @@ class OptimizerServicer(SnapshotCalls):
                 attach.worker_id,
                 attach.takeover,
                 guard.interrupt,
+                decode_features(attach.understands),
                 decoder=decoder,
                 encoder=encoder,
                 max_result_bytes=self.registry.config.max_result,
