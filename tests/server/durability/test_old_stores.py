@@ -13,15 +13,20 @@ from gradwire.client import AMSGrad, RunDamaged, connect
 from gradwire.server.durability.records import VERSION, NewerRecord, read_record
 from gradwire.server.store.base import EMPTY
 from gradwire.server.store.chain import digest
+from gradwire.server.store.schema import SCHEMA
 from tests.server.durability.lasting import LastingServer, everything, gradient
-from tests.server.durability.write_old_store import ARCHIVES, seen
+from tests.server.durability.write_old_store import ARCHIVES, seen, write
 from tests.server.store.older import database, to_schema_3, version_of
 
 
-@pytest.mark.parametrize("schema", [3])
+@pytest.mark.parametrize("schema", range(3, SCHEMA + 1))
 def test_a_data_directory_of_an_older_version_is_as_it_was_left(schema: int, tmp_path: Path) -> None:
-    """See `write_old_store`."""
-    with tarfile.open(ARCHIVES / f"schema{schema}.tar.gz") as archive:
+    """Those that `write_old_store` has written, and what it would write today."""
+    path = ARCHIVES / f"schema{schema}.tar.gz"
+    if schema == SCHEMA:
+        path = tmp_path / path.name
+        write(path)
+    with tarfile.open(path) as archive:
         archive.extractall(tmp_path, filter="data")
     assert version_of(tmp_path / "data") == schema
     expected: dict[str, Any] = json.loads((tmp_path / "expected.json").read_text())

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import sys
 import tarfile
 import tempfile
 from pathlib import Path
@@ -67,10 +66,8 @@ def fill(server: Server) -> dict[str, dict[str, Any]]:
     return {run.name: seen(run) for run in (journaled, saved, forked)}
 
 
-def main() -> None:
-    archive = Path(sys.argv[1]) if len(sys.argv) > 1 else ARCHIVES / f"schema{SCHEMA}.tar.gz"
-    if archive.exists():
-        sys.exit(f"{archive} exists; it is what an older version left, and stays")
+def write(archive: Path) -> None:
+    """Raises FileExistsError: what an older version has left stays."""
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
         with LastingServer(directory) as server:
@@ -83,7 +80,6 @@ def main() -> None:
             member = tarfile.TarInfo("expected.json")
             member.size = len(text)
             out.addfile(member, io.BytesIO(text))
-    print(f"{archive}: {archive.stat().st_size} bytes")
 
 
 def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
@@ -93,4 +89,4 @@ def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 if __name__ == "__main__":
-    main()
+    write(ARCHIVES / f"schema{SCHEMA}.tar.gz")

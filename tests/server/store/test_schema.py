@@ -108,7 +108,7 @@ def open_and_die(directory: Path, statement: int) -> int:
         "open_database(Path(sys.argv[1]) / 'journal.sqlite3').close()\n"
     )
     command = [sys.executable, "-c", program, str(directory), str(statement)]
-    return subprocess.run(command, check=False, timeout=60).returncode
+    return subprocess.run(command, check=False, timeout=60, cwd=Path(__file__).parents[3]).returncode
 
 
 @pytest.mark.parametrize("statement", range(STATEMENTS))
