@@ -17,7 +17,8 @@ from gradwire.client import AMSGrad, ParamGroup, RetryPolicy, Run, Server, conne
 from gradwire.client.encodings import flat_vector
 from gradwire.server import failpoints
 from gradwire.server.durability.stored_runs import DamagedRun
-from gradwire.server.engine.spec import TENSOR_BYTES
+from gradwire.server.engine.features import Feature
+from gradwire.server.engine.spec import TENSOR_BYTES, RunSpec
 from gradwire.v1 import run_pb2, service_pb2, train_pb2
 from gradwire.wire.errors import DOMAIN, MAX_METADATA_BYTES, TABLE, GradwireError, from_status
 from tests.contract.bare import BareClient, BareStream, Refusal, group, pack, slices, whole
@@ -93,6 +94,16 @@ def sequence(world: World) -> None:
 def busy(world: World) -> None:
     with world.stream():
         world.bare.attach("x", "another")
+
+
+def needing(world: World) -> None:
+    """Runs need a feature from now on that no client has yet."""
+    world.patch.setattr(RunSpec, "needs", property(lambda spec: frozenset({Feature.SHARED_RUN})))
+
+
+def too_old(world: World) -> None:
+    needing(world)
+    world.stream()
 
 
 def fenced(world: World) -> None:
@@ -194,6 +205,7 @@ ON_THE_WIRE: dict[str, tuple[grpc.StatusCode, str, Callable[[World], object]]] =
     "NON_FINITE_GRADIENT": (grpc.StatusCode.INVALID_ARGUMENT, "false", gradients(whole(1, [1.0, float("nan")]))),
     "SEQUENCE_MISMATCH": (grpc.StatusCode.FAILED_PRECONDITION, "false", sequence),
     "RUN_BUSY": (grpc.StatusCode.FAILED_PRECONDITION, "false", busy),
+    "CLIENT_TOO_OLD": (grpc.StatusCode.FAILED_PRECONDITION, "false", too_old),
     "FENCED": (grpc.StatusCode.ABORTED, "false", fenced),
     "TOO_MANY_PARAMETERS": (
         grpc.StatusCode.RESOURCE_EXHAUSTED,
@@ -246,6 +258,11 @@ def client_fenced(world: World) -> None:
     run = world.run()
     world.server.attach("x", takeover=True)
     run.step({"w": np.ones(2, np.float32)})
+
+
+def client_too_old(world: World) -> None:
+    needing(world)
+    world.run()
 
 
 def client_stalled(world: World) -> None:
@@ -303,6 +320,7 @@ BY_THE_CLIENT: dict[str, Callable[[World], object]] = {
     "PROTOCOL_VIOLATION": lambda world: world.run().step_many(zeros(2**21 + 1, 2), returns="none"),
     "NON_FINITE_GRADIENT": lambda world: world.run().step({"w": np.array([1, np.inf], np.float32)}),
     "RUN_BUSY": lambda world: (world.run(), world.server.attach("x")),
+    "CLIENT_TOO_OLD": client_too_old,
     "FENCED": client_fenced,
     "TOO_MANY_PARAMETERS": lambda world: world.server.create_run("x", zeros(LARGE + 1), AMSGrad()),
     "MEMORY_LIMIT_EXCEEDED": lambda world: world.server.create_run("x", zeros(LARGE, dtype=np.float64), AMSGrad()),

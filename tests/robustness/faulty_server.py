@@ -15,14 +15,14 @@ from gradwire.server.durability.journaled_block import commit_journaled
 from gradwire.server.engine.block import Receipt
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.workers import Holder
-from gradwire.server.store import disk, journal, snapshots
+from gradwire.server.store import disk, journal, schema, snapshots
 from gradwire.server.store.base import Snapshot, Written
 
 
 def acknowledge_before_fsync() -> None:
     """Transactions are committed, and blocks acknowledged, before anything is flushed."""
-    vars(journal)["_PRAGMAS"] = tuple(
-        pragma.replace("synchronous=FULL", "synchronous=OFF") for pragma in journal._PRAGMAS
+    vars(schema)["_PRAGMAS"] = tuple(
+        pragma.replace("synchronous=FULL", "synchronous=OFF") for pragma in schema._PRAGMAS
     )
 
 

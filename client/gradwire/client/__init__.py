@@ -16,6 +16,7 @@ from gradwire.client.options import Receipt, RunOptions
 from gradwire.client.run import Run
 from gradwire.client.transport.retry import RetryPolicy
 from gradwire.wire.errors import (
+    ClientTooOld,
     Draining,
     Fenced,
     GradwireError,
@@ -46,6 +47,7 @@ __all__ = [
     "TLS",
     "AMSGrad",
     "Adam",
+    "ClientTooOld",
     "ConnectionLost",
     "Draining",
     "EmbeddedServerError",

@@ -21,7 +21,7 @@ from gradwire.client.encodings.parameters import DeltaParameters
 from gradwire.client.encodings.selection import encodings_of
 from gradwire.client.optimizers import Adam
 from gradwire.client.options import Receipt, RunOptions, decode_receipt, encoding_of
-from gradwire.client.training.attachment import Attachment
+from gradwire.client.training.attachment import UNDERSTANDS, Attachment
 from gradwire.client.training.block import RETURNS, Block, one_step, several_steps
 from gradwire.client.training.delivery import Delivery
 from gradwire.client.training.early_gradients import Source
@@ -70,6 +70,7 @@ class Run:
             parameter_encoding=encoding_of(options.parameter_encoding),
             run_uid=message.uid,
             shared_memory=bool(options.shared_memory) and is_local(link.target),
+            understands=UNDERSTANDS,
         )
         self._encodings = encodings_of(attach, self.layout, self.dtype)
         self._values = RemoteValues(link, spec.name, message.uid, self.layout, self.dtype, self.slots, options.retry)

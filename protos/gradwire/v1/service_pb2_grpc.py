@@ -69,6 +69,8 @@ class OptimizerServiceStub(object):
     SEQUENCE_MISMATCH      FAILED_PRECONDITION any     no     `expected_sequence` would be right; "true": an old block
     RUN_BUSY               FAILED_PRECONDITION false   later  `attached_worker_id` has the run; or take it:
     Attach.takeover
+    CLIENT_TOO_OLD         FAILED_PRECONDITION false   no     the run needs what Attach.understands lacks, by name in
+    `feature`: a newer client
     FENCED                 ABORTED             any     no     another stream has taken the run, or its values were
     written. Attach again only if you know why: two workers
     that both do it at once fence each other for ever
@@ -240,6 +242,8 @@ class OptimizerServiceServicer(object):
     SEQUENCE_MISMATCH      FAILED_PRECONDITION any     no     `expected_sequence` would be right; "true": an old block
     RUN_BUSY               FAILED_PRECONDITION false   later  `attached_worker_id` has the run; or take it:
     Attach.takeover
+    CLIENT_TOO_OLD         FAILED_PRECONDITION false   no     the run needs what Attach.understands lacks, by name in
+    `feature`: a newer client
     FENCED                 ABORTED             any     no     another stream has taken the run, or its values were
     written. Attach again only if you know why: two workers
     that both do it at once fence each other for ever
@@ -537,6 +541,8 @@ class OptimizerService(object):
     SEQUENCE_MISMATCH      FAILED_PRECONDITION any     no     `expected_sequence` would be right; "true": an old block
     RUN_BUSY               FAILED_PRECONDITION false   later  `attached_worker_id` has the run; or take it:
     Attach.takeover
+    CLIENT_TOO_OLD         FAILED_PRECONDITION false   no     the run needs what Attach.understands lacks, by name in
+    `feature`: a newer client
     FENCED                 ABORTED             any     no     another stream has taken the run, or its values were
     written. Attach again only if you know why: two workers
     that both do it at once fence each other for ever

@@ -82,6 +82,38 @@ RETURNS_NONE: Returns.ValueType  # 3
 """The receipt only."""
 global___Returns = Returns
 
+class _Feature:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _FeatureEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Feature.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    FEATURE_UNSPECIFIED: _Feature.ValueType  # 0
+    """Says nothing."""
+    FEATURE_SHARED_RUN: _Feature.ValueType  # 1
+    """Runs of many workers: a receipt may say of a gradient something else than that it was applied."""
+    FEATURE_PLACEMENTS: _Feature.ValueType  # 2
+    """Attached.placements with addresses: parts of the vector are served elsewhere."""
+    FEATURE_LANE: _Feature.ValueType  # 3
+    """A faster way than gRPC between a client and a server on one host."""
+    FEATURE_REASONED_WAIT: _Feature.ValueType  # 4
+    """To be told, while waiting, what is waited for."""
+
+class Feature(_Feature, metaclass=_FeatureEnumTypeWrapper):
+    """What a client can be told that a client of the first version could only misunderstand."""
+
+FEATURE_UNSPECIFIED: Feature.ValueType  # 0
+"""Says nothing."""
+FEATURE_SHARED_RUN: Feature.ValueType  # 1
+"""Runs of many workers: a receipt may say of a gradient something else than that it was applied."""
+FEATURE_PLACEMENTS: Feature.ValueType  # 2
+"""Attached.placements with addresses: parts of the vector are served elsewhere."""
+FEATURE_LANE: Feature.ValueType  # 3
+"""A faster way than gRPC between a client and a server on one host."""
+FEATURE_REASONED_WAIT: Feature.ValueType  # 4
+"""To be told, while waiting, what is waited for."""
+global___Feature = Feature
+
 @typing.final
 class Attach(google.protobuf.message.Message):
     """First message of a Train stream: takes the run for one worker."""
@@ -95,6 +127,7 @@ class Attach(google.protobuf.message.Message):
     PARAMETER_ENCODING_FIELD_NUMBER: builtins.int
     RUN_UID_FIELD_NUMBER: builtins.int
     SHARED_MEMORY_FIELD_NUMBER: builtins.int
+    UNDERSTANDS_FIELD_NUMBER: builtins.int
     run: builtins.str
     """Resource name `runs/NAME`."""
     worker_id: builtins.str
@@ -111,6 +144,14 @@ class Attach(google.protobuf.message.Message):
     """Run.uid of the run that is meant; empty: whatever has the name."""
     shared_memory: builtins.bool
     """The client would move values through memory that it shares with the server, see SharedRegion."""
+    @property
+    def understands(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[global___Feature.ValueType]:
+        """What the client understands, in any order. A run that needs something that is not here is refused with reason
+        CLIENT_TOO_OLD; no run needs anything yet, so a simple client leaves this empty. Say nothing that is not so: what a
+        server tells a client that claims to understand it, it counts as told. Numbers that the server does not know, it
+        leaves aside.
+        """
+
     def __init__(
         self,
         *,
@@ -121,8 +162,9 @@ class Attach(google.protobuf.message.Message):
         parameter_encoding: gradwire.v1.run_pb2.Encoding.ValueType = ...,
         run_uid: builtins.str = ...,
         shared_memory: builtins.bool = ...,
+        understands: collections.abc.Iterable[global___Feature.ValueType] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["gradient_encoding", b"gradient_encoding", "parameter_encoding", b"parameter_encoding", "run", b"run", "run_uid", b"run_uid", "shared_memory", b"shared_memory", "takeover", b"takeover", "worker_id", b"worker_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["gradient_encoding", b"gradient_encoding", "parameter_encoding", b"parameter_encoding", "run", b"run", "run_uid", b"run_uid", "shared_memory", b"shared_memory", "takeover", b"takeover", "understands", b"understands", "worker_id", b"worker_id"]) -> None: ...
 
 global___Attach = Attach
 

@@ -111,6 +111,12 @@ class RunBusy(GradwireError):
     code, reason = code_pb2.FAILED_PRECONDITION, "RUN_BUSY"
 
 
+class ClientTooOld(GradwireError):
+    """Raised when a run needs its workers to understand something that this client does not: use a newer one."""
+
+    code, reason = code_pb2.FAILED_PRECONDITION, "CLIENT_TOO_OLD"
+
+
 class Fenced(GradwireError):
     """Raised on a stream that has lost its run to a newer stream, or whose run's values were replaced."""
 
@@ -197,6 +203,7 @@ TABLE: Mapping[str, type[GradwireError]] = {
         NonFiniteGradient,
         SequenceMismatch,
         RunBusy,
+        ClientTooOld,
         Fenced,
         TooManyParameters,
         MemoryLimitExceeded,

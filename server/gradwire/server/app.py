@@ -18,7 +18,8 @@ from gradwire.server.devices.select import open_device
 from gradwire.server.optimizers.adam import AdamHyperparameters, EpsilonPlacement
 from gradwire.server.rpc.credentials import server_credentials
 from gradwire.server.rpc.listening import listen
-from gradwire.server.rpc.service import OptimizerServicer, add_to_server
+from gradwire.server.rpc.methods import add_to_server
+from gradwire.server.rpc.service import OptimizerServicer
 from gradwire.server.runs.registry import Registry
 from gradwire.server.store.base import Store, StoreError
 from gradwire.wire.service import MESSAGE_OPTIONS, SERVICE_NAME

@@ -15,7 +15,7 @@ import pytest
 from gradwire.server import failpoints
 from gradwire.server.store.base import StoreError
 from gradwire.server.store.disk import DiskStore
-from gradwire.server.store.journal import SCHEMA
+from gradwire.server.store.schema import SCHEMA
 from gradwire.wire.errors import StorageFailed, StorageFull
 from tests.server.store.stored import WAIT_SECONDS, append, create, entry, killed, save, snapshot, steps_after
 

@@ -21,6 +21,10 @@ from gradwire.client.transport.stream import TrainStream
 from gradwire.v1 import train_pb2
 from gradwire.wire.errors import RunNotFound
 
+UNDERSTANDS: tuple[train_pb2.Feature.ValueType, ...] = ()
+"""What this client knows how to take, see ``gradwire.v1.Feature``. Whoever teaches it something adds it here, and not
+before: it would take "not applied" for "applied"."""
+
 
 class Attachment:
     """Attaches when it is asked for a stream and has none. Whoever uses it holds ``lock``.

@@ -17,6 +17,29 @@ from gradwire.server.optimizers.base import Hyperparameters
 from gradwire.server.optimizers.schedules import Schedule
 from gradwire.wire.layout import Layout
 
+VERSION = 1
+"""The newest version of these texts that this server knows; one that does not say has this one."""
+
+
+class NewerRecord(ValueError):
+    """Raised for a text that a newer server has written, and that this one would misunderstand."""
+
+
+def read_record(text: str, what: str) -> dict[str, Any]:
+    """What a text of the store says. Raises NewerRecord, ValueError where it is none.
+
+    Args:
+        what: is told of it in errors.
+    """
+    data = json.loads(text)
+    if not isinstance(data, dict):
+        raise ValueError(f"{what} is no JSON object")
+    version = data.get("version", VERSION)
+    if version not in range(1, VERSION + 1):
+        raise NewerRecord(f"{what} needs a server that knows version {version}; this one knows {VERSION}")
+    return data
+
+
 _DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "float64": np.dtype(np.float64)}
 _ENUMS: dict[str, type[IntEnum]] = {
     "weight_decay_mode": WeightDecayMode,
@@ -47,7 +70,7 @@ def spec_to_text(spec: RunSpec) -> str:
 
 def spec_from_text(text: str) -> RunSpec:
     """Raises ValueError, KeyError or GradwireError for what `spec_to_text` would not have written."""
-    data = json.loads(text)
+    data = read_record(text, "its spec")
     if len(data["groups"]) != len(data["tensors"]):
         raise ValueError(f"{len(data['groups'])} groups have hyperparameters, {len(data['tensors'])} have tensors")
     return RunSpec(
@@ -127,7 +150,7 @@ def block_to_text(header: BlockHeader, receipt: Receipt) -> str:
 
 def block_from_text(text: str) -> tuple[BlockHeader, dict[str, Any]]:
     """The header, and the receipt as `receipt_to_data` has it."""
-    data = json.loads(text)
+    data = read_record(text, "the record")
     header = BlockHeader(
         steps=data["steps"],
         returns=Returns[data["returns"]],

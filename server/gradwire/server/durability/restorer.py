@@ -10,8 +10,10 @@ import numpy as np
 
 from gradwire.server.devices.base import Device, DeviceArray, State
 from gradwire.server.durability.records import (
+    NewerRecord,
     block_from_text,
     groups_from_data,
+    read_record,
     receipt_from_data,
     receipt_to_data,
     spec_from_text,
@@ -46,6 +48,7 @@ class Restorer:
         """Raises SnapshotDamaged for a snapshot of something else, Unrecoverable where there is no room."""
         self.give_up()
         try:
+            read_record(stored.extra, "what is stored of it")
             spec = spec_from_text(stored.spec)
             run = Run(spec, self._device, self._budget, self._executor, stored.request_id)
         except (GradwireError, ValueError, KeyError) as error:
@@ -54,6 +57,8 @@ class Restorer:
         run.uid = stored.uid
         try:
             fill_run(run, snapshot)
+        except NewerRecord as error:  # a whole one: to begin from an older one would lose steps
+            raise Unrecoverable(str(error)) from error
         except (ValueError, KeyError, TypeError) as error:
             raise SnapshotDamaged(f"it is no snapshot of this run: {error}") from error
         except GradwireError as error:
@@ -122,7 +127,7 @@ def fill_run(run: Run, snapshot: Snapshot) -> None:
     """Gives a run all that a snapshot holds. Raises ValueError or KeyError where it does not fit."""
     values = fill_state(run.spec, run.device, run.state, snapshot)
     run.step, run.tensor_steps, run.groups = values.step, values.tensor_steps, values.groups
-    meta = json.loads(snapshot.meta)
+    meta = read_record(snapshot.meta, f"the snapshot of step {snapshot.step}")
     run.epoch = meta["epoch"]
     for worker in meta["workers"]:
         run.workers[worker["id"]] = _worker(run, worker, snapshot)
@@ -130,7 +135,7 @@ def fill_run(run: Run, snapshot: Snapshot) -> None:
 
 def fill_state(spec: RunSpec, device: Device, state: State, snapshot: Snapshot) -> Values:
     """Writes the vectors of a snapshot into ``state``, and returns it with the rest. Raises ValueError or KeyError."""
-    meta = json.loads(snapshot.meta)
+    meta = read_record(snapshot.meta, f"the snapshot of step {snapshot.step}")
     found, expected = state_vectors(snapshot.vectors), {PARAMETERS, *spec.slots}
     if found != expected:
         raise ValueError(f"it has {sorted(found)}; expected {sorted(expected)}")

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from gradwire.server.engine.features import Feature
 from gradwire.server.optimizers.base import Hyperparameters
 from gradwire.wire.errors import InvalidHyperparameter
 from gradwire.wire.layout import Layout, Range
@@ -64,6 +65,11 @@ class RunSpec:
         stops = [*starts[1:], self.layout.elements]
         parts = [Range(start, stop) for start, stop in zip(starts, stops, strict=True)]
         return tuple((group, part) for group, part in enumerate(parts) if part.start < part.stop)
+
+    @property
+    def needs(self) -> frozenset[Feature]:
+        """What every worker of the run must understand; see `features`. No kind of run needs anything yet."""
+        return frozenset()
 
     @property
     def clips(self) -> bool:

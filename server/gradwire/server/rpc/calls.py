@@ -1,13 +1,11 @@
-"""What the handlers of all calls share: refusals, the drain, and the first messages of streams."""
+"""What the handlers of all calls share: refusals, who calls, the drain, and the first messages of streams."""
 
 from __future__ import annotations
 
 import asyncio
-import functools
-import logging
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from typing import Any, TypeVar
+from typing import Any
 
 import grpc
 
@@ -20,13 +18,9 @@ from gradwire.wire.errors import (
     STATUS_DETAILS_KEY,
     Draining,
     GradwireError,
-    InternalError,
     ProtocolViolation,
     to_status,
 )
-
-log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -56,31 +50,6 @@ def _aborted(sending: asyncio.Task[None]) -> None:
         sending.exception()  # always AbortError, or the peer was gone: gRPC knows
 
 
-def refusing(method: Callable[[Any, Any, Any], Awaitable[T]]) -> Callable[[Any, Any, Any], Awaitable[T]]:
-    """Turns the exceptions of a handler into statuses."""
-
-    @functools.wraps(method)
-    async def wrapper(self: Any, request: Any, context: Any) -> T:
-        self.note_call()
-        try:
-            self.require_ready()
-            return await method(self, request, context)
-        except GradwireError as error:
-            refusal = error
-        except MemoryError:
-            log.exception("out of memory in %s", method.__name__)
-            refusal = InternalError("the server ran out of memory", applied=None)
-        except (grpc.aio.AbortError, grpc.aio.UsageError):
-            raise
-        except Exception:
-            log.exception("unexpected error in %s", method.__name__)
-            refusal = InternalError(f"unexpected error in {method.__name__}; the server's log says more", applied=None)
-        await abort(context, refusal)
-        return None  # type: ignore[return-value]  # gRPC does not look at it after an abort
-
-    return wrapper
-
-
 class Calls(service_pb2_grpc.OptimizerServiceServicer):
     """The state of a servicer, without its methods."""
 
@@ -97,6 +66,10 @@ class Calls(service_pb2_grpc.OptimizerServiceServicer):
             guard.drain(Draining("the server is about to stop; this block was not applied"))
         if self._calls:
             await asyncio.wait(self._calls, timeout=timeout_seconds)
+
+    def identify(self, context: Any) -> None:
+        """Decides who calls, by metadata, peer and authentication: no message has been read yet, and none is where this
+        raises a GradwireError. Everybody may call today."""
 
     def require_ready(self) -> None:
         """Raises Starting."""

@@ -14,6 +14,7 @@ from google.protobuf.message import DecodeError
 from gradwire.server.encodings.decoders import BlockDecoder, Decoder, DenseDecoder
 from gradwire.server.encodings.encoders import DeltaEncoder, DenseEncoder, Encoder
 from gradwire.server.engine.block import BlockHeader, GradientSlice, Placed, Receipt, Reply, Returns
+from gradwire.server.engine.features import Feature
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.spec import Durability, NonFinitePolicy, RunSpec
 from gradwire.server.memory.shared_memory import SharedMemory, SharedSlice
@@ -92,6 +93,12 @@ def decode_request(serialized: Any) -> Opened[train_pb2.TrainRequest]:
         return open_request(serialized)
     except DecodeError as error:
         raise ProtocolViolation(f"a message that is no TrainRequest: {error}") from None
+
+
+def decode_features(values: Iterable[int]) -> frozenset[Feature]:
+    """Those of a client's features that this server knows: a newer client may have others."""
+    said = set(values)
+    return frozenset(feature for feature in Feature if feature in said)
 
 
 def decode_gradients(message: train_pb2.Gradients, data: bytes | memoryview | SharedSlice) -> GradientSlice:

@@ -10,8 +10,9 @@ import grpc
 from gradwire.server.durability.stored_runs import DamagedRun
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.threads import in_thread
-from gradwire.server.rpc.calls import first_of, open_stream, refusing, require
+from gradwire.server.rpc.calls import first_of, open_stream, require
 from gradwire.server.rpc.codec import (
+    decode_features,
     decode_request,
     decode_spec,
     durability_of,
@@ -32,12 +33,11 @@ from gradwire.server.runs.transfer import (
     upload_state,
 )
 from gradwire.server.training.session import Session
-from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc, train_pb2
+from gradwire.v1 import run_pb2, service_pb2, train_pb2
 from gradwire.wire.encoding import dtype_of, encode, wire_dtype
 from gradwire.wire.envelope import Opened
 from gradwire.wire.errors import GradwireError
 from gradwire.wire.hosts import is_local
-from gradwire.wire.service import SERVICE_NAME
 
 
 class OptimizerServicer(SnapshotCalls):
@@ -46,7 +46,6 @@ class OptimizerServicer(SnapshotCalls):
     Server streams are coroutines that write, which the generated types, made for generators, do not know.
     """
 
-    @refusing
     async def CreateRun(self, requests: Any, context: Any) -> service_pb2.CreateRunResponse:
         first = await first_of(requests)
         header: service_pb2.CreateRunHeader = first.header
@@ -73,23 +72,19 @@ class OptimizerServicer(SnapshotCalls):
             creation.abandon()
         return service_pb2.CreateRunResponse(run=await self.encoded(run), created=run is creation.run)
 
-    @refusing
     async def GetRun(self, request: service_pb2.GetRunRequest, context: Any) -> service_pb2.GetRunResponse:
         run = self.registry.get(request.name)
         return service_pb2.GetRunResponse(run=await self.encoded(run))
 
-    @refusing
     async def ListRuns(self, request: service_pb2.ListRunsRequest, context: Any) -> service_pb2.ListRunsResponse:
         runs, token = self.registry.page(request.page_token, request.page_size)
         return service_pb2.ListRunsResponse(runs=[_summary(run) for run in runs], next_page_token=token)
 
-    @refusing
     async def DeleteRun(self, request: service_pb2.DeleteRunRequest, context: Any) -> service_pb2.DeleteRunResponse:
         return service_pb2.DeleteRunResponse(step=await self.registry.delete(request.name))
 
-    @refusing
     async def Train(self, requests: Any, context: Any) -> None:  # type: ignore[override]
-        """Reads and writes serialized messages; see `add_to_server`."""
+        """Reads and writes serialized messages; see `methods`."""
         await open_stream(context)
         with self.guarded() as guard:
             self.registry.require_open()
@@ -103,6 +98,7 @@ class OptimizerServicer(SnapshotCalls):
                 attach.worker_id,
                 attach.takeover,
                 guard.interrupt,
+                decode_features(attach.understands),
                 decoder=decoder,
                 encoder=encoder,
                 max_result_bytes=self.registry.config.max_result,
@@ -148,7 +144,6 @@ class OptimizerServicer(SnapshotCalls):
         trusted = is_local(peer) if not config.tls_cert else peer.startswith("unix:")
         return config.shared_memory and trusted
 
-    @refusing
     async def ReadParameters(self, request: service_pb2.ReadParametersRequest, context: Any) -> None:  # type: ignore[override]
         await open_stream(context)
         run = self.registry.get(request.name, request.run_uid)
@@ -161,7 +156,6 @@ class OptimizerServicer(SnapshotCalls):
                     part = run_pb2.Slice(offset=offset, data=encode(values, wire))
                     await guard.write(context.write, service_pb2.ReadParametersResponse(slice=part))
 
-    @refusing
     async def ReadState(self, request: service_pb2.ReadStateRequest, context: Any) -> None:  # type: ignore[override]
         await open_stream(context)
         run = self.registry.get(request.name, request.run_uid)
@@ -173,7 +167,6 @@ class OptimizerServicer(SnapshotCalls):
                     part = service_pb2.SlotSlice(slot=slot, offset=offset, data=encode(values, run.spec.dtype))
                     await guard.write(context.write, service_pb2.ReadStateResponse(slice=part))
 
-    @refusing
     async def WriteParameters(self, requests: Any, context: Any) -> service_pb2.WriteParametersResponse:
         self.registry.require_open()
         header: service_pb2.WriteParametersHeader = (await first_of(requests)).header
@@ -185,7 +178,6 @@ class OptimizerServicer(SnapshotCalls):
             step, epoch = await put_parameters(run, upload, partial=header.partial)
         return service_pb2.WriteParametersResponse(step=step, epoch=epoch)
 
-    @refusing
     async def WriteState(self, requests: Any, context: Any) -> service_pb2.WriteStateResponse:
         self.registry.require_open()
         header: service_pb2.WriteStateHeader = (await first_of(requests)).header
@@ -198,14 +190,6 @@ class OptimizerServicer(SnapshotCalls):
                 upload.add(request.slice.slot, request.slice.offset, request.slice.data)
             step, epoch = await put_state(run, upload, state.slots, state.step, tensor_steps)
         return service_pb2.WriteStateResponse(step=step, epoch=epoch)
-
-
-def add_to_server(servicer: OptimizerServicer, server: grpc.aio.Server) -> None:
-    """As the generated function, but that Train's messages are left as bytes."""
-    train: Any = grpc.stream_stream_rpc_method_handler(servicer.Train)
-    # Of two handlers for a method the first that was added is asked.
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, {"Train": train}),))
-    service_pb2_grpc.add_OptimizerServiceServicer_to_server(servicer, server)
 
 
 def _summary(run: Run | DamagedRun) -> service_pb2.RunSummary:

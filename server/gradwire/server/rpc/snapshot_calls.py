@@ -6,7 +6,7 @@ from typing import Any
 
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.threads import in_thread
-from gradwire.server.rpc.calls import Calls, first_of, open_stream, refusing, require
+from gradwire.server.rpc.calls import Calls, first_of, open_stream, require
 from gradwire.server.rpc.codec import decode_durability, decode_group, decode_numbers
 from gradwire.server.runs import files, operations
 from gradwire.server.store.base import SnapshotInfo
@@ -16,7 +16,6 @@ from gradwire.v1 import run_pb2, service_pb2
 class SnapshotCalls(Calls):
     """See ``gradwire/v1/service.proto``."""
 
-    @refusing
     async def SaveSnapshot(
         self, request: service_pb2.SaveSnapshotRequest, context: Any
     ) -> service_pb2.SaveSnapshotResponse:
@@ -25,7 +24,6 @@ class SnapshotCalls(Calls):
         info = await operations.save(self.registry, run, request.label)
         return service_pb2.SaveSnapshotResponse(snapshot=_snapshot(run, info))
 
-    @refusing
     async def ListSnapshots(
         self, request: service_pb2.ListSnapshotsRequest, context: Any
     ) -> service_pb2.ListSnapshotsResponse:
@@ -33,7 +31,6 @@ class SnapshotCalls(Calls):
         found = operations.listed(self.registry, run)
         return service_pb2.ListSnapshotsResponse(snapshots=[_snapshot(run, info) for info in found])
 
-    @refusing
     async def ForkRun(self, request: service_pb2.ForkRunRequest, context: Any) -> service_pb2.ForkRunResponse:
         run, created = await operations.fork(
             self.registry,
@@ -48,20 +45,17 @@ class SnapshotCalls(Calls):
         )
         return service_pb2.ForkRunResponse(run=await self.encoded(run), created=created)
 
-    @refusing
     async def RollBack(self, request: service_pb2.RollBackRequest, context: Any) -> service_pb2.RollBackResponse:
         self.registry.require_open()
         run = self.registry.get(request.name, request.run_uid)
         step, epoch = await operations.roll_back(self.registry, run, request.snapshot_id)
         return service_pb2.RollBackResponse(step=step, epoch=epoch)
 
-    @refusing
     async def DigestRun(self, request: service_pb2.DigestRunRequest, context: Any) -> service_pb2.DigestRunResponse:
         run = self.registry.get(request.name, request.run_uid)
         sha256, step = await operations.digest(self.registry, run)
         return service_pb2.DigestRunResponse(sha256=sha256, step=step)
 
-    @refusing
     async def ExportRun(self, request: service_pb2.ExportRunRequest, context: Any) -> None:  # type: ignore[override]
         await open_stream(context)
         run = self.registry.get(request.name, request.run_uid)
@@ -74,7 +68,6 @@ class SnapshotCalls(Calls):
                 while (data := await in_thread(self.registry.executor, lambda: next(pieces, None))) is not None:
                     await guard.write(context.write, service_pb2.ExportRunResponse(data=data))
 
-    @refusing
     async def ImportRun(self, requests: Any, context: Any) -> service_pb2.ImportRunResponse:
         self.registry.require_open()
         header: service_pb2.ImportRunHeader = (await first_of(requests)).header

@@ -18,6 +18,10 @@ MAX_ENTRY_BYTES = 768 * 2**20
 """Gradients of one block in a journal; SQLite takes no value of 1 GB."""
 
 
+EMPTY = "{}"
+"""A JSON object that says nothing."""
+
+
 class StoreError(Exception):
     """Raised when a store cannot be opened; the message names the file and says what can be done."""
 
@@ -47,6 +51,8 @@ class StoredRun:
     """JSON; the store does not look inside."""
     request_id: str
     epoch: int = 0
+    extra: str = EMPTY
+    """JSON of what else is known of it; the store does not look inside."""
 
 
 @dataclass(frozen=True)
@@ -118,6 +124,8 @@ class SnapshotInfo:
     sha256: str
     label: str
     """What the user has called it; empty: the server made it by itself, and will drop it for newer ones."""
+    extra: str = EMPTY
+    """JSON of what else is known of it; the store does not look inside."""
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from gradwire.server.store.index import Head, Index, StoredSnapshot
 from gradwire.server.store.lock import lock_directory
 from gradwire.server.store.marks import Marks
 from gradwire.server.store.presence import Presence
+from gradwire.server.store.schema import open_database
 from gradwire.server.store.snapshots import SUFFIX, read_file, sync_directory, write_file
 from gradwire.server.store.writer import Transaction, Writer, refusing
 from gradwire.wire.errors import RunNotFound
@@ -66,7 +67,7 @@ class DiskStore(Store):
                 self._marks = Marks(directory / "acknowledged")
             except OSError as error:
                 raise StoreError(f"cannot write to {directory}: {error.strerror}") from error
-            database = journal.open_database(directory / "journal.sqlite3")
+            database = open_database(directory / "journal.sqlite3")
             sync_directory(directory)
             try:
                 self._index = Index(database, self._marks, self._files)

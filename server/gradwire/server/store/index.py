@@ -10,6 +10,7 @@ from pathlib import Path
 from gradwire.server.store import journal
 from gradwire.server.store.base import Position, SnapshotInfo, StoredRun
 from gradwire.server.store.marks import COMMITS, Marks
+from gradwire.server.store.schema import check
 from gradwire.server.store.snapshots import SUFFIX, UNFINISHED
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,7 @@ class Index:
         self.damaged: list[tuple[StoredRun, str]] = []
         self.losses: list[str] = []
         uids: dict[int, str] = {}
-        journal.check(database)
+        check(database)
         for number, run, good in journal.read_runs(database):
             uids[number] = run.uid
             self.numbers[run.uid] = number

@@ -1,102 +1,18 @@
-"""The database: runs, what is known of their snapshots, and the blocks applied since. Everything here is one statement
-or two; who calls it has the transaction."""
+"""The rows: runs, what is known of their snapshots, and the blocks applied since. Everything here is one statement or
+two; who calls it has the transaction."""
 
 from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
-from gradwire.server.store.base import Entry, Position, SnapshotInfo, StoredRun, StoreError
+from gradwire.server.store.base import EMPTY, Entry, Position, SnapshotInfo, StoredRun
 from gradwire.server.store.chain import digest
-
-SCHEMA = 3
-APPLICATION = 0x67726177
-"""Tells our databases from others, "graw"."""
 
 _NUMBER_BITS = 36
 MAX_NUMBER = 2**_NUMBER_BITS - 1
 """A row's key is the run's number, then the block's: rows of a run lie next to each other, in order."""
-
-_PRAGMAS = (
-    # A page is a write: with twice the usual size a large gradient takes half as many, a small one no more bytes.
-    "page_size=8192",
-    "journal_mode=WAL",
-    "synchronous=FULL",
-    "fullfsync=ON",
-    "checkpoint_fullfsync=ON",
-    "wal_autocheckpoint=0",
-    f"journal_size_limit={64 * 2**20}",
-    "cell_size_check=ON",
-    "secure_delete=OFF",
-)
-
-_TABLES = """
-CREATE TABLE runs (
-  id INTEGER PRIMARY KEY AUTOINCREMENT, uid TEXT NOT NULL UNIQUE, name TEXT NOT NULL UNIQUE, spec TEXT NOT NULL,
-  request_id TEXT NOT NULL, epoch INTEGER NOT NULL, digest BLOB NOT NULL);
-CREATE TABLE snapshots (
-  id INTEGER PRIMARY KEY AUTOINCREMENT, run INTEGER NOT NULL, file TEXT NOT NULL, step INTEGER NOT NULL,
-  number INTEGER NOT NULL, chain BLOB NOT NULL, created REAL NOT NULL, size INTEGER NOT NULL, sha256 TEXT NOT NULL,
-  label TEXT NOT NULL, digest BLOB NOT NULL);
-CREATE TABLE journal (
-  key INTEGER PRIMARY KEY, worker TEXT NOT NULL, sequence INTEGER NOT NULL, step INTEGER NOT NULL, block TEXT NOT NULL,
-  fingerprint TEXT NOT NULL, gradients BLOB NOT NULL, chain BLOB NOT NULL);
-CREATE TABLE commits (count INTEGER NOT NULL);
-INSERT INTO commits VALUES (0);
-"""
-
-
-def open_database(path: Path) -> sqlite3.Connection:
-    """Opens the database, makes it where there is none. Raises StoreError."""
-    try:
-        database = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    except sqlite3.Error as error:
-        raise StoreError(f"cannot open the journal {path}: {error}") from error
-    try:
-        database.text_factory = lambda data: data.decode("utf-8", "replace")  # damage is found by the digests
-        # One process only, which the lock file sees to: then the index of the log needs no file of its own.
-        database.execute("PRAGMA locking_mode=EXCLUSIVE")
-        _require_ours(database, path)
-        for pragma in _PRAGMAS:
-            database.execute(f"PRAGMA {pragma}")
-        if not _value(database, "user_version"):
-            database.execute("BEGIN IMMEDIATE")
-            for statement in filter(str.strip, _TABLES.split(";\n")):
-                database.execute(statement)
-            database.execute(f"PRAGMA application_id={APPLICATION}")
-            database.execute(f"PRAGMA user_version={SCHEMA}")
-            database.execute("COMMIT")
-    except BaseException as error:
-        database.close()
-        if isinstance(error, sqlite3.Error):
-            raise StoreError(f"cannot open the journal {path}: {error}") from error
-        raise
-    return database
-
-
-def _require_ours(database: sqlite3.Connection, path: Path) -> None:
-    """Raises StoreError for a database that is neither empty nor one that this version has made."""
-    if not database.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]:
-        return
-    if _value(database, "application_id") != APPLICATION:
-        raise StoreError(f"{path} is a database, but not one of gradwire's; choose another directory")
-    version = _value(database, "user_version")
-    if version != SCHEMA:
-        raise StoreError(f"{path} has version {version}; this server knows {SCHEMA}. Use the one that made it")
-
-
-def _value(database: sqlite3.Connection, pragma: str) -> int:
-    value: int = database.execute(f"PRAGMA {pragma}").fetchone()[0]
-    return value
-
-
-def check(database: sqlite3.Connection) -> None:
-    """Raises sqlite3.DatabaseError when the structure of the database is damaged: writing to it would do more harm."""
-    found = database.execute("PRAGMA quick_check(1)").fetchone()[0]
-    if found != "ok":
-        raise sqlite3.DatabaseError(str(found).replace("\n", " "))
 
 
 # --- runs ------------------------------------------------------------------------------------------------------------
@@ -104,17 +20,16 @@ def check(database: sqlite3.Connection) -> None:
 
 def insert_run(database: sqlite3.Connection, run: StoredRun) -> int:
     """Returns the run's number."""
-    row = (run.uid, run.name, run.spec, run.request_id, run.epoch)
     cursor = database.execute(
-        "INSERT INTO runs (uid, name, spec, request_id, epoch, digest) VALUES (?, ?, ?, ?, ?, ?)", (*row, digest(*row))
+        "INSERT INTO runs (uid, name, spec, request_id, epoch, extra, digest) VALUES (?, ?, ?, ?, ?, ?, ?)",
+        (run.uid, run.name, run.spec, run.request_id, run.epoch, run.extra, _run_digest(run)),
     )
     assert cursor.lastrowid is not None
     return cursor.lastrowid
 
 
 def set_epoch(database: sqlite3.Connection, run_id: int, run: StoredRun) -> None:
-    row = (run.uid, run.name, run.spec, run.request_id, run.epoch)
-    database.execute("UPDATE runs SET epoch = ?, digest = ? WHERE id = ?", (run.epoch, digest(*row), run_id))
+    database.execute("UPDATE runs SET epoch = ?, digest = ? WHERE id = ?", (run.epoch, _run_digest(run), run_id))
 
 
 def delete_run(database: sqlite3.Connection, run_id: int) -> None:
@@ -125,10 +40,24 @@ def delete_run(database: sqlite3.Connection, run_id: int) -> None:
 
 def read_runs(database: sqlite3.Connection) -> Iterator[tuple[int, StoredRun, bool]]:
     """(number, run, whether it is what was written). Raises sqlite3.Error."""
-    for number, *row, check in database.execute("SELECT id, uid, name, spec, request_id, epoch, digest FROM runs"):
-        good = check == digest(*row)
-        uid, name, spec, request_id, epoch = row
-        yield number, StoredRun(str(uid), str(name), str(spec), str(request_id), epoch if good else 0), good
+    for number, *row, check in database.execute(
+        "SELECT id, uid, name, spec, request_id, epoch, extra, digest FROM runs"
+    ):
+        run = StoredRun(*row)
+        if check == _run_digest(run):
+            yield number, run, True
+        else:
+            uid, name, spec, request_id = map(str, row[:4])
+            yield number, StoredRun(uid, name, spec, request_id), False
+
+
+def _run_digest(run: StoredRun) -> bytes:
+    return digest(run.uid, run.name, run.spec, run.request_id, run.epoch, *_digested(run.extra))
+
+
+def _digested(extra: str) -> tuple[str, ...]:
+    """Rows without anything extra have the digest that they had before there was such a column: schema 3's stay."""
+    return () if extra == EMPTY else (extra,)
 
 
 # --- snapshots -------------------------------------------------------------------------------------------------------
@@ -140,9 +69,9 @@ def insert_snapshot(
     """Returns ``info`` with its id."""
     row = (run_id, file, info.step, info.number, chain, info.created, info.size_bytes, info.sha256, info.label)
     cursor = database.execute(
-        "INSERT INTO snapshots (run, file, step, number, chain, created, size, sha256, label, digest) "
-        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (*row, _snapshot_digest(row)),
+        "INSERT INTO snapshots (run, file, step, number, chain, created, size, sha256, label, extra, digest) "
+        "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+        (*row, info.extra, _snapshot_digest(row, info.extra)),
     )
     assert cursor.lastrowid is not None
     return SnapshotInfo(cursor.lastrowid, *(getattr(info, name) for name in list(vars(info))[1:]))
@@ -154,16 +83,17 @@ def delete_snapshot(database: sqlite3.Connection, snapshot_id: int) -> None:
 
 def read_snapshots(database: sqlite3.Connection) -> Iterator[tuple[int, str, bytes, SnapshotInfo]]:
     """(run's number, file, chain, info) of those rows that are what was written. Raises sqlite3.Error."""
-    for snapshot_id, *row, check in database.execute(
-        "SELECT id, run, file, step, number, chain, created, size, sha256, label, digest FROM snapshots ORDER BY id"
+    for snapshot_id, *row, extra, check in database.execute(
+        "SELECT id, run, file, step, number, chain, created, size, sha256, label, extra, digest FROM snapshots "
+        "ORDER BY id"
     ):
-        if check == _snapshot_digest(row):
+        if check == _snapshot_digest(row, extra):
             run_id, file, step, number, chain, created, size, sha256, label = row
-            yield run_id, file, chain, SnapshotInfo(snapshot_id, step, number, created, size, sha256, label)
+            yield run_id, file, chain, SnapshotInfo(snapshot_id, step, number, created, size, sha256, label, extra)
 
 
-def _snapshot_digest(row: Any) -> bytes:
-    return digest(*(field.hex() if isinstance(field, bytes) else field for field in row))
+def _snapshot_digest(row: Any, extra: str) -> bytes:
+    return digest(*(field.hex() if isinstance(field, bytes) else field for field in row), *_digested(extra))
 
 
 # --- blocks ----------------------------------------------------------------------------------------------------------

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import Executor
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from gradwire.server.durability import changes
 from gradwire.server.encodings.decoders import Decoder
 from gradwire.server.encodings.encoders import Encoder
 from gradwire.server.engine.block import GradientSlice, Receipt, Reply
+from gradwire.server.engine.features import Feature, require_understood
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.workers import Holder, check_id
 from gradwire.server.failpoints import failpoint
@@ -71,10 +72,16 @@ class Session:
         worker_id: str,
         takeover: bool,
         on_end: Callable[[GradwireError], None],
+        understands: Collection[Feature] = (),
         **options: Any,
     ) -> Session:
-        """Takes the run for a worker, after any commit that is under way. Raises RunBusy, RunNotFound."""
+        """Takes the run for a worker, after any commit that is under way. Raises RunBusy, RunNotFound, ClientTooOld.
+
+        Args:
+            understands: what the worker can be told.
+        """
         check_id("worker_id", worker_id)
+        require_understood(run.spec.name, run.spec.needs, understands)
         holder = await changes.attach(run, worker_id, takeover, on_end)
         return cls(run, holder, **options)
 

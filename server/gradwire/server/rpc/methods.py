@@ -1,0 +1,91 @@
+"""How gRPC reaches the handlers: every method takes a stream of bytes, under one wrapper.
+
+gRPC reads the request of a unary call before it asks anybody, up to 16 MiB of it. A stream looks the same on the wire
+and is read when the handler says so: who calls is decided before that, and a stranger keeps what he would send.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import Any
+
+import grpc
+from google.protobuf.message import DecodeError, Message
+from google.protobuf.message_factory import GetMessageClass
+
+from gradwire.server.rpc.calls import Calls, abort
+from gradwire.v1 import service_pb2
+from gradwire.wire.errors import GradwireError, InternalError, ProtocolViolation
+from gradwire.wire.service import SERVICE_NAME
+
+log = logging.getLogger(__name__)
+
+BYTES = {"Train"}
+"""Methods that read and write serialized messages by themselves: nearly all of these is data, which protobuf copies."""
+
+
+def add_to_server(servicer: Calls, server: grpc.aio.Server) -> None:
+    """Registers all methods of the contract."""
+    service = service_pb2.DESCRIPTOR.services_by_name[SERVICE_NAME.rpartition(".")[2]]
+    handlers = {method.name: _handler(servicer, method) for method in service.methods}
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE_NAME, handlers),))
+
+
+def _handler(servicer: Calls, method: Any) -> Any:
+    register: Any = grpc.stream_stream_rpc_method_handler
+    if not method.server_streaming:
+        register = grpc.stream_unary_rpc_method_handler  # its answer and its status travel together
+    serializer = None if method.name in BYTES else GetMessageClass(method.output_type).SerializeToString
+    return register(_wrapped(servicer, method), response_serializer=serializer)
+
+
+def _wrapped(servicer: Calls, method: Any) -> Callable[[Any, Any], Awaitable[Any]]:
+    """Decides who calls, reads, and turns the exceptions of the handler into statuses."""
+    name: str = method.name
+    raw, streams = name in BYTES, method.client_streaming
+    request = GetMessageClass(method.input_type)
+    call = getattr(servicer, name)
+
+    async def handle(stream: Any, context: Any) -> Any:
+        try:
+            servicer.identify(context)
+            requests = stream if raw else _messages(context, request) if streams else await _message(context, request)
+            servicer.note_call()
+            servicer.require_ready()
+            return await call(requests, context)
+        except GradwireError as error:
+            refusal = error
+        except MemoryError:
+            log.exception("out of memory in %s", name)
+            refusal = InternalError("the server ran out of memory", applied=None)
+        except (grpc.aio.AbortError, grpc.aio.UsageError):
+            raise
+        except Exception:
+            log.exception("unexpected error in %s", name)
+            refusal = InternalError(f"unexpected error in {name}; the server's log says more", applied=None)
+        await abort(context, refusal)
+        return None  # gRPC does not look at it after an abort
+
+    return handle
+
+
+async def _message(context: Any, request: type[Message]) -> Message:
+    """The only request of a call. Raises ProtocolViolation."""
+    serialized = await context.read()
+    if serialized is grpc.aio.EOF:
+        raise ProtocolViolation("the call ended before its request")
+    return _decoded(serialized, request)
+
+
+async def _messages(context: Any, request: type[Message]) -> AsyncIterator[Message]:
+    """The requests of a call, one after another. Raises ProtocolViolation."""
+    while (serialized := await context.read()) is not grpc.aio.EOF:
+        yield _decoded(serialized, request)
+
+
+def _decoded(serialized: bytes, request: type[Message]) -> Message:
+    try:
+        return request.FromString(serialized)
+    except DecodeError as error:
+        raise ProtocolViolation(f"a message that is no {request.DESCRIPTOR.name}: {error}") from None
