@@ -126,7 +126,7 @@ def test_every_setting_of_the_server_can_be_handed_on_that_the_image_does_not_de
     variables = {parameter.envvar for parameter in serve_command.params if parameter.envvar}
     decided = {"GRADWIRE_LISTEN", "GRADWIRE_INSECURE", "GRADWIRE_DATA_DIR", "GRADWIRE_DEVICE"}
     # They name files, which would have to be handed on too, and to the health check.
-    decided |= {"GRADWIRE_TLS_CERT", "GRADWIRE_TLS_KEY", "GRADWIRE_TLS_CLIENT_CA"}
+    decided |= {"GRADWIRE_TLS_SERVER_CERT", "GRADWIRE_TLS_SERVER_KEY", "GRADWIRE_TLS_CLIENT_CA"}
     assert set(server["environment"]) == variables - decided
 
 

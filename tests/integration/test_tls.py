@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import shutil
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,10 @@ import numpy as np
 import pytest
 import trustme
 from click.testing import CliRunner
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 
 from gradwire.client import TLS, AMSGrad, ConnectionLost, RetryPolicy, Server, connect
 from gradwire.client.transport import discovery
@@ -177,6 +183,78 @@ def test_a_tunnel_whose_end_is_not_there_yet_is_waited_for(encrypted: HostedServ
         assert hung_up.acquire(timeout=WAIT_SECONDS)
 
 
+@pytest.mark.parametrize("who", ["client.pem", "client.key", "ca.pem"])
+def test_a_file_that_is_half_written_leaves_the_connection_as_it_was(tmp_path: Path, who: str) -> None:
+    """gRPC ends the process of a client whose certificate is empty."""
+    files = Files(tmp_path / "files")
+    with HostedServer(**files.mutual) as server, connect(server.target, tls=files.known) as connection:
+        run = connection.create_run("x", {"w": gradient(0)}, AMSGrad(), durability="MEMORY")
+        whole = Path(files.path(who)).read_bytes()
+        Path(files.path(who)).write_bytes(b"")
+        assert run.step({"w": gradient(1)}).step == 1
+        assert [found.name for found in connection.list_runs()] == ["x"]
+        for command in (["health"], ["runs", "list"]):
+            at = [*command, "--target", server.target, "--tls-ca", files.path("ca.pem")]
+            known = ["--tls-cert", files.path("client.pem"), "--tls-key", files.path("client.key")]
+            assert CliRunner().invoke(cli, [*at, *known]).exit_code == 1
+        Path(files.path(who)).write_bytes(whole)
+        assert run.step({"w": gradient(2)}).step == 2
+        assert connection.list_runs()
+
+
+def test_all_addresses_of_a_server_renew_their_certificate(tmp_path: Path) -> None:
+    files = Files(tmp_path / "files")
+    with HostedServer(listen=("127.0.0.1:0", "127.0.0.1:0"), **files.server) as server:
+        old, files.authority = files.authority, trustme.CA()
+        for renewed in (False, True):
+            if renewed:
+                files.trust(files.authority)
+                files.renew("server")
+            for target in server.server.addresses:
+                with connect(target, tls=files.trusting) as connection:
+                    assert connection.list_runs() == []
+        files.trust(old)
+        for target in server.server.addresses:
+            assert "by no authority" in why(target, files.trusting)
+
+
+@pytest.mark.parametrize("kind", ["ed25519", "p521", "p384", "rsa"])
+def test_keys_that_grpc_does_not_speak_are_refused_by_name(files: Files, tmp_path: Path, kind: str) -> None:
+    kinds: dict[str, Callable[[], Any]] = {
+        "ed25519": ed25519.Ed25519PrivateKey.generate,
+        "p521": lambda: ec.generate_private_key(ec.SECP521R1()),
+        "p384": lambda: ec.generate_private_key(ec.SECP384R1()),
+        "rsa": lambda: rsa.generate_private_key(65537, 2048),
+    }
+    key = kinds[kind]()
+    now = datetime.now(UTC)
+    name = x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "localhost")])
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - timedelta(days=1))
+        .not_valid_after(now + timedelta(days=90))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName("localhost")]), critical=False)
+        .sign(key, None if kind == "ed25519" else hashes.SHA256())
+    )
+    pem, private = tmp_path / "server.pem", tmp_path / "server.key"
+    pem.write_bytes(certificate.public_bytes(Encoding.PEM))
+    private.write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    settings: dict[str, Any] = {"tls_cert": str(pem), "tls_key": str(private)}
+    if kind in ("ed25519", "p521"):
+        with pytest.raises(ConfigError, match="of a kind that gRPC does not speak; expected RSA, or EC on P-256"):
+            HostedServer(**settings)
+        return
+    with (
+        HostedServer(**settings) as server,
+        connect(server.target, tls=TLS(ca=pem, server_name="localhost")) as connection,
+    ):
+        assert connection.list_runs() == []
+
+
 def test_the_name_to_expect_can_be_said(misnamed: tuple[HostedServer, Files]) -> None:
     server, files = misnamed
     with connect(server.target, tls=TLS(files.path("ca.pem"), server_name="elsewhere.example")) as connection:
@@ -284,6 +362,10 @@ def test_certificates_for_trying_out(tmp_path: Path) -> None:
         tls = TLS(folder / "ca.pem", folder / "client.pem", folder / "client.key")
         with connect(server.target, tls=tls) as connection:
             assert connection.list_runs() == []
+    for name in ("localhost:50051", "[::1]", "a\nb", "-x", "a" * 64, ""):
+        wrong = CliRunner().invoke(cli, ["certs", "dev", "--out", str(tmp_path / "wrong"), "--", name])
+        assert (wrong.exit_code, "is no host name and no address" in wrong.output) == (1, True), name
+    assert not (tmp_path / "wrong").exists()
     again = CliRunner().invoke(cli, ["certs", "dev", "localhost", "--out", str(folder)])
     assert (again.exit_code, "exist already" in again.output) == (1, True)
 
@@ -376,10 +458,17 @@ def test_a_pair_that_does_not_match_leaves_the_old_one(tmp_path: Path, caplog: p
         kept = Path(files.path("server.key")).read_bytes()
         other = Files(tmp_path / "other")
         shutil.copy(other.path("server.key"), files.path("server.key"))
+        for _ in range(3):
+            with connect(server.target, tls=files.trusting) as connection:
+                assert connection.list_runs() == []
+        assert caplog.text.count("the certificate stays as it was") == 1
+        assert "is not the key of" in caplog.text
+        Path(files.path("server.key")).unlink()
+        os.mkfifo(files.path("server.key"))
         with connect(server.target, tls=files.trusting) as connection:
             assert connection.list_runs() == []
-        assert "the certificate stays as it was" in caplog.text
-        assert "is not the key of" in caplog.text
+        assert "is no file any more" in caplog.text
+        Path(files.path("server.key")).unlink()
         Path(files.path("server.key")).write_bytes(kept)
         with connect(server.target, tls=files.trusting) as connection:
             assert connection.list_runs() == []

@@ -57,7 +57,8 @@ def connect(
     timeout_seconds = _checked_timeout(timeout_seconds)
     if not (tls is None or isinstance(tls, TLS)):
         raise TypeError(f"tls is {tls!r}; expected TLS(ca=...)")
-    tls = TLS.from_environment() if tls is None else tls
+    if tls is None and target != "embedded":
+        tls = TLS.from_environment()
     found = find_server(target, data_dir, tls)
     try:
         return Server(

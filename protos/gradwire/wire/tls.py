@@ -35,6 +35,12 @@ class TLS:
     """The name that the server's certificate must have; None: the host of the target."""
 
     def __post_init__(self) -> None:
+        for field in _VARIABLES:
+            value = getattr(self, field)
+            if not (value is None or (isinstance(value, (str, Path)) and str(value))):
+                raise ValueError(
+                    f"{field} is {value!r}; expected None or {'a name' if field == 'server_name' else 'a file'}"
+                )
         if (self.cert is None) != (self.key is None):
             raise ValueError(f"cert is {self.cert!r} and key is {self.key!r}; expected both, or neither")
 
@@ -42,7 +48,10 @@ class TLS:
     def from_environment(cls) -> TLS | None:
         """As ``GRADWIRE_TLS_CA``, ``_CERT``, ``_KEY`` and ``_SERVER_NAME`` say; None where they say nothing."""
         found = {field: os.environ[name] for field, name in _VARIABLES.items() if os.environ.get(name)}
-        return cls(**found) if found else None
+        try:
+            return cls(**found) if found else None
+        except ValueError as error:
+            raise ValueError(f"GRADWIRE_TLS_CERT and GRADWIRE_TLS_KEY: {error}") from None
 
     def read(self) -> Pem:
         """Raises OSError."""

@@ -8,7 +8,7 @@ import ssl
 
 from gradwire.wire.hosts import host_and_port
 from gradwire.wire.proxies import proxy_to
-from gradwire.wire.tls import TLS
+from gradwire.wire.tls import TLS, Pem
 
 _EXPIRED, _NOT_YET_VALID = 10, 9
 _NOT_VOUCHED_FOR = (2, 18, 19, 20, 21)
@@ -16,9 +16,16 @@ _OTHER_NAME = (62, 63, 64)
 """Verify codes of OpenSSL's: x509_vfy.h."""
 
 
-def check_files(tls: TLS) -> None:
-    """Raises OSError for files that cannot be read, ValueError for those that are not what they should be."""
+def checked(tls: TLS) -> Pem:
+    """Contents of the files, which fit together: gRPC ends the whole process for some that do not.
+
+    Raises OSError for files that cannot be read, ValueError for those that are not what they should be.
+    """
+    stamp, pem = tls.stamp(), tls.read()
     _context(tls)
+    if tls.stamp() != stamp:
+        raise ValueError("the files of TLS were replaced while they were read; expected a whole pair")
+    return pem
 
 
 def tls_fault(target: str, tls: TLS | None, timeout_seconds: float = 1.0) -> str | None:
@@ -40,11 +47,7 @@ def _handshake_fault(connection: socket.socket, host: str, tls: TLS | None) -> s
     name = tls.server_name or host
     try:
         with _context(tls).wrap_socket(connection, server_hostname=name) as wrapped:
-            # With TLS 1.3 a client has finished before the server has looked at its certificate. A gRPC server that
-            # accepts it speaks first, and one that does not hangs up, gRPC's own without an alert.
-            return None if wrapped.recv(1) else _refused("", tls)
-    except ConnectionResetError:
-        return _refused("", tls)
+            return None if _speaks(wrapped) else _refused("", tls)
     except ssl.SSLCertVerificationError as error:
         return _unverified(error, name, tls)
     except ssl.SSLEOFError:
@@ -54,6 +57,15 @@ def _handshake_fault(connection: socket.socket, host: str, tls: TLS | None) -> s
         return _refused(reason, tls) if "ALERT" in reason else "it does not speak TLS, and this client does"
     except OSError:
         return None
+
+
+def _speaks(connection: ssl.SSLSocket) -> bool:
+    """Whether the server goes on after the handshake. With TLS 1.3 a client has finished before the server has looked
+    at its certificate; a gRPC server that accepts it speaks first, and gRPC's own hangs up without an alert if not."""
+    try:
+        return bool(connection.recv(1))
+    except ConnectionResetError:
+        return False
 
 
 def _answers_to_any_hello(connection: socket.socket) -> str | None:

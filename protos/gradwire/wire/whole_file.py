@@ -39,6 +39,8 @@ def whole_file(path: Path) -> Iterator[BinaryIO]:
     unfinished = place.with_name(f".gradwire-{uuid.uuid4().hex[:8]}.tmp")  # not longer for a name that is long already
     try:
         with unfinished.open("xb") as file:
+            if place.exists():  # what was private stays so
+                os.fchmod(file.fileno(), stat.S_IMODE(place.stat().st_mode))
             yield file
         os.replace(unfinished, place)
     finally:

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import signal
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import grpc
@@ -17,7 +18,7 @@ from gradwire.server.devices.base import Device
 from gradwire.server.devices.select import open_device
 from gradwire.server.optimizers.adam import AdamHyperparameters, EpsilonPlacement
 from gradwire.server.rpc.credentials import server_credentials
-from gradwire.server.rpc.listening import listen
+from gradwire.server.rpc.listening import Credentials, listen
 from gradwire.server.rpc.methods import add_to_server
 from gradwire.server.rpc.service import OptimizerServicer
 from gradwire.server.runs.registry import Registry
@@ -145,8 +146,8 @@ class Server:
             await self._health.set(name, status)
 
 
-def _credentials(config: ServerConfig) -> grpc.ServerCredentials | None:
-    """Those of TLS; None: nothing is to be encrypted. Raises ConfigError."""
+def _credentials(config: ServerConfig) -> Credentials | None:
+    """Makes those of TLS; None: nothing is to be encrypted. Raises ConfigError."""
     if not config.tls_cert:
         return None
     try:
@@ -155,11 +156,10 @@ def _credentials(config: ServerConfig) -> grpc.ServerCredentials | None:
         raise ConfigError(f"--tls-cert needs {error.name}; pip install 'gradwire[server]'") from None
     client_ca = Path(config.tls_client_ca) if config.tls_client_ca else None
     try:
-        return server_credentials(
-            RenewedCertificates(CertificateFiles(Path(config.tls_cert), Path(config.tls_key), client_ca))
-        )
+        found = RenewedCertificates(CertificateFiles(Path(config.tls_cert), Path(config.tls_key), client_ca))
     except (BadCertificate, OSError) as error:
-        raise ConfigError(str(error)) from None
+        raise ConfigError(f"the files of TLS: {error}") from None
+    return partial(server_credentials, found)
 
 
 def open_store(config: ServerConfig) -> Store | None:

@@ -210,7 +210,7 @@ def test_snapshots_are_plain_safetensors_files(store: DiskStore) -> None:
     }
 
 
-@pytest.mark.parametrize("how", ["deleted", "moved", "log deleted", "another in its place"])
+@pytest.mark.parametrize("how", ["deleted", "moved", "log deleted", "snapshots deleted", "another in its place"])
 def test_nothing_is_acknowledged_that_the_next_start_would_not_find(store: DiskStore, how: str) -> None:
     """SQLite writes on, into files that have no name any more; whoever is told would have lost it at the next start."""
     uid = create(store)
@@ -221,11 +221,13 @@ def test_nothing_is_acknowledged_that_the_next_start_would_not_find(store: DiskS
         shutil.rmtree(store.directory)
     elif how == "log deleted":
         database.with_name(f"{database.name}-wal").unlink()
+    elif how == "snapshots deleted":
+        shutil.rmtree(store.directory / "snapshots")
     else:
         store.directory.rename(kept)
         if how == "another in its place":
             shutil.copytree(kept, store.directory)
-    with pytest.raises(StorageFailed, match=r"journal\.sqlite3.*nothing was applied") as caught:
+    with pytest.raises(StorageFailed, match=r"(journal\.sqlite3|snapshots).*nothing was applied") as caught:
         append(store, uid, 2)
     assert caught.value.applied is False
     if how == "moved":

@@ -127,9 +127,9 @@ class Attachment:
         """The ``known`` one with ours, which must be a later one. Raises RunRolledBack."""
         if self.epoch <= known and self.sequence is not None:
             raise RunRolledBack(
-                f"the server is at epoch {self.epoch} of the run, but it has acknowledged epoch {known}: values that "
-                "had been written are lost. It began from a damaged snapshot, or from an older copy of its data "
-                "directory; nothing was sent again",
+                f"the server has given this attachment epoch {self.epoch} of the run, though {known} was acknowledged: "
+                "values that had been written are lost. It began from a damaged snapshot, or from an older copy of its "
+                "data directory; nothing was sent again",
                 last_sequence=self.sequence,
                 acknowledged_sequence=self.sequence,
             )

@@ -15,7 +15,7 @@ from gradwire.client.transport.silence import why_nobody_answers
 from gradwire.wire.hosts import is_local
 from gradwire.wire.service import MESSAGE_OPTIONS, SERVICE_NAME, local_options
 from gradwire.wire.tls import TLS, tls_options
-from gradwire.wire.tls_handshake import check_files, tls_fault
+from gradwire.wire.tls_handshake import checked, tls_fault
 
 CONNECT_TIMEOUT_SECONDS = 15.0
 PROBE_TIMEOUT_SECONDS = 5.0
@@ -46,13 +46,13 @@ _WITHOUT_A_LINK = [
 
 
 def channel_to(target: str, tls: TLS | None = None) -> grpc.Channel:
-    """A channel with a connection of its own. Raises OSError for files of ``tls`` that cannot be read."""
+    """A channel with a connection of its own. Raises OSError, ValueError for files of ``tls``."""
     window = _WITHOUT_A_LINK if is_local(target) else []
     options = [*_CHANNEL_OPTIONS, *window, *local_options(target)]
     if tls is None:
         return grpc.insecure_channel(target, options)
-    pem = tls.read()
-    return grpc.secure_channel(target, grpc.ssl_channel_credentials(*pem), [*options, *tls_options(tls)])
+    credentials = grpc.ssl_channel_credentials(*checked(tls))
+    return grpc.secure_channel(target, credentials, [*options, *tls_options(tls)])
 
 
 class _Found(Enum):
@@ -78,8 +78,6 @@ def serving_channel(target: str, timeout_seconds: float, tls: TLS | None = None)
     """A channel to ``target``, once the server there is SERVING. Nobody need listen there yet, nor need its name be
     known. Raises ConnectionLost after ``timeout_seconds``, or at once where another server answers, or TLS stands in
     between; OSError and ValueError for files of ``tls``."""
-    if tls is not None:
-        check_files(tls)
     deadline = time.monotonic() + timeout_seconds
     pause_seconds = _SHORTEST_PAUSE_SECONDS
     while True:

@@ -87,12 +87,12 @@ class Link:
             return self._renewed()
 
     def _renewed(self) -> _Wire:
-        """The wire, in place of one whose files have changed. Where they cannot be read the old one stays: a new pair
-        is often written file by file."""
+        """The wire, in place of one whose files have changed. Where they do not fit together the old one stays: a new
+        pair is often written file by file."""
         if self._tls is not None and (stamp := self._tls.stamp()) != self._stamp:
             try:
                 renewed = _Wire(channel_to(self.target, self._tls))
-            except OSError:
+            except (OSError, ValueError):
                 return self._wire
             old, self._wire, self._stamp = self._wire, renewed, stamp
             old.outdated = True

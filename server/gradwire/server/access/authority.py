@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import re
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +16,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption,
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
 CLIENT_NAME = "gradwire-client"
+_LABEL = r"(?!-)[A-Za-z0-9_-]{1,63}(?<!-)"
+_HOST_NAME = re.compile(rf"(?=.{{1,253}}\Z)(?:\*\.)?{_LABEL}(?:\.{_LABEL})*")
 _CLOCKS_DIFFER = timedelta(minutes=5)
 
 
@@ -28,6 +31,8 @@ def write_certificates(folder: Path, names: Sequence[str], days: int) -> list[Pa
 
     Raises FileExistsError, OSError, ValueError for what is no host name.
     """
+    for name in names:
+        _general_name(name)
     folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{who}.{kind}" for who in ("ca", "server", "client") for kind in ("pem", "key")]
     there = [str(path) for path in paths if path.exists()]
@@ -110,4 +115,8 @@ def _general_name(name: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(name))
     except ValueError:
+        if _HOST_NAME.fullmatch(name) is None:
+            raise ValueError(
+                f"{name!r} is no host name and no address; expected some such as server.example.org"
+            ) from None
         return x509.DNSName(name)

@@ -10,12 +10,15 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from cryptography import x509
+from cryptography.exceptions import UnsupportedAlgorithm
+from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_pem_private_key
 
 from gradwire.wire.tls import stamp_of
 
 log = logging.getLogger(__name__)
 
+_CURVES = ("secp256r1", "secp384r1")
 _SOON_DAYS = 30
 _DAY_SECONDS = 86_400.0
 
@@ -52,14 +55,24 @@ class CertificateFiles:
         chain = _certificates(cert, self.cert)
         try:
             private = load_pem_private_key(key, None)
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, UnsupportedAlgorithm) as error:
             raise BadCertificate(f"{self.key} is no private key in PEM format without a password: {error}") from None
+        if not (isinstance(private, rsa.RSAPrivateKey) or _curve(private) in _CURVES):
+            raise BadCertificate(
+                f"{self.key} is of a kind that gRPC does not speak; expected RSA, or EC on P-256 or P-384"
+            )
         form = (Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
         if private.public_key().public_bytes(*form) != chain[0].public_key().public_bytes(*form):
             raise BadCertificate(f"{self.key} is not the key of {self.cert}")
         if client_ca is not None and self.client_ca is not None:
             _certificates(client_ca, self.client_ca)
         return Certificates(cert, key, client_ca, chain[0].not_valid_after_utc)
+
+    def require_files(self) -> None:
+        """Raises BadCertificate for what would have to be waited for. At a start a pipe will do."""
+        for path in (self.cert, self.key, self.client_ca):
+            if path is not None and path.exists() and not path.is_file():
+                raise BadCertificate(f"{path} is no file any more")
 
     def stamp(self) -> tuple[object, ...]:
         """Another one whenever a file has changed."""
@@ -82,27 +95,29 @@ class RenewedCertificates:
         self._said_at = float("-inf")
         self._say_when_it_expires()
 
-    def renew(self) -> Certificates | None:
-        """What the files hold, where that is new and good; a pair that is not is logged, and the old one stays."""
+    def renew(self) -> Certificates:
+        """What there is now. Files that are not good are logged once, and read again until they are."""
         with self._lock:
             self._say_when_it_expires()
             stamp = self._files.stamp()
             if stamp == self._stamp:
-                return None
-            self._stamp = stamp
+                return self.now
             try:
+                self._files.require_files()
                 found = self._files.read()
             except (BadCertificate, OSError) as error:
+                if str(error) != self.error:
+                    log.error("the certificate stays as it was: %s", error)
                 self.error = str(error)
-                log.error("the certificate stays as it was: %s", error)
-                return None
-            self.error = ""
-            if found == self.now:
-                return None
-            self.now = found
-            log.info("the certificate has been renewed, and is good until %s", f"{found.expires:%Y-%m-%d %H:%M} UTC")
-            self._said_at = float("-inf")
-            return found
+                return self.now
+            self._stamp, self.error = stamp, ""
+            if found != self.now:
+                self.now = found
+                self._said_at = float("-inf")
+                log.info(
+                    "the certificate has been renewed, and is good until %s", f"{found.expires:%Y-%m-%d %H:%M} UTC"
+                )
+            return self.now
 
     def _say_when_it_expires(self) -> None:
         """Once a day, when it is soon."""
@@ -110,6 +125,10 @@ class RenewedCertificates:
         if days < _SOON_DAYS and time.monotonic() - self._said_at > _DAY_SECONDS:
             self._said_at = time.monotonic()
             log.warning("the certificate %s", f"expires in {days:.1f} days" if days > 0 else "has expired")
+
+
+def _curve(key: object) -> str:
+    return key.curve.name if isinstance(key, ec.EllipticCurvePrivateKey) else ""
 
 
 def _certificates(pem: bytes, path: Path) -> list[x509.Certificate]:

@@ -57,7 +57,7 @@ def _option(
         key,
         type=kind,
         default=_DEFAULTS[key],
-        envvar=f"GRADWIRE_{name.partition('/')[0].strip('-').replace('-', '_').upper()}",
+        envvar=extra.pop("envvar", f"GRADWIRE_{name.partition('/')[0].strip('-').replace('-', '_').upper()}"),
         show_envvar=True,
         show_default=default_text or True,
         help=help_text,
@@ -72,8 +72,9 @@ def _option(
     "--tls-cert",
     "PEM file: its certificate, up to its authority.",
     default_text="none: nothing is encrypted",
+    envvar="GRADWIRE_TLS_SERVER_CERT",
 )
-@_option("--tls-key", "PEM file: its private key.", default_text="none")
+@_option("--tls-key", "PEM file: its private key.", default_text="none", envvar="GRADWIRE_TLS_SERVER_KEY")
 @_option("--tls-client-ca", "PEM file: authorities, by one of which clients need a certificate.", default_text="none")
 @_option("--device", "auto, cpu, cuda or cuda:N.")
 @_option("--threads", "Threads that share a large CPU update.", int, "one for each processor")

@@ -10,6 +10,7 @@ import click
 import grpc
 
 from gradwire.wire.printable import printable
+from gradwire.wire.proxies import proxy_to
 from gradwire.wire.service import local_options
 from gradwire.wire.tls import TLS, speaks_tls, tls_options
 
@@ -59,6 +60,9 @@ def unanswered(error: Any, target: str, tls: TLS | None) -> str:
         fault = tls_fault(target, used)
         if fault is not None:
             return f"the server at {target} cannot be spoken with: {fault}"
+        proxy = proxy_to(target)
+        if proxy is not None:
+            return f"no gradwire server at {target}, through the proxy that {proxy.variable} names, {proxy.shown}"
     return f"{target}: {error.code().name}: {error.details()}"
 
 
@@ -67,8 +71,10 @@ def channel_to(target: str, tls: TLS | None, options: Sequence[tuple[str, Any]] 
     all_options = [*options, *local_options(target)]
     if tls is None or not speaks_tls(target, tls):
         return grpc.insecure_channel(target, all_options)
+    from gradwire.wire.tls_handshake import checked  # not before: most health checks need none of it
+
     try:
-        pem = tls.read()
-    except OSError as error:
+        pem = checked(tls)
+    except (OSError, ValueError) as error:
         raise click.ClickException(printable(str(error))) from None
     return grpc.secure_channel(target, grpc.ssl_channel_credentials(*pem), [*all_options, *tls_options(tls)])

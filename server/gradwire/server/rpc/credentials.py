@@ -10,15 +10,19 @@ from gradwire.server.access.certificates import Certificates, RenewedCertificate
 
 
 def server_credentials(certificates: RenewedCertificates) -> grpc.ServerCredentials:
-    """Where there are authorities of clients, nobody without a certificate by one of them gets in."""
+    """Of one port. Where there are authorities of clients, nobody without a certificate by one of them gets in."""
+    used = certificates.now
 
     def renewed() -> grpc.ServerCertificateConfiguration | None:
+        nonlocal used
         found = certificates.renew()
-        return None if found is None else _configuration(found)
+        if found is used:
+            return None
+        used = found
+        return _configuration(found)
 
     fetch: Any = renewed  # None for no change is documented, and not in its types
-    asks = certificates.now.client_ca is not None
-    return grpc.dynamic_ssl_server_credentials(_configuration(certificates.now), fetch, asks)
+    return grpc.dynamic_ssl_server_credentials(_configuration(used), fetch, used.client_ca is not None)
 
 
 def _configuration(found: Certificates) -> grpc.ServerCertificateConfiguration:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import errno
 import ipaddress
 import socket
+from collections.abc import Callable
 
 import grpc
 
 from gradwire.server.config import ConfigError
 
+Credentials = Callable[[], grpc.ServerCredentials]
+
 _NOT_HERE = (errno.EADDRNOTAVAIL, errno.EAFNOSUPPORT)
 """Of an address that this machine does not have, as ::1 where IPv6 is turned off: nobody can be reached there."""
 
 
-def listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCredentials | None = None) -> str:
+def listen(server: grpc.aio.Server, address: str, credentials: Credentials | None = None) -> str:
     """Makes the server listen on ``HOST:PORT`` or ``unix:PATH``; returns it with the port that was really taken.
 
     gRPC is content with one of the addresses that a name has, and another server on the others gets the rest of the
-    clients. ``credentials``: of TLS, which a unix socket does without. Raises ConfigError.
+    clients. ``credentials``: makes those of TLS, anew for each port; a unix socket does without. Raises ConfigError.
     """
     if address.startswith("unix:"):
         if _is_served(address.removeprefix("unix:")):
@@ -32,9 +35,9 @@ def listen(server: grpc.aio.Server, address: str, credentials: grpc.ServerCreden
     return f"{host}:{port}"
 
 
-def _add(server: grpc.aio.Server, one: str, address: str, credentials: grpc.ServerCredentials | None) -> int:
+def _add(server: grpc.aio.Server, one: str, address: str, credentials: Credentials | None) -> int:
     try:
-        return server.add_insecure_port(one) if credentials is None else server.add_secure_port(one, credentials)
+        return server.add_insecure_port(one) if credentials is None else server.add_secure_port(one, credentials())
     except RuntimeError as error:
         raise ConfigError(f"cannot listen on {address}: {error}") from None
 

@@ -71,7 +71,7 @@ class DiskStore(Store):
             sync_directory(directory)
             try:
                 self._index = Index(database, self._marks, self._files)
-                presence = Presence(directory / "journal.sqlite3")
+                presence = Presence(directory / "journal.sqlite3", self._files)
             except BaseException as error:
                 database.close()
                 if isinstance(error, OSError):

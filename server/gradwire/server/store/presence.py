@@ -8,17 +8,18 @@ from pathlib import Path
 
 
 class Presence:
-    """Of a database that is open, and its log. SQLite goes on writing to deleted files, and all of it succeeds.
+    """Of a database that is open, its log, and the folder of the snapshots that it begins from. SQLite goes on writing
+    to deleted files, and all of it succeeds.
 
     Raises OSError.
     """
 
-    def __init__(self, database: Path) -> None:
-        paths = (database, database.with_name(f"{database.name}-wal"))
+    def __init__(self, database: Path, snapshots: Path) -> None:
+        paths = (database, database.with_name(f"{database.name}-wal"), snapshots)
         self._known = {path: _identity(path) for path in paths}
 
     def check(self) -> None:
-        """Raises OSError where one of them is not there any more, or another file is in its place. Takes 5 us."""
+        """Raises OSError where one of them is not there any more, or another file is in its place. Takes 8 us."""
         for path, identity in self._known.items():
             if _identity(path) != identity:
                 raise OSError(errno.ESTALE, "it is another file than the one that the server has opened", str(path))
