@@ -69,7 +69,7 @@ def test_a_machine_without_control_groups(tmp_path: Path) -> None:
 
 
 def test_the_cpu_device_takes_all_processors_unless_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gradwire.server.devices.select.available_processors", lambda: 3)
+    monkeypatch.setattr("gradwire.server.devices.cpu.available_processors", lambda: 3)
     for threads, expected in [(None, 3), (5, 5)]:
         device = open_device("cpu", threads)
         assert isinstance(device, CpuDevice)

@@ -115,7 +115,7 @@ def decode_receipt(message: train_pb2.Receipt) -> Receipt:
         gradient_norm=message.gradient_norm,
         learning_rates=tuple(message.learning_rates),
         skipped_steps=tuple(message.skipped_steps),
-        durability=run_pb2.Durability.Name(message.durability).removeprefix("DURABILITY_"),
+        durability=durability_name(message.durability),
         received_bytes=message.received_bytes,
         sent_bytes=message.sent_bytes,
     )
@@ -128,6 +128,11 @@ def encoding_of(name: str | None) -> run_pb2.Encoding.ValueType:
     if name not in ENCODINGS:
         raise ValueError(f"encoding is {name!r}; expected one of {', '.join(map(repr, ENCODINGS))}")
     return ENCODINGS[name]
+
+
+def durability_name(value: run_pb2.Durability.ValueType) -> str:
+    """As users write it; ``"UNSPECIFIED"`` where the server did not say."""
+    return run_pb2.Durability.Name(value).removeprefix("DURABILITY_")
 
 
 def durability_of(name: str | None) -> run_pb2.Durability.ValueType:

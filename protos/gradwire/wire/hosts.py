@@ -7,7 +7,7 @@ import socket
 from urllib.parse import unquote
 
 _SCHEMES = ("dns:///", "dns:", "ipv4:", "ipv6:")
-_LOCAL_SCHEMES = ("unix:", "unix-abstract:", "vsock:")
+_UNIX_SCHEMES = ("unix:", "unix-abstract:")
 
 
 def host_and_port(address: str) -> tuple[str, str]:
@@ -21,12 +21,17 @@ def host_and_port(address: str) -> tuple[str, str]:
     return host.strip("[]"), port
 
 
+def is_unix(address: str) -> bool:
+    """Whether ``address``, a target of a client or a peer as gRPC names it, is a unix socket."""
+    return address.startswith(_UNIX_SCHEMES)
+
+
 def is_local(address: str) -> bool:
     """Whether ``address``, a target of a client or a peer as gRPC names it, leads to this host's own loopback.
 
     Behind it may still be another host: a tunnel, or a container.
     """
-    if address.startswith(("unix:", "unix-abstract:")):
+    if is_unix(address):
         return True
     host = host_and_port(address)[0].casefold().removesuffix(".")
     if host == "localhost" or host.endswith(".localhost"):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
+from gradwire.wire.hosts import is_unix
+
 _VARIABLES = {field: f"GRADWIRE_TLS_{field.upper()}" for field in ("ca", "cert", "key", "server_name")}
 
 
@@ -47,9 +49,8 @@ class TLS:
     @classmethod
     def from_environment(cls) -> TLS | None:
         """As ``GRADWIRE_TLS_CA``, ``_CERT``, ``_KEY`` and ``_SERVER_NAME`` say; None where they say nothing."""
-        found = {field: os.environ[name] for field, name in _VARIABLES.items() if os.environ.get(name)}
         try:
-            return cls(**found) if found else None
+            return tls_of(*map(os.environ.get, _VARIABLES.values()))
         except ValueError as error:
             raise ValueError(f"GRADWIRE_TLS_CERT and GRADWIRE_TLS_KEY: {error}") from None
 
@@ -62,14 +63,20 @@ class TLS:
         return stamp_of(self.ca, self.key, self.cert)
 
 
+def tls_of(ca: str | None, cert: str | None, key: str | None, server_name: str | None) -> TLS | None:
+    """Of options that may not have been given, or are empty; None where none was. Raises ValueError."""
+    given = (ca or None, cert or None, key or None, server_name or None)
+    return TLS(*given) if any(given) else None
+
+
 def tls_options(tls: TLS) -> list[tuple[str, str]]:
     """Channel options of gRPC's."""
     return [] if tls.server_name is None else [("grpc.ssl_target_name_override", tls.server_name)]
 
 
-def speaks_tls(target: str, tls: TLS | None) -> bool:
-    """Whether a client with ``tls`` encrypts what it says to ``target``: over a unix socket nobody listens."""
-    return tls is not None and not target.startswith(("unix:", "unix-abstract:"))
+def tls_to(target: str, tls: TLS | None) -> TLS | None:
+    """What a client with ``tls`` uses of it to speak to ``target``: over a unix socket nobody listens."""
+    return None if is_unix(target) else tls
 
 
 def stamp_of(*files: str | Path | None) -> tuple[object, ...]:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import socket
 import ssl
 
-from gradwire.wire.hosts import host_and_port
+from gradwire.wire.hosts import host_and_port, is_unix
 from gradwire.wire.proxies import proxy_to
 from gradwire.wire.tls import TLS, Pem
 
@@ -21,7 +21,7 @@ def checked(tls: TLS) -> Pem:
 
     Raises OSError for files that cannot be read, ValueError for those that are not what they should be.
     """
-    stamp, pem = tls.stamp(), tls.read()
+    stamp, pem = tls.stamp(), tls.read()  # first: its errors name the file
     _context(tls)
     if tls.stamp() != stamp:
         raise ValueError("the files of TLS were replaced while they were read; expected a whole pair")
@@ -31,14 +31,15 @@ def checked(tls: TLS) -> Pem:
 def tls_fault(target: str, tls: TLS | None, timeout_seconds: float = 1.0) -> str | None:
     """What of TLS keeps a client with ``tls`` and the server at ``target`` from speaking, in words; None: nothing does,
     or nobody answers there at all, or a proxy stands in between."""
-    if target.startswith(("unix:", "unix-abstract:")) or proxy_to(target) is not None:
+    if is_unix(target) or proxy_to(target) is not None:
         return None
     host, port = host_and_port(target)
     try:
         with socket.create_connection((host, int(port)), timeout_seconds) as connection:
-            return _handshake_fault(connection, host, tls)
+            fault = _handshake_fault(connection, host, tls)
     except (OSError, ValueError):
         return None
+    return None if fault is None else f"the server at {target} cannot be spoken with: {fault}"
 
 
 def _handshake_fault(connection: socket.socket, host: str, tls: TLS | None) -> str | None:
@@ -80,7 +81,6 @@ def _answers_to_any_hello(connection: socket.socket) -> str | None:
 
 
 def _context(tls: TLS) -> ssl.SSLContext:
-    tls.read()  # its errors name the file
     try:
         context = ssl.create_default_context(cafile=tls.ca)
     except ssl.SSLError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gradwire.client.options import durability_name
 from gradwire.client.transport.link import Link
 from gradwire.client.transport.retry import RetryPolicy, retrying
 from gradwire.v1 import run_pb2, service_pb2
@@ -65,6 +66,6 @@ def _summary(run: service_pb2.RunSummary) -> RunSummary:
         elements=run.elements,
         dtype=run_pb2.Dtype.Name(run.dtype).removeprefix("DTYPE_").lower(),
         attached_worker_id=run.attached_worker_id,
-        durability=run_pb2.Durability.Name(run.durability).removeprefix("DURABILITY_"),
+        durability=durability_name(run.durability),
         damage=run.damage,
     )

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from gradwire.client.calls.remote_values import RemoteValues
+from gradwire.client.options import durability_name
 from gradwire.client.transport.retry import retrying
-from gradwire.v1 import run_pb2, service_pb2
+from gradwire.v1 import service_pb2
 
 
 @dataclass(frozen=True)
@@ -51,5 +52,5 @@ def snapshot_id(snapshot: SnapshotInfo | int | None) -> int:
 
 def _info(message: service_pb2.Snapshot) -> SnapshotInfo:
     created = datetime.fromtimestamp(message.created_seconds, UTC)
-    durability = run_pb2.Durability.Name(message.durability).removeprefix("DURABILITY_")
+    durability = durability_name(message.durability)
     return SnapshotInfo(message.id, message.step, created, message.size_bytes, message.label, durability)

@@ -17,7 +17,7 @@ from gradwire.client.doctor.measurement import ENCODINGS, measure_link, measure_
 from gradwire.client.doctor.report import report, show
 from gradwire.wire.errors import GradwireError
 from gradwire.wire.printable import printable
-from gradwire.wire.tls import TLS
+from gradwire.wire.tls import TLS, tls_of
 
 _ABOUT = """
 Measures round trip, throughput each way and the update of a gradwire server, and says which encoding and block would
@@ -98,12 +98,10 @@ def command() -> click.Command:
         as_json: bool,
         **plan: Any,
     ) -> None:
-        tls = None  # then as the environment says
-        if tls_ca or tls_cert or tls_key or tls_server_name:
-            try:
-                tls = TLS(tls_ca, tls_cert, tls_key, tls_server_name)
-            except ValueError as error:
-                raise click.UsageError(str(error)) from None
+        try:
+            tls = tls_of(tls_ca, tls_cert, tls_key, tls_server_name)
+        except ValueError as error:
+            raise click.UsageError(str(error)) from None
         sys.exit(examine(target, Plan(**plan), as_json=as_json, tls=tls))
 
     return doctor

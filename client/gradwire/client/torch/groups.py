@@ -75,10 +75,8 @@ def check_members(index: int, group: Any) -> None:
 
 
 def check_added(index: int, group: Mapping[str, Any]) -> None:
-    """Raises for a group, as torch has made it, that no run can have."""
+    """Raises for a group, as torch has made it, that no run can have; `check_members` has looked at it before."""
     checked_numbers(group)
-    if len(set(group["params"])) != len(group["params"]):
-        raise ValueError(f"parameter group {index} has the same parameter twice")
     for position, param in enumerate(group["params"]):
         check_parameter(f"{index}.{position}", param)
 

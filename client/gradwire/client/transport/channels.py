@@ -94,7 +94,7 @@ def serving_channel(target: str, timeout_seconds: float, tls: TLS | None = None)
         left_seconds = deadline - time.monotonic()
         fault = in_own_thread(lambda: tls_fault(target, tls)) if found is _Found.NOTHING else None
         if fault is not None:
-            raise ConnectionLost(f"the server at {target} cannot be spoken with: {fault}", applied=False, target=target)
+            raise ConnectionLost(fault, applied=False, target=target)
         if found is _Found.ANOTHER or left_seconds <= 0:
             raise ConnectionLost(_complaint(found, target, timeout_seconds), applied=False, target=target)
         time.sleep(min(pause_seconds, left_seconds))

@@ -9,7 +9,7 @@ from pathlib import Path
 from gradwire.client.errors import ConnectionLost
 from gradwire.client.transport.channels import answers
 from gradwire.client.transport.embedded_server import EmbeddedServer
-from gradwire.wire.hosts import host_and_port
+from gradwire.wire.hosts import host_and_port, is_unix
 from gradwire.wire.tls import TLS
 from gradwire.wire.tls_handshake import tls_fault
 
@@ -44,7 +44,7 @@ def find_server(target: str | None, data_dir: str | Path | None = None, tls: TLS
             return FoundServer(DEFAULT_TARGET, f"{DEFAULT_TARGET}, which answers")
         if not target and (fault := tls_fault(DEFAULT_TARGET, tls)) is not None:
             raise ConnectionLost(
-                f"the server at {DEFAULT_TARGET} cannot be spoken with: {fault}. target='embedded' starts another one",
+                f"{fault}. target='embedded' starts another one",
                 applied=False,
                 target=DEFAULT_TARGET,
             )
@@ -61,7 +61,7 @@ def _check(what: str, target: object) -> None:
     message = f"{what} is {target!r}; expected 'HOST:PORT', 'unix:PATH', 'embedded' or None"
     if not isinstance(target, str):
         raise TypeError(message)
-    if target != "embedded" and not target.startswith(("unix:", "unix-abstract:")):
+    if target != "embedded" and not is_unix(target):
         host, port = host_and_port(target)
         if not host or not port.isdecimal():
             raise ValueError(message)

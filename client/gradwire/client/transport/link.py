@@ -17,7 +17,7 @@ from gradwire.client.transport.channels import channel_to, serving_channel
 from gradwire.client.transport.owner import Owner
 from gradwire.v1 import service_pb2_grpc
 from gradwire.wire.service import SERVICE_NAME
-from gradwire.wire.tls import TLS, speaks_tls
+from gradwire.wire.tls import TLS, tls_to
 
 Stub = service_pb2_grpc.OptimizerServiceStub
 
@@ -42,7 +42,7 @@ class Link:
     @classmethod
     def to(cls, target: str, tls: TLS | None, timeout_seconds: float) -> Link:
         """Waits for the server as `serving_channel` does, and raises what it raises."""
-        used = tls if speaks_tls(target, tls) else None
+        used = tls_to(target, tls)
         stamp = () if used is None else used.stamp()
         return cls(target, serving_channel(target, timeout_seconds, used), used, stamp)
 

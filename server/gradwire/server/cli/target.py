@@ -12,7 +12,7 @@ import grpc
 from gradwire.wire.printable import printable
 from gradwire.wire.proxies import proxy_to
 from gradwire.wire.service import local_options
-from gradwire.wire.tls import TLS, speaks_tls, tls_options
+from gradwire.wire.tls import TLS, tls_of, tls_options, tls_to
 
 _OPTIONS = {
     "--tls-ca": "PEM file of the authorities that may vouch for the server.",
@@ -34,12 +34,10 @@ def with_target(function: Callable[..., None]) -> Callable[..., None]:
         tls_server_name: str | None,
         **arguments: Any,
     ) -> None:
-        tls = None
-        if tls_ca or tls_cert or tls_key or tls_server_name:
-            try:
-                tls = TLS(tls_ca or None, tls_cert or None, tls_key or None, tls_server_name or None)
-            except ValueError as error:
-                raise click.UsageError(printable(str(error))) from None
+        try:
+            tls = tls_of(tls_ca, tls_cert, tls_key, tls_server_name)
+        except ValueError as error:
+            raise click.UsageError(printable(str(error))) from None
         function(target=target, tls=tls, **arguments)
 
     for name, text in reversed(_OPTIONS.items()):
@@ -56,10 +54,9 @@ def unanswered(error: Any, target: str, tls: TLS | None) -> str:
     if error.code() is grpc.StatusCode.UNAVAILABLE:
         from gradwire.wire.tls_handshake import tls_fault  # not before: a health check that passes needs none of it
 
-        used = tls if speaks_tls(target, tls) else None
-        fault = tls_fault(target, used)
+        fault = tls_fault(target, tls)
         if fault is not None:
-            return f"the server at {target} cannot be spoken with: {fault}"
+            return fault
         proxy = proxy_to(target)
         if proxy is not None:
             return f"no gradwire server at {target}, through the proxy that {proxy.variable} names, {proxy.shown}"
@@ -69,7 +66,8 @@ def unanswered(error: Any, target: str, tls: TLS | None) -> str:
 def channel_to(target: str, tls: TLS | None, options: Sequence[tuple[str, Any]] = ()) -> grpc.Channel:
     """A channel, to be closed. Raises click.ClickException for files that cannot be read."""
     all_options = [*options, *local_options(target)]
-    if tls is None or not speaks_tls(target, tls):
+    tls = tls_to(target, tls)
+    if tls is None:
         return grpc.insecure_channel(target, all_options)
     from gradwire.wire.tls_handshake import checked  # not before: most health checks need none of it
 

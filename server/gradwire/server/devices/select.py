@@ -8,7 +8,6 @@ import re
 
 from gradwire.server.devices.base import Device
 from gradwire.server.devices.cpu import CpuDevice
-from gradwire.server.limits import available_processors
 
 _CUDA = re.compile(r"cuda(?::(\d{1,3}))?", re.ASCII)
 
@@ -21,9 +20,9 @@ def open_device(name: str, threads: int | None = None) -> Device:
     a GPU that is not there or lacks its packages.
     """
     if name == "cpu":
-        return CpuDevice(threads or available_processors())
+        return CpuDevice(threads)
     if name == "auto":
-        return _first_gpu() or CpuDevice(threads or available_processors())
+        return _first_gpu() or CpuDevice(threads)
     match = _CUDA.fullmatch(name)
     if match is None:
         raise ValueError(f"{name!r} is no device; expected auto, cpu, cuda or cuda:N, N being the number of a GPU")

@@ -37,7 +37,7 @@ from gradwire.v1 import run_pb2, service_pb2, train_pb2
 from gradwire.wire.encoding import dtype_of, encode, wire_dtype
 from gradwire.wire.envelope import Opened
 from gradwire.wire.errors import GradwireError
-from gradwire.wire.hosts import is_local
+from gradwire.wire.hosts import is_local, is_unix
 
 
 class OptimizerServicer(SnapshotCalls):
@@ -141,7 +141,7 @@ class OptimizerServicer(SnapshotCalls):
     def _may_share_memory(self, peer: str) -> bool:
         """Behind loopback may be somebody's proxy: where clients are not trusted, only a unix socket is this host."""
         config = self.registry.config
-        trusted = is_local(peer) if not config.tls_cert else peer.startswith("unix:")
+        trusted = is_local(peer) if not config.tls_cert else is_unix(peer)
         return config.shared_memory and trusted
 
     async def ReadParameters(self, request: service_pb2.ReadParametersRequest, context: Any) -> None:  # type: ignore[override]
