@@ -11,7 +11,8 @@ import torch
 from benchmarks.backend import FLOAT32, Backend
 from benchmarks.measure import Timing, interleave, timed
 from gradwire.server.devices.base import Segment, State
-from gradwire.server.optimizers.adam import AdamHyperparameters, EpsilonPlacement
+from gradwire.server.optimizers.adam import SLOTS, AdamHyperparameters, EpsilonPlacement
+from gradwire.server.optimizers.base import Kernel
 from gradwire.wire.layout import Range
 
 TARGET = 1.3
@@ -22,10 +23,21 @@ EPS_HAT = AdamHyperparameters(eps=1e-8, amsgrad=True)
 
 COPY, TORCH, STEP, HAT = "memory copy", "torch fused AMSGrad", "AMSGrad step", "AMSGrad step, eps-hat"
 AWAY, NORM, TORCH_NORM = "AMSGrad step, to other vectors", "sum of squares", "torch vector_norm, float64"
+ADDITIONS = "the step's vectors, additions only"
 
-BYTES = {COPY: 36, TORCH: 36, STEP: 36, HAT: 36, AWAY: 52, NORM: 4, TORCH_NORM: 4}
-"""Of memory that must move for each element: a step reads five vectors and writes four, and reads those too before
-it writes them if they are not the same."""
+
+def bytes_moved(name: str, device: str) -> int:
+    """Of memory, for each element: a step reads five vectors and writes four. A processor also reads those before it
+    writes them, if they are not the same."""
+    if name in (NORM, TORCH_NORM):
+        return 4
+    return 52 if name == AWAY and not device.startswith("cuda") else 36
+
+
+def update(p: Any, g: Any, exp_avg: Any, exp_avg_sq: Any, max_exp_avg_sq: Any) -> Any:
+    """A kernel that reads and writes what a step does, and computes next to nothing: how fast can a step be?"""
+    return p + g, exp_avg + g, exp_avg_sq + g, max_exp_avg_sq + g
+
 
 PEERS = {STEP: TORCH, HAT: TORCH, NORM: TORCH_NORM}
 
@@ -57,7 +69,8 @@ class Result:
         share = self.timings[COPY].ratio(self.timings[STEP])
         numbers = "same numbers" if self.same else "DIFFERENT NUMBERS"
         return (
-            f"a step takes {self.ratio:.2f}x torch fused and runs at {share:.0%} of the measured copy bandwidth; "
+            f"a step takes {self.ratio:.2f}x torch fused, runs at {share:.0%} of the measured copy bandwidth, "
+            f"and takes {self.timings[STEP].ratio(self.timings[ADDITIONS]):.2f}x additions over the same vectors; "
             f"largest difference to torch {self.difference:.1e}: {numbers}"
         )
 
@@ -65,8 +78,9 @@ class Result:
         floor = self.timings[COPY]
         rows = []
         for name, timing in self.timings.items():
-            moved = BYTES[name] * self.elements
-            to_floor = timing.ratio(floor) * BYTES[COPY] / BYTES[name]
+            bytes_each = bytes_moved(name, self.label)
+            moved = bytes_each * self.elements
+            to_floor = timing.ratio(floor) * bytes_moved(COPY, self.label) / bytes_each
             peer = PEERS.get(name)
             to_peer = f"{timing.ratio(self.timings[peer]):.2f}" if peer else ""
             rate = f"{moved / timing.median / 1e9:.1f}"
@@ -121,13 +135,17 @@ def run(backend: Backend, elements: int, rounds: int) -> Result:
     plain, hat = Vector(backend, PLAIN, params), Vector(backend, EPS_HAT, params)
     target = backend.device.allocate_state(PLAIN.kernel.used_slots, elements, FLOAT32)
 
+    nothing = np.empty((1, 0), FLOAT32)
+    adds = Segment(0, elements, Kernel(update, SLOTS, SLOTS, 0, 0, ()), nothing[0], nothing)
+
     theirs = torch.nn.Parameter(backend.tensor(params[0]))
     theirs.grad = gradient = backend.tensor(values[0])
     betas = (PLAIN.beta1, PLAIN.beta2)
     peer = torch.optim.Adam([theirs], lr=PLAIN.lr, betas=betas, eps=PLAIN.eps, amsgrad=True, fused=True)
 
     contenders = {
-        COPY: backend.copier(BYTES[COPY] // 2 * elements),
+        COPY: backend.copier(bytes_moved(COPY, backend.label) // 2 * elements),
+        ADDITIONS: lambda: backend.device.update(target, gradients, [adds]),
         TORCH: backend.synchronized(peer.step),
         STEP: lambda: plain.update(gradients),
         HAT: lambda: hat.update(gradients),

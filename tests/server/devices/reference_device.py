@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gradwire.server.devices.base import Bools, Device, DeviceArray, Segment, State, Write, chunks_of
+from gradwire.server.devices.base import Bools, Device, DeviceArray, Segment, State, Write
+from gradwire.server.devices.chunks import chunk_edges
 from gradwire.server.optimizers.base import Floats
 from gradwire.wire.layout import Range
 
@@ -31,6 +32,9 @@ class ReferenceDevice(Device):
     def read(self, source: DeviceArray, rows: Range, columns: Range) -> Floats:
         return np.array(source[slice(*rows), slice(*columns)])
 
+    def as_output(self, values: Floats) -> DeviceArray | None:
+        return values
+
     def copy(self, source: DeviceArray, into: DeviceArray | None = None) -> DeviceArray:
         if into is None:
             return np.array(source)
@@ -40,7 +44,7 @@ class ReferenceDevice(Device):
     def chunk_sums(
         self, gradients: DeviceArray, first_row: int, ranges: Sequence[Range], start: int = 0
     ) -> npt.NDArray[np.float64]:
-        chunks = [slice(chunk.start - start, chunk.stop - start) for chunk in chunks_of(ranges)]
+        chunks = [slice(*edges) for edges in chunk_edges(ranges) - start]
         sums = [np.square(gradients[first_row:, chunk].astype(np.float64)).sum(axis=1) for chunk in chunks]
         return np.array(sums).reshape(len(chunks), gradients.shape[0] - first_row)
 

@@ -18,6 +18,7 @@ ROOT = Path(__file__).parents[3]
 SUITE = [
     "test_update.py",
     "test_memory.py",
+    "test_host_memory.py",
     "test_square_sums.py",
     "test_clip.py",
     "test_parity.py",

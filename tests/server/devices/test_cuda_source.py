@@ -6,6 +6,9 @@ import ast
 import re
 import subprocess
 import sys
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -69,4 +72,27 @@ def test_generated_source_is_valid_python_for_every_kernel() -> None:
             kernel = AdamHyperparameters(amsgrad=amsgrad).kernel
             for in_place in (False, True):
                 ast.parse(cuda_kernel_source(kernel, np.dtype(np.float32), simulated, in_place))
-        ast.parse(square_sums_source(256, simulated))
+        ast.parse(square_sums_source(simulated, 256))
+
+
+def test_kernels_are_made_once_though_threads_ask_for_them_at_once() -> None:
+    """numba cannot put the same module on a GPU from two threads: seen on a card."""
+    from gradwire.server.devices.cuda_runtime import made_once
+
+    together = threading.Barrier(4)
+    made: list[int] = []
+
+    @made_once
+    def make(number: int) -> object:
+        made.append(number)
+        time.sleep(0.01)  # the others get here meanwhile, if they can
+        return object()
+
+    def ask(_: int) -> tuple[object, object]:
+        together.wait(30)
+        return make(1), make(2)
+
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(ask, range(4)))
+    assert sorted(made) == [1, 2]
+    assert len(set(found)) == 1

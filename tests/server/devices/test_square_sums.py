@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradwire.server.devices import base
+from gradwire.server.devices import chunks
 from gradwire.server.devices.base import Device
 from gradwire.server.devices.cpu import CpuDevice
 from gradwire.wire.layout import Range
@@ -25,7 +25,7 @@ def elements(request: pytest.FixtureRequest, device: Device, monkeypatch: pytest
     if request.param == "one chunk":
         yield 20 if SIMULATED else 1003
     elif SIMULATED:
-        monkeypatch.setattr(base, "NORM_CHUNK", 16)
+        monkeypatch.setattr(chunks, "NORM_CHUNK", 16)
         yield 41
     else:
         yield 200_003
@@ -76,7 +76,7 @@ def test_does_not_depend_on_how_the_wire_was_cut(device: Device, elements: int) 
 
 def test_adds_fixed_chunks_of_the_layout_in_order(device: Device, elements: int) -> None:
     """A range that begins within a chunk does not move the borders of the chunks behind it."""
-    chunk = base.NORM_CHUNK
+    chunk = chunks.NORM_CHUNK
     array = upload(device, draw(1, elements, np.dtype(np.float64)))
     edges = [3, *range(chunk, elements, chunk), elements]
     total = 0.0
@@ -87,7 +87,7 @@ def test_adds_fixed_chunks_of_the_layout_in_order(device: Device, elements: int)
 
 def test_sums_of_slices_are_those_of_the_whole(device: Device, elements: int) -> None:
     """Of slices that are cut where chunks are; each in an array of its own."""
-    chunk = base.NORM_CHUNK
+    chunk = chunks.NORM_CHUNK
     values = draw(3, elements, np.dtype(np.float32))
     expected = device.chunk_sums(upload(device, values), 1, [Range(0, elements)])
     assert expected.shape == (-(-elements // chunk), 2)
@@ -129,7 +129,7 @@ def test_squares_of_float32_cannot_overflow(device: Device, elements: int) -> No
 
 
 @pytest.mark.parametrize(
-    ("part", "elements", "chunks"),
+    ("part", "elements", "count"),
     [
         ((0, 0), 0, 0),
         ((0, 5), 5, 1),
@@ -144,9 +144,9 @@ def test_squares_of_float32_cannot_overflow(device: Device, elements: int) -> No
         ((131_072, 131_072), 131_073, 0),
     ],
 )
-def test_which_chunks_lie_in_a_part(part: tuple[int, int], elements: int, chunks: int) -> None:
-    first, stop = base.whole_chunks(Range(*part), elements)
-    assert max(stop - first, 0) == chunks
-    if chunks:
-        assert first * base.NORM_CHUNK >= part[0]
-        assert min(stop * base.NORM_CHUNK, elements) <= part[1]
+def test_which_chunks_lie_in_a_part(part: tuple[int, int], elements: int, count: int) -> None:
+    first, stop = chunks.whole_chunks(Range(*part), elements)
+    assert max(stop - first, 0) == count
+    if count:
+        assert first * chunks.NORM_CHUNK >= part[0]
+        assert min(stop * chunks.NORM_CHUNK, elements) <= part[1]

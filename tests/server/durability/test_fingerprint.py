@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 
-from gradwire.server.devices import base, cpu, driver
+from gradwire.server.devices import chunks, cpu, driver
 from gradwire.server.durability.fingerprint import computing_text
 from gradwire.server.engine import clipping
 from gradwire.server.optimizers import adam, schedules
 
-KNOWN = "9089f661dc9af720"
-"""As of 2026-11-27."""
+KNOWN = "500020e2eed98b87"
+"""As of 2026-11-28."""
 
 
 def test_sources_that_compute_are_those_of_the_journals_that_are_out_there() -> None:
@@ -18,5 +18,5 @@ def test_sources_that_compute_are_those_of_the_journals_that_are_out_there() -> 
 
     Where that cannot be helped, the changelog says so, and the new value stands here.
     """
-    text = computing_text(adam, schedules, clipping, driver, base, cpu)
+    text = computing_text(adam, schedules, clipping, driver, chunks, cpu)
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == KNOWN

@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradwire.server.devices import base
-from gradwire.server.devices.base import NORM_CHUNK
+from gradwire.server.devices import chunks
+from gradwire.server.devices.chunks import NORM_CHUNK
 from gradwire.server.devices.cpu import CpuDevice
 from gradwire.server.engine.block import BlockHeader, Returns
 from gradwire.server.engine.block_plan import plan_block
@@ -141,6 +141,6 @@ def test_a_device_without_room_for_a_second_state_does_without(run: Run, monkeyp
 
 def test_the_sum_of_chunks_is_added_in_order() -> None:
     sums = np.array([[1e16, 1.0], [1.0, 2.0], [1.0, 3.0]])
-    assert base.in_order(sums).tolist() == [1e16, 6.0]
-    assert base.in_order(sums[:1]).tolist() == sums[0].tolist()
-    assert base.in_order(np.empty((0, 2))).tolist() == [0.0, 0.0]
+    assert chunks.in_order(sums).tolist() == [1e16, 6.0]
+    assert chunks.in_order(sums[:1]).tolist() == sums[0].tolist()
+    assert chunks.in_order(np.empty((0, 2))).tolist() == [0.0, 0.0]

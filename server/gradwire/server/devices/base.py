@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from types import ModuleType
@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gradwire.server.devices.chunks import in_order
 from gradwire.server.optimizers.base import Floats, Kernel
 from gradwire.wire.layout import Range
 
@@ -19,9 +20,6 @@ DeviceArray = Any
 """A two-dimensional array ``[rows, length]`` that belongs to one device; only that device looks inside."""
 
 Bools = npt.NDArray[np.bool_]
-
-NORM_CHUNK = 65_536
-"""Squares are summed in float64 over chunks of this many elements of the flat vector, then chunk by chunk in order."""
 
 
 class Write(IntEnum):
@@ -50,36 +48,6 @@ class State:
 
     params: DeviceArray
     slots: dict[str, DeviceArray]
-
-
-def in_order(sums: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The rows of ``sums`` added one after another; numpy's own sum over this axis would pair them up by count."""
-    if len(sums) == 1:
-        first: npt.NDArray[np.float64] = sums[0]
-        return first
-    totals: npt.NDArray[np.float64] = np.add.accumulate(sums, axis=0)[-1:]
-    return totals[0] if len(totals) else np.zeros(sums.shape[1])
-
-
-def chunks_of(ranges: Sequence[Range]) -> list[Range]:
-    """``ranges`` cut at the multiples of NORM_CHUNK."""
-    return [
-        Range(max(part.start, cut), min(part.stop, cut + NORM_CHUNK))
-        for part in ranges
-        for cut in range(part.start - part.start % NORM_CHUNK, part.stop, NORM_CHUNK)
-    ]
-
-
-def whole_chunks(part: Range, elements: int) -> tuple[int, int]:
-    """First and last plus one of the chunks, of a vector of ``elements``, that lie in ``part``."""
-    first = -(-part.start // NORM_CHUNK)
-    stop = part.stop // NORM_CHUNK + (part.stop == elements and elements % NORM_CHUNK > 0)
-    return first, stop if part.start < part.stop else first
-
-
-def range_of(first: int, stop: int, elements: int) -> Range:
-    """The elements of the chunks from ``first`` to ``stop``, of a vector of ``elements``."""
-    return Range(first * NORM_CHUNK, min(stop * NORM_CHUNK, elements))
 
 
 class Device(ABC):
@@ -111,8 +79,14 @@ class Device(ABC):
         """As `read`, but what it returns may change with ``source``: use it before anything else is done to that."""
         return self.read(source, rows, columns)
 
+    def pin(self, memory: npt.NDArray[np.uint8]) -> Callable[[], None]:
+        """Makes ready memory of the host that values will be written from, and read to, again and again. Takes a while
+        for much of it. The function returned is to be called once, when it has seen its last use and before it goes."""
+        return lambda: None
+
     def as_output(self, values: Floats) -> DeviceArray | None:
-        """``values`` on the host as an array that `update` can write its ``out`` to; None: this device cannot."""
+        """``values`` ``[1, n]`` on the host, pinned by `pin`, as an array that `update` can write the last parameters
+        to; None: this device cannot."""
         return None
 
     @abstractmethod

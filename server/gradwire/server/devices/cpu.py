@@ -14,7 +14,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gradwire.server import jit
-from gradwire.server.devices.base import NORM_CHUNK, Bools, Device, DeviceArray, Segment, State, Write, chunks_of
+from gradwire.server.devices.base import Bools, Device, DeviceArray, Segment, State, Write
+from gradwire.server.devices.chunks import NORM_CHUNK, chunk_edges
 from gradwire.server.devices.driver import SQUARE_SUMS, TILE, kernel_source
 from gradwire.server.limits import available_processors
 from gradwire.server.optimizers.base import Floats, Kernel
@@ -94,14 +95,15 @@ class CpuDevice(Device):
             sums = np.zeros((1, rows))
             kernel(values, first_row, ranges[0].start - start, ranges[0].stop - start, sums[0])  # without ceremony
             return sums
-        chunks = chunks_of(ranges)
-        sums = np.zeros((len(chunks), rows))
+        edges = chunk_edges(ranges).tolist()
+        sums = np.zeros((len(edges), rows))
 
         def work(first: int, last: int) -> None:
             for index in range(first, last):
-                kernel(values, first_row, chunks[index].start - start, chunks[index].stop - start, sums[index])
+                begin, end = edges[index]
+                kernel(values, first_row, begin - start, end - start, sums[index])
 
-        self._split(work, 0, len(chunks), rows * gradients.shape[1], 1)
+        self._split(work, 0, len(edges), rows * gradients.shape[1], 1)
         return sums
 
     def clip(

@@ -1,6 +1,7 @@
 """Source of the CUDA kernels: the same scalar update function as on the CPU, each thread with a few elements at a time.
 
 A thread keeps its elements' state in registers through all K steps and writes it back once, or to where it is wanted.
+Kernels take addresses and lengths, not numba's arrays: putting those together costs as much as the launch itself.
 
 On contraction: the compiler behind numba.cuda fuses ``a * b + c`` into one instruction with one rounding, and
 numba-cuda offers no option against it (its jit passes on only ``fastmath`` and ``opt``). Whether two operations fuse is
@@ -20,8 +21,14 @@ import numpy as np
 from gradwire.server.jit import source_of
 from gradwire.server.optimizers.base import Kernel
 
-TOGETHER = 2
+TOGETHER = 4
 """Elements that a thread takes at once: so many loads are under way while it waits for memory."""
+
+SUM_LANES = 256
+"""Threads that add the squares of a chunk; the bits of the sums depend on it."""
+
+_UNROLLED = 8
+"""Elements that a lane of a sum asks for before it adds the first of them."""
 
 _FUNCTIONS: dict[type[ast.operator], str] = {ast.Add: "add", ast.Sub: "add", ast.Mult: "mul", ast.Div: "div"}
 
@@ -51,8 +58,12 @@ _TEMPLATE = '''{arithmetic}
 
 
 @cuda.jit(cache=True)
-def kernel(p, {slots}, {targets_in}g, scalars, mask, out, first, masked, write, out_start, g_start, start, stop):
-    """Vectors are [1, n]. ``scalars`` from ``first`` on: constants, then a row of varying ones an applied step."""
+def kernel(
+    p, {slots}, {targets_in}g, scalars, mask, out, rows, g_length, out_length, first, masked, write, out_start, g_start,
+    start, stop,
+):
+    """``g`` is [rows, g_length], row after row, ``out`` too. ``scalars`` from ``first`` on: constants, then a row of
+    varying ones an applied step."""
     {constants}
     lanes = cuda.blockDim.x
     i = start + cuda.blockIdx.x * {count} * lanes + cuda.threadIdx.x
@@ -71,13 +82,15 @@ _ELEMENTS = """
 {indices}
 {load}
 at = np.uint64(first + {constant_count})
-for k in range(g.shape[0]):
-    if not masked or mask[0, k]:
+for k in range(rows):
+    if not masked or mask[k] != 0:
         {gradients}
         {updates}
         at += np.uint64({varying_count})
+    {next_gradients}
     if write == 2:
         {trajectory}
+        {next_row}
 if write == 1:
     {result}
 {store}
@@ -88,8 +101,9 @@ from numba import cuda
 
 
 @cuda.jit(cache=True)
-def square_sums(g, first_row, rows, items, edges, sums):
-    """sums[c * rows + r] = sum of squares of row first_row + r of g from edges[2 * c] to edges[2 * c + 1].
+def square_sums(g, edges, sums, length, first_row, rows, items):
+    """sums[c * rows + r] = sum of squares of row first_row + r of g, [..., length], from edges[2 * c] to
+    edges[2 * c + 1].
 
     One block of {lanes} lanes each. Each lane adds every {lanes}th element in order, then lanes are added pairwise: no
     atomics, one order.
@@ -99,11 +113,18 @@ def square_sums(g, first_row, rows, items, edges, sums):
     item = cuda.blockIdx.x
     while item < items:
         chunk = item // rows
-        row = first_row + item % rows
+        row = (first_row + item % rows) * length
         total = 0.0
-        for i in range(edges[0, 2 * chunk] + lane, edges[0, 2 * chunk + 1], {lanes}):
-            x = {widen}(g[row, i])
+        i = row + edges[2 * chunk] + lane
+        last = row + edges[2 * chunk + 1]
+        while i + {further} < last:
+            {loads}
+            {additions}
+            i += {stride}
+        while i < last:
+            x = {widen}(g[np.uint64(i)])
             total += x * x
+            i += {lanes}
         lanes[lane] = total
         cuda.syncthreads()
         half = {lanes} // 2
@@ -113,7 +134,7 @@ def square_sums(g, first_row, rows, items, edges, sums):
             cuda.syncthreads()
             half //= 2
         if lane == 0:
-            sums[0, item] = lanes[0]
+            sums[item] = lanes[0]
         cuda.syncthreads()
         item += cuda.gridDim.x
 '''
@@ -156,7 +177,7 @@ def cuda_kernel_source(
         arithmetic=arithmetic,
         update=explicit_rounding(source_of(kernel.update)),
         slots=", ".join(kernel.used_slots),
-        constants="\n    ".join(f"constant{c} = scalars[0, first + {c}]" for c in range(kernel.constants)),
+        constants="\n    ".join(f"constant{c} = scalars[first + {c}]" for c in range(kernel.constants)),
         count=together,
         last=together - 1,
         together=textwrap.indent(_elements(kernel, "" if in_place else "target_", together), 12 * " "),
@@ -174,27 +195,50 @@ def _elements(kernel: Kernel, prefix: str, count: int) -> str:
     # A slot that these statics do not use gets any number of the right type.
     arguments = ["p{e}", "gradient{e}", *(f"{s}{{e}}" if s in names else "gradient{e}" for s in kernel.slots)]
     arguments += [f"constant{c}" for c in range(kernel.constants)]
-    arguments += [f"scalars[0, at + np.uint64({v})]" for v in range(kernel.varying)]
+    arguments += [f"scalars[at + np.uint64({v})]" for v in range(kernel.varying)]
     arguments += [str(static) for static in kernel.statics]
     results = ["p{e}", *(f"{s}{{e}}" if s in names else "_" for s in kernel.slots)]
     text = _ELEMENTS.format(
         indices="\n".join(
             each(f"{name}{{e}} = np.uint64(i + {{e}} * lanes{less}" + ")")
-            for name, less in (("i", ""), ("g_column", " - g_start"), ("out_column", " - out_start"))
+            for name, less in (("i", ""), ("g_at", " - g_start"), ("out_at", " - out_start"))
         ),
-        load="\n".join(each(f"{name}{{e}} = {name}[0, i{{e}}]") for name in names),
+        load="\n".join(each(f"{name}{{e}} = {name}[i{{e}}]") for name in names),
         constant_count=kernel.constants,
-        gradients=each("gradient{e} = g[k, g_column{e}]", 8),
+        gradients=each("gradient{e} = g[g_at{e}]", 8),
         updates=each(f"{', '.join(results)} = update({', '.join(arguments)})", 8),
         varying_count=kernel.varying,
-        trajectory=each("out[k, out_column{e}] = p{e}", 8),
-        result=each("out[0, out_column{e}] = p{e}", 4),
-        store="\n".join(each(f"{prefix}{name}[0, i{{e}}] = {name}{{e}}") for name in names),
+        trajectory=each("out[out_at{e}] = p{e}", 8),
+        next_gradients=each("g_at{e} += np.uint64(g_length)", 4),
+        next_row=each("out_at{e} += np.uint64(out_length)", 8),
+        result=each("out[out_at{e}] = p{e}", 4),
+        store="\n".join(each(f"{prefix}{name}[i{{e}}] = {name}{{e}}") for name in names),
     )
     return text.strip()
 
 
-def square_sums_source(lanes: int, simulated: bool) -> str:
+def square_sums_source(simulated: bool, lanes: int) -> str:
     """The module text of ``square_sums`` for blocks of ``lanes`` threads, a power of two."""
     # Python's float is the simulator's float64, and overflows without a warning; numba's float would not widen.
-    return _SQUARE_SUMS.format(lanes=lanes, widen="float" if simulated else "np.float64")
+    widen = "float" if simulated else "np.float64"
+    loads = [f"x{u} = {widen}(g[np.uint64(i + {u * lanes})])" for u in range(_UNROLLED)]
+    return _SQUARE_SUMS.format(
+        lanes=lanes,
+        widen=widen,
+        further=(_UNROLLED - 1) * lanes,
+        stride=_UNROLLED * lanes,
+        loads="\n            ".join(loads),
+        additions="\n            ".join(f"total += x{u} * x{u}" for u in range(_UNROLLED)),
+    )
+
+
+def kernel_signature(kernel: Kernel, dtype: np.dtype[Any], in_place: bool) -> list[str]:
+    """The types of the kernel's parameters; ``*`` is an address."""
+    vectors = (1 + len(kernel.used_slots)) * (1 if in_place else 2)
+    floats = f"{dtype.name}*"
+    return [floats] * (vectors + 2) + ["uint8*", floats] + ["int64"] * 4 + ["boolean"] + ["int64"] * 5
+
+
+def square_sums_signature(dtype: np.dtype[Any]) -> list[str]:
+    """As `kernel_signature`."""
+    return [f"{dtype.name}*", "int64*", "float64*"] + ["int64"] * 4

@@ -1,4 +1,4 @@
-"""Where CUDA kernels run: a GPU, or numba's simulator of one. Contexts, streams and how numba sees torch's memory.
+"""Where CUDA kernels run: a GPU, or numba's simulator of one. Contexts, streams, and memory as a kernel takes it.
 
 Importing this module needs the extra ``cuda``. The simulator (``NUMBA_ENABLE_CUDASIM=1`` before numba is imported) is
 how kernels are tested where there is no GPU: tensors then lie in host memory and kernels run as plain Python.
@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
+import numpy.typing as npt
+
+from gradwire.server.devices.cuda_driver import SUM_LANES
 
 # numba-cuda (0.30 is the newest) names an alias of vstack that numpy 2.5 has dropped, and compiles nothing without it.
 vars(np).setdefault("row_stack", np.vstack)
@@ -27,21 +30,9 @@ except ImportError as error:
     raise RuntimeError(f"the CUDA device needs torch and numba-cuda ({error}); {_INSTALL}") from error
 cuda: Any = importlib.import_module("numba.cuda")
 
+T = TypeVar("T")
+
 SIMULATED = bool(cuda.config.ENABLE_CUDASIM)
-
-
-class CudaArray:
-    """Memory of torch's, and what numba makes of it, made once: that costs as much as a small kernel."""
-
-    __slots__ = ("tensor", "view")
-
-    def __init__(self, tensor: torch.Tensor, view: Any) -> None:
-        self.tensor = tensor
-        self.view = view
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        return tuple(self.tensor.shape)
 
 
 class Lane(threading.local):
@@ -49,15 +40,28 @@ class Lane(threading.local):
 
     def __init__(self) -> None:
         self.stream: Any = None
-        self.numba_stream: Any = None
-        self.buffers: dict[torch.dtype, CudaArray] = {}
+        self.launch_stream: Any = None
+        self.buffers: dict[torch.dtype, torch.Tensor] = {}
+
+
+class _Entered(threading.local):
+    """Which GPU a thread has set up itself for. Entering and leaving a stream anew costs more than a small copy."""
+
+    gpu: Gpu | None = None
+
+
+_entered = _Entered()
 
 
 class Gpu:
-    """One GPU. Raises RuntimeError when it is not there, or when torch or numba-cuda cannot use it."""
+    """One GPU. Raises RuntimeError when it is not there, or when torch or numba-cuda cannot use it.
 
-    threads = 256
-    max_blocks = 4096  # kernels stride over what is left
+    A thread that has once worked here keeps the GPU and its lane's stream as torch's and numba's current ones.
+    """
+
+    threads = 128
+    max_blocks = 2**31 - 1
+    sum_lanes = SUM_LANES
     pinned = True
 
     def __init__(self, index: int) -> None:
@@ -76,25 +80,43 @@ class Gpu:
     @contextmanager
     def section(self) -> Iterator[None]:
         """Work of this thread, on a stream of its own; finished when the section ends."""
+        if _entered.gpu is not self:
+            self._enter()
+        try:
+            yield
+        finally:
+            self.wait()
+
+    def _enter(self) -> None:
         lane = self.lane
+        torch.cuda.set_device(self.device)
+        cuda.select_device(self.device.index)
         if lane.stream is None:
             lane.stream = torch.cuda.Stream(self.device)
-            lane.numba_stream = cuda.external_stream(lane.stream.cuda_stream)
-        with torch.cuda.stream(lane.stream), cuda.gpus[self.device.index]:
-            try:
-                yield
-            finally:
-                self.wait()
+            core = importlib.import_module("cuda.core")
+            lane.launch_stream = core.Stream.from_handle(lane.stream.cuda_stream)
+        torch.cuda.set_stream(lane.stream)
+        _entered.gpu = self
 
     def wait(self) -> None:
         """Within a section: for all that it has begun."""
         self.lane.stream.synchronize()
 
-    def array(self, tensor: torch.Tensor) -> CudaArray:
-        return CudaArray(tensor, cuda.as_cuda_array(tensor, sync=False))
+    def argument(self, tensor: torch.Tensor) -> Any:
+        """What a kernel takes for a contiguous tensor."""
+        return tensor.data_ptr()
 
-    def launch(self, kernel: Any, blocks: int, *arguments: Any) -> None:
-        kernel[min(blocks, self.max_blocks), self.threads, self.lane.numba_stream](*arguments)
+    def launch(self, kernel: Any, blocks: int, threads: int, *arguments: Any) -> None:
+        kernel.launch(arguments, min(blocks, self.max_blocks), threads, self.lane.launch_stream)
+
+    def pin(self, address: int, size_bytes: int) -> bool:
+        """Whether the host's memory there can now be copied from and to at full speed; `unpin` is to be called."""
+        driver = importlib.import_module("cuda.bindings.driver")
+        (error,) = driver.cuMemHostRegister(address, size_bytes, driver.CU_MEMHOSTREGISTER_PORTABLE)
+        return bool(error == driver.CUresult.CUDA_SUCCESS)
+
+    def unpin(self, address: int) -> None:
+        importlib.import_module("cuda.bindings.driver").cuMemHostUnregister(address)
 
 
 class Simulator:
@@ -102,6 +124,7 @@ class Simulator:
 
     threads = 4
     max_blocks = 2
+    sum_lanes = 4
     pinned = False
     _one_at_a_time = threading.Lock()
 
@@ -116,12 +139,48 @@ class Simulator:
     def wait(self) -> None:
         """Everything is done when it is called."""
 
-    def array(self, tensor: torch.Tensor) -> CudaArray:
-        return CudaArray(tensor, tensor.numpy())
+    def argument(self, tensor: torch.Tensor) -> npt.NDArray[Any]:
+        return tensor.numpy().reshape(-1)
 
-    def launch(self, kernel: Any, blocks: int, *arguments: Any) -> None:
+    def launch(self, kernel: Any, blocks: int, threads: int, *arguments: Any) -> None:
         with self._one_at_a_time:
-            kernel[min(blocks, self.max_blocks), self.threads](*arguments)
+            kernel[min(blocks, self.max_blocks), threads](*arguments)
+
+    def pin(self, address: int, size_bytes: int) -> bool:
+        return True
+
+    def unpin(self, address: int) -> None:
+        """Nothing was done."""
+
+
+def compiled(dispatcher: Any, signature: Sequence[str]) -> Any:
+    """The kernel for parameters of these types, ``*`` being an address, compiled or loaded now; within a section."""
+    if SIMULATED:
+        return dispatcher
+    types = cuda.types
+    parameters = [
+        types.CPointer(getattr(types, name[:-1])) if name.endswith("*") else getattr(types, name) for name in signature
+    ]
+    kernel = dispatcher.compile(tuple(parameters))
+    kernel.bind()  # what comes from the disk would be put on the GPU by its first launch, which may be two at once
+    return kernel
+
+
+def made_once(make: Callable[..., T]) -> Callable[..., T]:
+    """As `functools.cache`, for what two threads must not make at the same time: numba loads no module twice."""
+    made: dict[tuple[object, ...], T] = {}
+    lock = threading.Lock()
+
+    def get(*key: object) -> T:
+        try:
+            return made[key]
+        except KeyError:
+            with lock:
+                if key not in made:
+                    made[key] = make(*key)
+                return made[key]
+
+    return get
 
 
 def open_runtime(index: int) -> Gpu | Simulator:

@@ -14,7 +14,7 @@ import llvmlite
 import numba
 import numpy as np
 
-from gradwire.server.devices import base, driver
+from gradwire.server.devices import chunks, driver
 from gradwire.server.devices.base import Device
 from gradwire.server.engine import clipping
 from gradwire.server.optimizers import adam, schedules
@@ -33,7 +33,7 @@ def computing_text(*modules: ModuleType) -> str:
 
 @functools.cache
 def _of_this_build() -> bytes:
-    parts = [computing_text(adam, schedules, clipping, driver, base)]
+    parts = [computing_text(adam, schedules, clipping, driver, chunks)]
     parts += [numba.__version__, llvmlite.__version__, np.__version__, platform.machine(), "".join(platform.libc_ver())]
     return hashlib.sha256("\n".join(parts).encode()).digest()
 

@@ -7,6 +7,7 @@ import logging
 import os
 import secrets
 import sys
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -57,6 +58,7 @@ class SharedMemory:
         """Whether the client has said, and proved, that it has mapped the memory."""
         self.in_place = False
         """Whether parameters go where their elements have their place in a vector."""
+        self._unpin: Callable[[], None] | None = None
         self._reservation: Reservation | None = budget.reserve(
             memory_bytes(gradient_bytes, parameter_bytes), "memory that is shared with a client"
         )
@@ -70,6 +72,10 @@ class SharedMemory:
             raise
         header = secrets.token_bytes(2 * NONCE_BYTES)
         self._region.part(0, len(header))[:] = np.frombuffer(header, np.uint8)
+
+    def pin(self, pin: Callable[[Bytes], Callable[[], None]]) -> None:
+        """Makes it ready for a device, see `Device.pin`."""
+        self._unpin = pin(self._region.part(0, HEADER_BYTES + self.gradient_bytes + self.parameter_bytes))
 
     @property
     def gradient_offset(self) -> int:
@@ -157,6 +163,9 @@ class SharedMemory:
         """Frees the memory. Nothing may read or write it any more. May be called more than once."""
         self.mapped = False
         self._close_file()
+        unpin, self._unpin = self._unpin, None
+        if unpin is not None:
+            unpin()
         self._region.close()
         self._scratch = np.empty(0, np.uint8)
         if self._reservation is not None:

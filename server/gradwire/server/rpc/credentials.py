@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
-from gradwire.server.access.certificates import Certificates, RenewedCertificates
+if TYPE_CHECKING:  # a server without TLS does without the library that reads certificates
+    from gradwire.server.access.certificates import Certificates, RenewedCertificates
 
 
 def server_credentials(certificates: RenewedCertificates) -> grpc.ServerCredentials:

@@ -107,7 +107,7 @@ class OptimizerServicer(SnapshotCalls):
             )
             try:
                 if attach.shared_memory and self._may_share_memory(context.peer()):
-                    session.share_memory()
+                    await session.share_memory()
                 stream = TrainStream(guard, context, session.memory, encoder)
                 await guard.write(context.write, self._attached(session))
                 while (part := await stream.receive()) is not None:

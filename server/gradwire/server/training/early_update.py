@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gradwire.server.devices.base import NORM_CHUNK, Bools, DeviceArray, State, Write, in_order, range_of, whole_chunks
+from gradwire.server.devices.base import Bools, DeviceArray, State, Write
+from gradwire.server.devices.chunks import NORM_CHUNK, in_order, range_of, whole_chunks
 from gradwire.server.engine.block import Returns
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.staged_block import StagedBlock, clip_segments

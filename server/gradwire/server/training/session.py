@@ -13,6 +13,7 @@ from gradwire.server.encodings.encoders import Encoder
 from gradwire.server.engine.block import GradientSlice, Receipt, Reply
 from gradwire.server.engine.features import Feature, require_understood
 from gradwire.server.engine.run import Run
+from gradwire.server.engine.threads import unless_short
 from gradwire.server.engine.workers import Holder, check_id
 from gradwire.server.failpoints import failpoint
 from gradwire.server.memory.shared_memory import SharedMemory, share
@@ -60,6 +61,7 @@ class Session:
         self.holder = holder
         self._decoder = decoder
         self._encoder = encoder
+        self._executor = executor
         self._receiver = BlockReceiver(run, holder, decoder, encoder, max_result_bytes, executor, local)
         self._results = Results(run, holder, encoder)
         self._straight_path = StraightPath(run, holder, decoder, encoder)
@@ -90,11 +92,13 @@ class Session:
         """Shared with the client, or offered to it."""
         return self._receiver.memory
 
-    def share_memory(self) -> None:
+    async def share_memory(self) -> None:
         """Makes ``memory``, for the encodings of this stream, where there is some to be had and it is worth it."""
-        elements = self.run.spec.layout.elements
+        elements, device = self.run.spec.layout.elements, self.run.device
         sizes = [coding.vector_bytes(elements) for coding in (self._decoder, self._encoder)]
-        self._receiver.memory = share(self.run.budget, *map(part_bytes, sizes))
+        self._receiver.memory = memory = share(self.run.budget, *map(part_bytes, sizes))
+        if memory is not None:
+            await unless_short(self._executor, lambda: memory.pin(device.pin), elements)
 
     async def receive_whole(self, part: GradientSlice) -> Reply | None:
         """As `receive`, for what comes and is answered in one message; `answered` is to be called once that is sent.
