@@ -7,11 +7,182 @@ import builtins
 import collections.abc
 import google.protobuf.descriptor
 import google.protobuf.internal.containers
+import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import gradwire.v1.run_pb2
+import sys
 import typing
 
+if sys.version_info >= (3, 10):
+    import typing as typing_extensions
+else:
+    import typing_extensions
+
 DESCRIPTOR: google.protobuf.descriptor.FileDescriptor
+
+class _Role:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _RoleEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_Role.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    ROLE_UNSPECIFIED: _Role.ValueType  # 0
+    """Not said."""
+    ROLE_OBSERVE: _Role.ValueType  # 1
+    """Nothing but asking who it is."""
+    ROLE_READ: _Role.ValueType  # 2
+    """Get, list, read, digest and export runs and their snapshots."""
+    ROLE_CONTRIBUTE: _Role.ValueType  # 3
+    """Attach to runs that are there, and step."""
+    ROLE_TRAIN: _Role.ValueType  # 4
+    """Create, write, fork, save, roll back, import and delete runs."""
+    ROLE_ADMIN: _Role.ValueType  # 5
+    """All of it in other tenants too, and the server's status."""
+
+class Role(_Role, metaclass=_RoleEnumTypeWrapper):
+    """What a caller may do. Each may do what those before it may."""
+
+ROLE_UNSPECIFIED: Role.ValueType  # 0
+"""Not said."""
+ROLE_OBSERVE: Role.ValueType  # 1
+"""Nothing but asking who it is."""
+ROLE_READ: Role.ValueType  # 2
+"""Get, list, read, digest and export runs and their snapshots."""
+ROLE_CONTRIBUTE: Role.ValueType  # 3
+"""Attach to runs that are there, and step."""
+ROLE_TRAIN: Role.ValueType  # 4
+"""Create, write, fork, save, roll back, import and delete runs."""
+ROLE_ADMIN: Role.ValueType  # 5
+"""All of it in other tenants too, and the server's status."""
+global___Role = Role
+
+@typing.final
+class WhoAmIRequest(google.protobuf.message.Message):
+    """Asks who is calling."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___WhoAmIRequest = WhoAmIRequest
+
+@typing.final
+class WhoAmIResponse(google.protobuf.message.Message):
+    """Answer to WhoAmI."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    TENANT_FIELD_NUMBER: builtins.int
+    ROLE_FIELD_NUMBER: builtins.int
+    ID_FIELD_NUMBER: builtins.int
+    EXPIRES_SECONDS_FIELD_NUMBER: builtins.int
+    RUNS_FIELD_NUMBER: builtins.int
+    WORKERS_FIELD_NUMBER: builtins.int
+    tenant: builtins.str
+    """Whose runs `runs/NAME` are; "default" on a server without an access file."""
+    role: global___Role.ValueType
+    """What may be done."""
+    id: builtins.str
+    """Of the token or certificate, as the access file calls it; empty: nobody was asked."""
+    expires_seconds: builtins.float
+    """When that ends, in seconds since 1970, UTC; 0: it does not."""
+    @property
+    def runs(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Patterns of shell style, of names of runs, without `runs/`; none: all."""
+
+    @property
+    def workers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """As `runs`, of worker ids."""
+
+    def __init__(
+        self,
+        *,
+        tenant: builtins.str = ...,
+        role: global___Role.ValueType = ...,
+        id: builtins.str = ...,
+        expires_seconds: builtins.float = ...,
+        runs: collections.abc.Iterable[builtins.str] | None = ...,
+        workers: collections.abc.Iterable[builtins.str] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["expires_seconds", b"expires_seconds", "id", b"id", "role", b"role", "runs", b"runs", "tenant", b"tenant", "workers", b"workers"]) -> None: ...
+
+global___WhoAmIResponse = WhoAmIResponse
+
+@typing.final
+class GetServerStatusRequest(google.protobuf.message.Message):
+    """Asks how the server is."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___GetServerStatusRequest = GetServerStatusRequest
+
+@typing.final
+class GetServerStatusResponse(google.protobuf.message.Message):
+    """Answer to GetServerStatus."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    VERSION_FIELD_NUMBER: builtins.int
+    SERVER_INSTANCE_FIELD_NUMBER: builtins.int
+    UPTIME_SECONDS_FIELD_NUMBER: builtins.int
+    RECOVERED_FIELD_NUMBER: builtins.int
+    RUNS_FIELD_NUMBER: builtins.int
+    DAMAGED_RUNS_FIELD_NUMBER: builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: builtins.int
+    MEMORY_LIMIT_BYTES_FIELD_NUMBER: builtins.int
+    CERTIFICATE_EXPIRES_SECONDS_FIELD_NUMBER: builtins.int
+    CERTIFICATE_ERROR_FIELD_NUMBER: builtins.int
+    ACCESS_ERROR_FIELD_NUMBER: builtins.int
+    EVENT_LOOP_LAG_SECONDS_FIELD_NUMBER: builtins.int
+    version: builtins.str
+    """Of gradwire."""
+    server_instance: builtins.str
+    """Of this process of the server."""
+    uptime_seconds: builtins.float
+    """Since it was started."""
+    recovered: builtins.bool
+    """Whether the stored runs are back."""
+    runs: builtins.int
+    """Runs that can be served, of all tenants."""
+    damaged_runs: builtins.int
+    """Runs that are stored but cannot be served."""
+    memory_bytes: builtins.int
+    """Reserved by runs, staging and results."""
+    memory_limit_bytes: builtins.int
+    """Of which there are at most so many."""
+    certificate_expires_seconds: builtins.float
+    """When the server's certificate ends, in seconds since 1970, UTC; 0: it has none."""
+    certificate_error: builtins.str
+    """Why the files of TLS were not taken when they were last looked at; empty: they were."""
+    access_error: builtins.str
+    """Why the access file was not taken when it was last looked at; empty: it was, or there is none."""
+    event_loop_lag_seconds: builtins.float
+    """The longest time of the last minute for which the server's event loop did not come to what was due."""
+    def __init__(
+        self,
+        *,
+        version: builtins.str = ...,
+        server_instance: builtins.str = ...,
+        uptime_seconds: builtins.float = ...,
+        recovered: builtins.bool = ...,
+        runs: builtins.int = ...,
+        damaged_runs: builtins.int = ...,
+        memory_bytes: builtins.int = ...,
+        memory_limit_bytes: builtins.int = ...,
+        certificate_expires_seconds: builtins.float = ...,
+        certificate_error: builtins.str = ...,
+        access_error: builtins.str = ...,
+        event_loop_lag_seconds: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["access_error", b"access_error", "certificate_error", b"certificate_error", "certificate_expires_seconds", b"certificate_expires_seconds", "damaged_runs", b"damaged_runs", "event_loop_lag_seconds", b"event_loop_lag_seconds", "memory_bytes", b"memory_bytes", "memory_limit_bytes", b"memory_limit_bytes", "recovered", b"recovered", "runs", b"runs", "server_instance", b"server_instance", "uptime_seconds", b"uptime_seconds", "version", b"version"]) -> None: ...
+
+global___GetServerStatusResponse = GetServerStatusResponse
 
 @typing.final
 class CreateRunHeader(google.protobuf.message.Message):

@@ -10,9 +10,16 @@ class OptimizerServiceStub(object):
     """How to write a client from these three files alone.
 
     CONNECTION. gRPC over HTTP/2; with TLS where the server was given a certificate (--tls-cert; with --tls-client-ca it
-    wants one of the client, too), but for unix sockets. No metadata needed, no compression expected. The standard health
-    service grpc.health.v1.Health answers for `gradwire.v1.OptimizerService` and for the empty name: SERVING, or
-    NOT_SERVING while the server starts or drains. gRPC reflection is there with `gradwire serve --reflection` only.
+    wants one of the client, too), but for unix sockets. No compression expected. The standard health service
+    grpc.health.v1.Health answers for `gradwire.v1.OptimizerService` and for the empty name: SERVING, or NOT_SERVING while
+    the server starts or drains. gRPC reflection is there with `gradwire serve --reflection` only.
+
+    WHO CALLS. A server that has an access file (--access) wants the metadata `authorization: Bearer TOKEN` on every call,
+    or a certificate of the client that the file names; Health alone answers anybody. A token stands for a tenant, a role
+    and perhaps patterns of names of runs and of worker ids. `runs/NAME` is a run of the caller's own tenant: those of
+    others are not there for it. An administrator may also say `tenants/TENANT/runs/NAME`, in each field that holds the
+    resource name of a run. Who is revoked while a stream is open gets PERMISSION_REVOKED there: what has arrived whole is
+    answered before it. Send a token through TLS or over a unix socket, and to the server that it is of.
 
     KEEPALIVE. The server probes an idle connection every 10 s (--keepalive) and drops it, with its streams, when a probe
     has not been answered for 20 s; gRPC's libraries answer by themselves. A client may probe as often as it likes,
@@ -74,6 +81,12 @@ class OptimizerServiceStub(object):
     FENCED                 ABORTED             any     no     another stream has taken the run, or its values were
     written. Attach again only if you know why: two workers
     that both do it at once fence each other for ever
+    UNAUTHENTICATED        UNAUTHENTICATED     false   no     no token or certificate, or an unknown or expired one:
+    read the token again where it may have been renewed
+    PERMISSION_DENIED      PERMISSION_DENIED   false   no     the token's role is not enough (`needs`), or its patterns
+    do not match
+    PERMISSION_REVOKED     UNAUTHENTICATED     any     no     revoked or expired while the stream was open: attach with
+    another token, as after a broken stream
     TOO_MANY_PARAMETERS    RESOURCE_EXHAUSTED  false   no     more elements than the server takes (--max-parameters)
     MEMORY_LIMIT_EXCEEDED  RESOURCE_EXHAUSTED  any     later  no room within --max-memory: others may free some
     RESULT_TOO_LARGE       RESOURCE_EXHAUSTED  false   no     a trajectory beyond `max_bytes`: fewer steps, or LAST
@@ -177,15 +190,32 @@ class OptimizerServiceStub(object):
                 request_serializer=gradwire_dot_v1_dot_service__pb2.DigestRunRequest.SerializeToString,
                 response_deserializer=gradwire_dot_v1_dot_service__pb2.DigestRunResponse.FromString,
                 )
+        self.WhoAmI = channel.unary_unary(
+                '/gradwire.v1.OptimizerService/WhoAmI',
+                request_serializer=gradwire_dot_v1_dot_service__pb2.WhoAmIRequest.SerializeToString,
+                response_deserializer=gradwire_dot_v1_dot_service__pb2.WhoAmIResponse.FromString,
+                )
+        self.GetServerStatus = channel.unary_unary(
+                '/gradwire.v1.OptimizerService/GetServerStatus',
+                request_serializer=gradwire_dot_v1_dot_service__pb2.GetServerStatusRequest.SerializeToString,
+                response_deserializer=gradwire_dot_v1_dot_service__pb2.GetServerStatusResponse.FromString,
+                )
 
 
 class OptimizerServiceServicer(object):
     """How to write a client from these three files alone.
 
     CONNECTION. gRPC over HTTP/2; with TLS where the server was given a certificate (--tls-cert; with --tls-client-ca it
-    wants one of the client, too), but for unix sockets. No metadata needed, no compression expected. The standard health
-    service grpc.health.v1.Health answers for `gradwire.v1.OptimizerService` and for the empty name: SERVING, or
-    NOT_SERVING while the server starts or drains. gRPC reflection is there with `gradwire serve --reflection` only.
+    wants one of the client, too), but for unix sockets. No compression expected. The standard health service
+    grpc.health.v1.Health answers for `gradwire.v1.OptimizerService` and for the empty name: SERVING, or NOT_SERVING while
+    the server starts or drains. gRPC reflection is there with `gradwire serve --reflection` only.
+
+    WHO CALLS. A server that has an access file (--access) wants the metadata `authorization: Bearer TOKEN` on every call,
+    or a certificate of the client that the file names; Health alone answers anybody. A token stands for a tenant, a role
+    and perhaps patterns of names of runs and of worker ids. `runs/NAME` is a run of the caller's own tenant: those of
+    others are not there for it. An administrator may also say `tenants/TENANT/runs/NAME`, in each field that holds the
+    resource name of a run. Who is revoked while a stream is open gets PERMISSION_REVOKED there: what has arrived whole is
+    answered before it. Send a token through TLS or over a unix socket, and to the server that it is of.
 
     KEEPALIVE. The server probes an idle connection every 10 s (--keepalive) and drops it, with its streams, when a probe
     has not been answered for 20 s; gRPC's libraries answer by themselves. A client may probe as often as it likes,
@@ -247,6 +277,12 @@ class OptimizerServiceServicer(object):
     FENCED                 ABORTED             any     no     another stream has taken the run, or its values were
     written. Attach again only if you know why: two workers
     that both do it at once fence each other for ever
+    UNAUTHENTICATED        UNAUTHENTICATED     false   no     no token or certificate, or an unknown or expired one:
+    read the token again where it may have been renewed
+    PERMISSION_DENIED      PERMISSION_DENIED   false   no     the token's role is not enough (`needs`), or its patterns
+    do not match
+    PERMISSION_REVOKED     UNAUTHENTICATED     any     no     revoked or expired while the stream was open: attach with
+    another token, as after a broken stream
     TOO_MANY_PARAMETERS    RESOURCE_EXHAUSTED  false   no     more elements than the server takes (--max-parameters)
     MEMORY_LIMIT_EXCEEDED  RESOURCE_EXHAUSTED  any     later  no room within --max-memory: others may free some
     RESULT_TOO_LARGE       RESOURCE_EXHAUSTED  false   no     a trajectory beyond `max_bytes`: fewer steps, or LAST
@@ -388,6 +424,20 @@ class OptimizerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def WhoAmI(self, request, context):
+        """For whom the server takes the caller, and what that one may do. Any token will do.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetServerStatus(self, request, context):
+        """How the server is. For administrators.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OptimizerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -471,6 +521,16 @@ def add_OptimizerServiceServicer_to_server(servicer, server):
                     request_deserializer=gradwire_dot_v1_dot_service__pb2.DigestRunRequest.FromString,
                     response_serializer=gradwire_dot_v1_dot_service__pb2.DigestRunResponse.SerializeToString,
             ),
+            'WhoAmI': grpc.unary_unary_rpc_method_handler(
+                    servicer.WhoAmI,
+                    request_deserializer=gradwire_dot_v1_dot_service__pb2.WhoAmIRequest.FromString,
+                    response_serializer=gradwire_dot_v1_dot_service__pb2.WhoAmIResponse.SerializeToString,
+            ),
+            'GetServerStatus': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetServerStatus,
+                    request_deserializer=gradwire_dot_v1_dot_service__pb2.GetServerStatusRequest.FromString,
+                    response_serializer=gradwire_dot_v1_dot_service__pb2.GetServerStatusResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'gradwire.v1.OptimizerService', rpc_method_handlers)
@@ -482,9 +542,16 @@ class OptimizerService(object):
     """How to write a client from these three files alone.
 
     CONNECTION. gRPC over HTTP/2; with TLS where the server was given a certificate (--tls-cert; with --tls-client-ca it
-    wants one of the client, too), but for unix sockets. No metadata needed, no compression expected. The standard health
-    service grpc.health.v1.Health answers for `gradwire.v1.OptimizerService` and for the empty name: SERVING, or
-    NOT_SERVING while the server starts or drains. gRPC reflection is there with `gradwire serve --reflection` only.
+    wants one of the client, too), but for unix sockets. No compression expected. The standard health service
+    grpc.health.v1.Health answers for `gradwire.v1.OptimizerService` and for the empty name: SERVING, or NOT_SERVING while
+    the server starts or drains. gRPC reflection is there with `gradwire serve --reflection` only.
+
+    WHO CALLS. A server that has an access file (--access) wants the metadata `authorization: Bearer TOKEN` on every call,
+    or a certificate of the client that the file names; Health alone answers anybody. A token stands for a tenant, a role
+    and perhaps patterns of names of runs and of worker ids. `runs/NAME` is a run of the caller's own tenant: those of
+    others are not there for it. An administrator may also say `tenants/TENANT/runs/NAME`, in each field that holds the
+    resource name of a run. Who is revoked while a stream is open gets PERMISSION_REVOKED there: what has arrived whole is
+    answered before it. Send a token through TLS or over a unix socket, and to the server that it is of.
 
     KEEPALIVE. The server probes an idle connection every 10 s (--keepalive) and drops it, with its streams, when a probe
     has not been answered for 20 s; gRPC's libraries answer by themselves. A client may probe as often as it likes,
@@ -546,6 +613,12 @@ class OptimizerService(object):
     FENCED                 ABORTED             any     no     another stream has taken the run, or its values were
     written. Attach again only if you know why: two workers
     that both do it at once fence each other for ever
+    UNAUTHENTICATED        UNAUTHENTICATED     false   no     no token or certificate, or an unknown or expired one:
+    read the token again where it may have been renewed
+    PERMISSION_DENIED      PERMISSION_DENIED   false   no     the token's role is not enough (`needs`), or its patterns
+    do not match
+    PERMISSION_REVOKED     UNAUTHENTICATED     any     no     revoked or expired while the stream was open: attach with
+    another token, as after a broken stream
     TOO_MANY_PARAMETERS    RESOURCE_EXHAUSTED  false   no     more elements than the server takes (--max-parameters)
     MEMORY_LIMIT_EXCEEDED  RESOURCE_EXHAUSTED  any     later  no room within --max-memory: others may free some
     RESULT_TOO_LARGE       RESOURCE_EXHAUSTED  false   no     a trajectory beyond `max_bytes`: fewer steps, or LAST
@@ -832,5 +905,39 @@ class OptimizerService(object):
         return grpc.experimental.unary_unary(request, target, '/gradwire.v1.OptimizerService/DigestRun',
             gradwire_dot_v1_dot_service__pb2.DigestRunRequest.SerializeToString,
             gradwire_dot_v1_dot_service__pb2.DigestRunResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def WhoAmI(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/gradwire.v1.OptimizerService/WhoAmI',
+            gradwire_dot_v1_dot_service__pb2.WhoAmIRequest.SerializeToString,
+            gradwire_dot_v1_dot_service__pb2.WhoAmIResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def GetServerStatus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/gradwire.v1.OptimizerService/GetServerStatus',
+            gradwire_dot_v1_dot_service__pb2.GetServerStatusRequest.SerializeToString,
+            gradwire_dot_v1_dot_service__pb2.GetServerStatusResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

@@ -22,9 +22,16 @@ class OptimizerServiceStub:
     """How to write a client from these three files alone.
 
     CONNECTION. gRPC over HTTP/2; with TLS where the server was given a certificate (--tls-cert; with --tls-client-ca it
-    wants one of the client, too), but for unix sockets. No metadata needed, no compression expected. The standard health
-    service grpc.health.v1.Health answers for `gradwire.v1.OptimizerService` and for the empty name: SERVING, or
-    NOT_SERVING while the server starts or drains. gRPC reflection is there with `gradwire serve --reflection` only.
+    wants one of the client, too), but for unix sockets. No compression expected. The standard health service
+    grpc.health.v1.Health answers for `gradwire.v1.OptimizerService` and for the empty name: SERVING, or NOT_SERVING while
+    the server starts or drains. gRPC reflection is there with `gradwire serve --reflection` only.
+
+    WHO CALLS. A server that has an access file (--access) wants the metadata `authorization: Bearer TOKEN` on every call,
+    or a certificate of the client that the file names; Health alone answers anybody. A token stands for a tenant, a role
+    and perhaps patterns of names of runs and of worker ids. `runs/NAME` is a run of the caller's own tenant: those of
+    others are not there for it. An administrator may also say `tenants/TENANT/runs/NAME`, in each field that holds the
+    resource name of a run. Who is revoked while a stream is open gets PERMISSION_REVOKED there: what has arrived whole is
+    answered before it. Send a token through TLS or over a unix socket, and to the server that it is of.
 
     KEEPALIVE. The server probes an idle connection every 10 s (--keepalive) and drops it, with its streams, when a probe
     has not been answered for 20 s; gRPC's libraries answer by themselves. A client may probe as often as it likes,
@@ -86,6 +93,12 @@ class OptimizerServiceStub:
       FENCED                 ABORTED             any     no     another stream has taken the run, or its values were
                                                                 written. Attach again only if you know why: two workers
                                                                 that both do it at once fence each other for ever
+      UNAUTHENTICATED        UNAUTHENTICATED     false   no     no token or certificate, or an unknown or expired one:
+                                                                read the token again where it may have been renewed
+      PERMISSION_DENIED      PERMISSION_DENIED   false   no     the token's role is not enough (`needs`), or its patterns
+                                                                do not match
+      PERMISSION_REVOKED     UNAUTHENTICATED     any     no     revoked or expired while the stream was open: attach with
+                                                                another token, as after a broken stream
       TOO_MANY_PARAMETERS    RESOURCE_EXHAUSTED  false   no     more elements than the server takes (--max-parameters)
       MEMORY_LIMIT_EXCEEDED  RESOURCE_EXHAUSTED  any     later  no room within --max-memory: others may free some
       RESULT_TOO_LARGE       RESOURCE_EXHAUSTED  false   no     a trajectory beyond `max_bytes`: fewer steps, or LAST
@@ -219,13 +232,32 @@ class OptimizerServiceStub:
     ]
     """A hash of all values of a run, to compare runs."""
 
+    WhoAmI: grpc.UnaryUnaryMultiCallable[
+        gradwire.v1.service_pb2.WhoAmIRequest,
+        gradwire.v1.service_pb2.WhoAmIResponse,
+    ]
+    """For whom the server takes the caller, and what that one may do. Any token will do."""
+
+    GetServerStatus: grpc.UnaryUnaryMultiCallable[
+        gradwire.v1.service_pb2.GetServerStatusRequest,
+        gradwire.v1.service_pb2.GetServerStatusResponse,
+    ]
+    """How the server is. For administrators."""
+
 class OptimizerServiceAsyncStub:
     """How to write a client from these three files alone.
 
     CONNECTION. gRPC over HTTP/2; with TLS where the server was given a certificate (--tls-cert; with --tls-client-ca it
-    wants one of the client, too), but for unix sockets. No metadata needed, no compression expected. The standard health
-    service grpc.health.v1.Health answers for `gradwire.v1.OptimizerService` and for the empty name: SERVING, or
-    NOT_SERVING while the server starts or drains. gRPC reflection is there with `gradwire serve --reflection` only.
+    wants one of the client, too), but for unix sockets. No compression expected. The standard health service
+    grpc.health.v1.Health answers for `gradwire.v1.OptimizerService` and for the empty name: SERVING, or NOT_SERVING while
+    the server starts or drains. gRPC reflection is there with `gradwire serve --reflection` only.
+
+    WHO CALLS. A server that has an access file (--access) wants the metadata `authorization: Bearer TOKEN` on every call,
+    or a certificate of the client that the file names; Health alone answers anybody. A token stands for a tenant, a role
+    and perhaps patterns of names of runs and of worker ids. `runs/NAME` is a run of the caller's own tenant: those of
+    others are not there for it. An administrator may also say `tenants/TENANT/runs/NAME`, in each field that holds the
+    resource name of a run. Who is revoked while a stream is open gets PERMISSION_REVOKED there: what has arrived whole is
+    answered before it. Send a token through TLS or over a unix socket, and to the server that it is of.
 
     KEEPALIVE. The server probes an idle connection every 10 s (--keepalive) and drops it, with its streams, when a probe
     has not been answered for 20 s; gRPC's libraries answer by themselves. A client may probe as often as it likes,
@@ -287,6 +319,12 @@ class OptimizerServiceAsyncStub:
       FENCED                 ABORTED             any     no     another stream has taken the run, or its values were
                                                                 written. Attach again only if you know why: two workers
                                                                 that both do it at once fence each other for ever
+      UNAUTHENTICATED        UNAUTHENTICATED     false   no     no token or certificate, or an unknown or expired one:
+                                                                read the token again where it may have been renewed
+      PERMISSION_DENIED      PERMISSION_DENIED   false   no     the token's role is not enough (`needs`), or its patterns
+                                                                do not match
+      PERMISSION_REVOKED     UNAUTHENTICATED     any     no     revoked or expired while the stream was open: attach with
+                                                                another token, as after a broken stream
       TOO_MANY_PARAMETERS    RESOURCE_EXHAUSTED  false   no     more elements than the server takes (--max-parameters)
       MEMORY_LIMIT_EXCEEDED  RESOURCE_EXHAUSTED  any     later  no room within --max-memory: others may free some
       RESULT_TOO_LARGE       RESOURCE_EXHAUSTED  false   no     a trajectory beyond `max_bytes`: fewer steps, or LAST
@@ -419,13 +457,32 @@ class OptimizerServiceAsyncStub:
     ]
     """A hash of all values of a run, to compare runs."""
 
+    WhoAmI: grpc.aio.UnaryUnaryMultiCallable[
+        gradwire.v1.service_pb2.WhoAmIRequest,
+        gradwire.v1.service_pb2.WhoAmIResponse,
+    ]
+    """For whom the server takes the caller, and what that one may do. Any token will do."""
+
+    GetServerStatus: grpc.aio.UnaryUnaryMultiCallable[
+        gradwire.v1.service_pb2.GetServerStatusRequest,
+        gradwire.v1.service_pb2.GetServerStatusResponse,
+    ]
+    """How the server is. For administrators."""
+
 class OptimizerServiceServicer(metaclass=abc.ABCMeta):
     """How to write a client from these three files alone.
 
     CONNECTION. gRPC over HTTP/2; with TLS where the server was given a certificate (--tls-cert; with --tls-client-ca it
-    wants one of the client, too), but for unix sockets. No metadata needed, no compression expected. The standard health
-    service grpc.health.v1.Health answers for `gradwire.v1.OptimizerService` and for the empty name: SERVING, or
-    NOT_SERVING while the server starts or drains. gRPC reflection is there with `gradwire serve --reflection` only.
+    wants one of the client, too), but for unix sockets. No compression expected. The standard health service
+    grpc.health.v1.Health answers for `gradwire.v1.OptimizerService` and for the empty name: SERVING, or NOT_SERVING while
+    the server starts or drains. gRPC reflection is there with `gradwire serve --reflection` only.
+
+    WHO CALLS. A server that has an access file (--access) wants the metadata `authorization: Bearer TOKEN` on every call,
+    or a certificate of the client that the file names; Health alone answers anybody. A token stands for a tenant, a role
+    and perhaps patterns of names of runs and of worker ids. `runs/NAME` is a run of the caller's own tenant: those of
+    others are not there for it. An administrator may also say `tenants/TENANT/runs/NAME`, in each field that holds the
+    resource name of a run. Who is revoked while a stream is open gets PERMISSION_REVOKED there: what has arrived whole is
+    answered before it. Send a token through TLS or over a unix socket, and to the server that it is of.
 
     KEEPALIVE. The server probes an idle connection every 10 s (--keepalive) and drops it, with its streams, when a probe
     has not been answered for 20 s; gRPC's libraries answer by themselves. A client may probe as often as it likes,
@@ -487,6 +544,12 @@ class OptimizerServiceServicer(metaclass=abc.ABCMeta):
       FENCED                 ABORTED             any     no     another stream has taken the run, or its values were
                                                                 written. Attach again only if you know why: two workers
                                                                 that both do it at once fence each other for ever
+      UNAUTHENTICATED        UNAUTHENTICATED     false   no     no token or certificate, or an unknown or expired one:
+                                                                read the token again where it may have been renewed
+      PERMISSION_DENIED      PERMISSION_DENIED   false   no     the token's role is not enough (`needs`), or its patterns
+                                                                do not match
+      PERMISSION_REVOKED     UNAUTHENTICATED     any     no     revoked or expired while the stream was open: attach with
+                                                                another token, as after a broken stream
       TOO_MANY_PARAMETERS    RESOURCE_EXHAUSTED  false   no     more elements than the server takes (--max-parameters)
       MEMORY_LIMIT_EXCEEDED  RESOURCE_EXHAUSTED  any     later  no room within --max-memory: others may free some
       RESULT_TOO_LARGE       RESOURCE_EXHAUSTED  false   no     a trajectory beyond `max_bytes`: fewer steps, or LAST
@@ -650,5 +713,21 @@ class OptimizerServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[gradwire.v1.service_pb2.DigestRunResponse, collections.abc.Awaitable[gradwire.v1.service_pb2.DigestRunResponse]]:
         """A hash of all values of a run, to compare runs."""
+
+    @abc.abstractmethod
+    def WhoAmI(
+        self,
+        request: gradwire.v1.service_pb2.WhoAmIRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[gradwire.v1.service_pb2.WhoAmIResponse, collections.abc.Awaitable[gradwire.v1.service_pb2.WhoAmIResponse]]:
+        """For whom the server takes the caller, and what that one may do. Any token will do."""
+
+    @abc.abstractmethod
+    def GetServerStatus(
+        self,
+        request: gradwire.v1.service_pb2.GetServerStatusRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[gradwire.v1.service_pb2.GetServerStatusResponse, collections.abc.Awaitable[gradwire.v1.service_pb2.GetServerStatusResponse]]:
+        """How the server is. For administrators."""
 
 def add_OptimizerServiceServicer_to_server(servicer: OptimizerServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

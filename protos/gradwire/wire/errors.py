@@ -123,6 +123,24 @@ class Fenced(GradwireError):
     code, reason = code_pb2.ABORTED, "FENCED"
 
 
+class Unauthenticated(GradwireError):
+    """Raised when a call brings no token or certificate, or one that the server does not know, or no longer."""
+
+    code, reason = code_pb2.UNAUTHENTICATED, "UNAUTHENTICATED"
+
+
+class PermissionDenied(GradwireError):
+    """Raised when the caller's role, or the names that its token is for, do not allow what it asks for."""
+
+    code, reason = code_pb2.PERMISSION_DENIED, "PERMISSION_DENIED"
+
+
+class PermissionRevoked(GradwireError):
+    """Raised on a stream whose token or certificate was revoked, or ended, while it was open."""
+
+    code, reason = code_pb2.UNAUTHENTICATED, "PERMISSION_REVOKED"
+
+
 class TooManyParameters(GradwireError):
     """Raised when a run has more elements than the server or the contract accepts. Nothing has been allocated."""
 
@@ -205,6 +223,9 @@ TABLE: Mapping[str, type[GradwireError]] = {
         RunBusy,
         ClientTooOld,
         Fenced,
+        Unauthenticated,
+        PermissionDenied,
+        PermissionRevoked,
         TooManyParameters,
         MemoryLimitExceeded,
         ResultTooLarge,
