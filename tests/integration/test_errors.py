@@ -171,6 +171,33 @@ def storage(action: str) -> Callable[[World], None]:
     return provoke
 
 
+def asked(provoke: Callable[[BareClient, AccessFile], object]) -> Callable[[World], None]:
+    """With a server that asks who calls, and a client that says nothing."""
+
+    def run(world: World) -> None:
+        world.patch.setattr("gradwire.server.rpc.calls.LOOK_SECONDS", 0.02)
+        with TemporaryDirectory() as directory:
+            file = AccessFile(Path(directory) / "access.toml")
+            file.add("one", "lab", "train")
+            with HostedServer(access=str(file.path)) as hosted, BareClient(hosted.target) as bare:
+                provoke(bare, file)
+
+    return run
+
+
+def denied(bare: BareClient, file: AccessFile) -> None:
+    bare.metadata = (("authorization", f"Bearer {secret_of('one')}"),)
+    bare.call("GetServerStatus", service_pb2.GetServerStatusRequest())
+
+
+def revoked(bare: BareClient, file: AccessFile) -> None:
+    bare.metadata = (("authorization", f"Bearer {secret_of('one')}"),)
+    bare.create("x", [group(w=[1])], [0.0])
+    with bare.attach("x") as stream:
+        file.remove("one")
+        stream.receive()
+
+
 def no_snapshot(world: World) -> None:
     world.bare.create("x", [group(w=[2])], [0.0, 0.0])
     world.bare.call("RollBack", service_pb2.RollBackRequest(name="runs/x", snapshot_id=9))
@@ -207,6 +234,9 @@ ON_THE_WIRE: dict[str, tuple[grpc.StatusCode, str, Callable[[World], object]]] =
     "RUN_BUSY": (grpc.StatusCode.FAILED_PRECONDITION, "false", busy),
     "CLIENT_TOO_OLD": (grpc.StatusCode.FAILED_PRECONDITION, "false", too_old),
     "FENCED": (grpc.StatusCode.ABORTED, "false", fenced),
+    "UNAUTHENTICATED": (grpc.StatusCode.UNAUTHENTICATED, "false", asked(lambda bare, file: bare.get("x"))),
+    "PERMISSION_DENIED": (grpc.StatusCode.PERMISSION_DENIED, "false", asked(denied)),
+    "PERMISSION_REVOKED": (grpc.StatusCode.UNAUTHENTICATED, "false", asked(revoked)),
     "TOO_MANY_PARAMETERS": (
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         "false",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from bisect import bisect_right
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
@@ -94,13 +94,20 @@ class Registry:
         """All runs that can be served, by name."""
         return [self._runs[name] for name in sorted(self._runs) if not self._runs[name].ended]
 
-    def page(self, after: str, size: int) -> tuple[list[Run | DamagedRun], str]:
-        """Up to ``size`` runs (0: a whole page) whose names follow ``after``, and the next page's ``after``."""
+    def names(self) -> list[str]:
+        """Of all runs, those too that cannot be served."""
+        return sorted({*self._runs, *self._damaged})
+
+    def page(
+        self, after: str, size: int, shown: Callable[[str], bool] = lambda name: True
+    ) -> tuple[list[Run | DamagedRun], str]:
+        """Up to ``size`` runs (0: a whole page) whose names follow ``after`` and are ``shown``, and the next page's
+        ``after``."""
         for name, run in list(self._runs.items()):
             if run.ended:
                 self._note_end(name, run)
         found: dict[str, Run | DamagedRun] = {**self._damaged, **self._runs}
-        names = sorted(found)
+        names = sorted(filter(shown, found))
         start = bisect_right(names, after)
         chosen = names[start : start + min(size or MAX_PAGE, MAX_PAGE)]
         more = start + len(chosen) < len(names)
@@ -273,6 +280,16 @@ class Registry:
                     self._compile(found.spec)
                     self._runs[found.spec.name] = found
         self._ready = True
+
+    @property
+    def ready(self) -> bool:
+        """Whether the stored runs are back."""
+        return self._ready
+
+    @property
+    def damaged_count(self) -> int:
+        """Stored runs that cannot be served."""
+        return len(self._damaged)
 
     def require_ready(self) -> None:
         """Raises Starting while the stored runs are not back yet."""
