@@ -21,6 +21,8 @@ class AccessFile:
         self._tenants = tenants
         self._tokens: dict[str, str] = {}
         self._more = ""
+        self.quotas: dict[str, str] = {}
+        """Lines of the table of a tenant; taken by `write`."""
         self.write()
 
     def add(self, name: str, tenant: str = "lab", role: str = "train", *lines: str, secret: str = "") -> str:
@@ -42,7 +44,7 @@ class AccessFile:
         self.write()
 
     def write(self) -> None:
-        tenants = "\n".join(f"[tenants.{tenant}]" for tenant in self._tenants if tenant != "default")
+        tenants = "\n".join(f"[tenants.{tenant}]\n{self.quotas.get(tenant, '')}" for tenant in self._tenants)
         unfinished = self.path.with_suffix(".new")
         unfinished.write_text("\n\n".join([tenants, *self._tokens.values(), self._more]))
         unfinished.replace(self.path)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -23,6 +24,7 @@ from gradwire.v1 import run_pb2, service_pb2, train_pb2
 from gradwire.wire.errors import DOMAIN, MAX_METADATA_BYTES, TABLE, GradwireError, from_status
 from tests.contract.bare import BareClient, BareStream, Refusal, group, pack, slices, whole
 from tests.faults.hosted import HostedServer, eventually
+from tests.integration.access import AccessFile, secret_of
 
 LARGE = 6_000_000
 """Elements of a run whose values do not fit what flow control lets through: 24 MB."""
@@ -178,6 +180,7 @@ def asked(provoke: Callable[[BareClient, AccessFile], object]) -> Callable[[Worl
         world.patch.setattr("gradwire.server.rpc.calls.LOOK_SECONDS", 0.02)
         with TemporaryDirectory() as directory:
             file = AccessFile(Path(directory) / "access.toml")
+            file.quotas["lab"] = "parameters = 1"
             file.add("one", "lab", "train")
             with HostedServer(access=str(file.path)) as hosted, BareClient(hosted.target) as bare:
                 provoke(bare, file)
@@ -188,6 +191,11 @@ def asked(provoke: Callable[[BareClient, AccessFile], object]) -> Callable[[Worl
 def denied(bare: BareClient, file: AccessFile) -> None:
     bare.metadata = (("authorization", f"Bearer {secret_of('one')}"),)
     bare.call("GetServerStatus", service_pb2.GetServerStatusRequest())
+
+
+def beyond_quota(bare: BareClient, file: AccessFile) -> None:
+    bare.metadata = (("authorization", f"Bearer {secret_of('one')}"),)
+    bare.create("x", [group(w=[2])], [0.0, 0.0])
 
 
 def revoked(bare: BareClient, file: AccessFile) -> None:
@@ -247,6 +255,7 @@ ON_THE_WIRE: dict[str, tuple[grpc.StatusCode, str, Callable[[World], object]]] =
         "false",
         lambda world: world.bare.create("x", [group(w=[LARGE])], [], dtype=run_pb2.DTYPE_FLOAT64),
     ),
+    "QUOTA_EXCEEDED": (grpc.StatusCode.RESOURCE_EXHAUSTED, "false", asked(beyond_quota)),
     "RESULT_TOO_LARGE": (grpc.StatusCode.RESOURCE_EXHAUSTED, "false", trajectory_too_large),
     "STALLED": (grpc.StatusCode.DEADLINE_EXCEEDED, "unknown", stalled),
     "DRAINING": (grpc.StatusCode.UNAVAILABLE, "false", draining),

@@ -14,7 +14,7 @@ import grpc
 import numpy as np
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from gradwire.server.access.identity import DEFAULT_TENANT, split
+from gradwire.server.access.identity import DEFAULT_TENANT, tenant_of
 from gradwire.server.config import ConfigError, ServerConfig
 from gradwire.server.devices.base import Device
 from gradwire.server.devices.select import open_device
@@ -46,7 +46,7 @@ class Server:
         certificates = certificates_of(config)
         self._credentials = None if certificates is None else partial(server_credentials, certificates)
         gate = gate_of(config)
-        self.registry = Registry(config, self.device, open_store(config))
+        self.registry = Registry(config, self.device, open_store(config), gate)
         self.servicer = OptimizerServicer(self.registry, gate, audit_log_of(config), certificates)
         self.addresses: list[str] = []
         self._health = health.aio.HealthServicer() if gate is None else _Health()
@@ -118,7 +118,7 @@ class Server:
 
     def _require_tenants_asked(self) -> None:
         """Raises ConfigError where nobody is asked who they are, and the runs are not all anybody's."""
-        others = sorted({split(name)[0] for name in self.registry.names()} - {DEFAULT_TENANT})
+        others = sorted({tenant_of(name) for name in self.registry.names()} - {DEFAULT_TENANT})
         if others and self.servicer.gate is None:
             raise ConfigError(
                 f"{self.config.data_dir} has runs of {', '.join(others[:5])}: without an access file they would be "

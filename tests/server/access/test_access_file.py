@@ -9,11 +9,13 @@ from pathlib import Path
 import pytest
 
 from gradwire.server.access.access_file import MAX_BYTES, BadAccessFile, digest_of, parse_access_list, read_access_file
-from gradwire.server.access.identity import Identity, Role
+from gradwire.server.access.identity import Identity, Quotas, Role
 
 DIGEST = digest_of("secret")
 GOOD = f"""
 [tenants.lab]
+runs = 3
+memory = "2GiB"
 
 [[tokens]]
 id = "one"
@@ -36,7 +38,7 @@ def test_what_stands_there() -> None:
     expires = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC).timestamp()
     assert found.tokens == {DIGEST: Identity("lab", Role.CONTRIBUTE, "one", expires, ("phone-*",), ("a", "b-?"))}
     assert found.certificates == {"worker.example": Identity("default", Role.READ, "worker.example")}
-    assert found.tenants == {"default", "lab"}
+    assert found.quotas == {"default": Quotas(), "lab": Quotas(runs=3, memory=2**31)}
     assert found.identities == {*found.tokens.values(), *found.certificates.values()}
 
 
@@ -55,7 +57,10 @@ TOKEN = f'[[tokens]]\nid = "one"\nsha256 = "{DIGEST}"\ntenant = "default"\nrole 
         ("tenants = 1", "'tenants' is no table"),
         ("[tenants.'A/b']", "tenant 'A/b'; expected 1 to 63 of a-z 0-9 -"),
         ("[tenants]\nlab = 3", "tenant 'lab' is no table"),
-        ("[tenants.lab]\nquota = 1", "tenant 'lab': 'quota' is not known; expected nothing"),
+        ("[tenants.lab]\nquota = 1", "tenant 'lab': 'quota' is not known; expected memory, parameters, runs, streams, ten"),
+        ("[tenants.lab]\nruns = -1", "tenant 'lab': runs is -1; expected a number, 0 or more"),
+        ("[tenants.lab]\nruns = true", "runs is True"),
+        ("[tenants.lab]\nmemory = '1GB'", "memory is '1GB'; expected a number of bytes, or one with KiB, MiB, GiB or TiB"),
         ("[tokens]\nid = 'x'", "'tokens' is no list of tables; expected [[tokens]]"),
         ("tokens = [1]", "'tokens' is no list of tables"),
         ("[[tokens]]\ntenant = 'default'", "token 1 has no id"),

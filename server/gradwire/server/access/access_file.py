@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 import tomllib
@@ -13,12 +14,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gradwire.server.access.identity import DEFAULT_TENANT, TENANT, Identity, Role
+from gradwire.server.access.identity import DEFAULT_TENANT, TENANT, Identity, Quotas, Role
 
 MAX_BYTES = 16 * 2**20
 """Of an access file."""
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+_UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+_SIZE = re.compile(rf"([0-9]{{1,12}}) ?({'|'.join(_UNITS)})", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _COMMON = {"tenant", "role", "expires", "runs", "workers"}
 
@@ -35,7 +38,8 @@ class AccessList:
     """By the SHA-256 of the secret, in hexadecimal."""
     certificates: Mapping[str, Identity]
     """By subject alternative name."""
-    tenants: frozenset[str]
+    quotas: Mapping[str, Quotas]
+    """Of each tenant."""
 
     @cached_property
     def identities(self) -> frozenset[Identity]:
@@ -61,13 +65,14 @@ def parse_access_list(data: bytes) -> AccessList:
     except tomllib.TOMLDecodeError as error:
         raise BadAccessFile(f"it is no TOML: {error}") from None
     _check_keys(found, {"tenants", "tokens", "certificates"}, "the file")
-    tenants = _tables(found.get("tenants", {}))
+    quotas = _tenants(found.get("tenants", {}))
+    tenants = set(quotas)
     tokens = [_token(number, entry, tenants) for number, entry in enumerate(_list(found, "tokens"), 1)]
     certificates = [_certificate(number, entry, tenants) for number, entry in enumerate(_list(found, "certificates"), 1)]
     _check_unique([identity.id for _, identity in tokens], "id of tokens")
     _check_unique([digest for digest, _ in tokens], "sha256 of tokens", shown=False)
     _check_unique([name for name, _ in certificates], "san of certificates")
-    return AccessList(dict(tokens), dict(certificates), frozenset(tenants))
+    return AccessList(dict(tokens), dict(certificates), quotas)
 
 
 def digest_of(secret: str) -> str:
@@ -75,16 +80,27 @@ def digest_of(secret: str) -> str:
     return hashlib.sha256(secret.encode("utf-8", "surrogateescape")).hexdigest()
 
 
-def _tables(found: Any) -> set[str]:
+def _tenants(found: Any) -> dict[str, Quotas]:
     if not isinstance(found, dict):
         raise BadAccessFile("'tenants' is no table; expected [tenants.NAME]")
+    quotas = {DEFAULT_TENANT: Quotas()}
     for name, table in found.items():
         if not TENANT.fullmatch(name):
             raise BadAccessFile(f"tenant {name!r}; expected 1 to 63 of a-z 0-9 -, beginning with a letter or digit")
         if not isinstance(table, dict):
             raise BadAccessFile(f"tenant {name!r} is no table; expected [tenants.{name}]")
-        _check_keys(table, set(), f"tenant {name!r}")
-    return {DEFAULT_TENANT, *found}
+        _check_keys(table, {field.name for field in dataclasses.fields(Quotas)}, f"tenant {name!r}")
+        quotas[name] = Quotas(**{key: _amount(value, key, f"tenant {name!r}") for key, value in table.items()})
+    return quotas
+
+
+def _amount(value: Any, key: str, where: str) -> int:
+    if key == "memory" and isinstance(value, str) and (found := _SIZE.fullmatch(value)):
+        return int(found[1]) * _UNITS[found[2]]
+    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        return value
+    expected = "a number of bytes, or one with KiB, MiB, GiB or TiB" if key == "memory" else "a number, 0 or more"
+    raise BadAccessFile(f"{where}: {key} is {value!r}; expected {expected}")
 
 
 def _list(found: dict[str, Any], key: str) -> list[dict[str, Any]]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
 from gradwire.server.access.access_file import BadAccessFile, digest_of, parse_access_list, read_access_file
-from gradwire.server.access.identity import Identity
+from gradwire.server.access.identity import Identity, Quotas
 from gradwire.wire.errors import Unauthenticated
 
 log = logging.getLogger(__name__)
@@ -33,6 +33,11 @@ class Gate:
         """Why the file was not taken when it was last looked at."""
         if not self._list.identities:
             log.warning("%s has neither tokens nor certificates: nobody gets in", path)
+
+    @property
+    def quotas(self) -> Mapping[str, Quotas]:
+        """Of each tenant that stands in the file."""
+        return self._list.quotas
 
     def identify(
         self, authorization: str | None, names: Iterable[str] = (), certificate_expires: float | None = None

@@ -131,6 +131,21 @@ class Identity:
         return text if self.tenant == DEFAULT_TENANT else text.replace(f"tenants/{self.tenant}/runs/", "runs/")
 
 
+@dataclass(frozen=True)
+class Quotas:
+    """None: no bound but the server's own."""
+
+    runs: int | None = None
+    memory: int | None = None
+    """Bytes, counted as ``--max-memory`` is."""
+    streams: int | None = None
+    """Train streams at a time."""
+    parameters: int | None = None
+    """Elements of one run."""
+    tensors: int | None = None
+    """Tensors of one run."""
+
+
 ANYBODY = Identity(DEFAULT_TENANT, Role.ADMIN)
 """Whoever calls a server that asks nobody."""
 
@@ -144,6 +159,11 @@ def split(name: str) -> tuple[str, str]:
     """Tenant and own name of a run, from its name inside."""
     found = _QUALIFIED.fullmatch(name)
     return (DEFAULT_TENANT, name) if found is None else (found[1], found[2])
+
+
+def tenant_of(name: str) -> str:
+    """Whose run has this name inside."""
+    return split(name)[0]
 
 
 def _matches(name: str, patterns: tuple[str, ...]) -> bool:

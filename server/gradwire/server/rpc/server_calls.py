@@ -22,6 +22,10 @@ class ServerCalls(Calls):
             expires_seconds=who.expires or 0.0,
             runs=who.runs,
             workers=who.workers,
+            quotas=[
+                service_pb2.Quota(name=name, used=used, limit=limit)
+                for name, used, limit in self.registry.ledger.use(who.tenant, self.registry.held(who.tenant))
+            ],
         )
 
     async def GetServerStatus(

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 from typing import Any
 
 import grpc
 
+from gradwire.server.access.identity import tenant_of
 from gradwire.server.durability.stored_runs import DamagedRun
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.threads import in_thread
@@ -91,7 +93,7 @@ class OptimizerServicer(SnapshotCalls, ServerCalls):
     async def Train(self, requests: Any, call: Call) -> None:
         """Reads and writes serialized messages; see `methods`."""
         await open_stream(call.context)
-        with self.guarded(call) as guard:
+        with self.guarded(call) as guard, ExitStack() as streams:
             self.registry.require_open()
             first = await guard.read(call.context.read)
             attach = _train_request(first, "attach").message.attach
@@ -99,6 +101,7 @@ class OptimizerServicer(SnapshotCalls, ServerCalls):
             run = self.run_of(call, attach.run, attach.run_uid)
             decoder, encoder = await in_thread(self.registry.executor, lambda: encodings_of(attach, run))
             local = is_local(call.peer)
+            streams.enter_context(self.registry.ledger.stream(tenant_of(run.spec.name)))
             session = await Session.attach(
                 run,
                 attach.worker_id,
