@@ -415,6 +415,27 @@ def test_runs_of_before_there_were_tenants_are_those_of_default(access: AccessFi
         assert old.read("x")[1] == [1.0, 2.0]
 
 
+def test_the_audit_log_tells_who_did_what_and_not_each_step(access: AccessFile, tmp_path: Path) -> None:
+    log = tmp_path / "audit.jsonl"
+    with HostedServer(access=str(access.path), audit_log=str(log)) as hosted:
+        with client(hosted, "train") as owner, client(hosted, None) as stranger:
+            create(owner)
+            with owner.attach("x") as stream:
+                for sequence in (1, 2, 3):
+                    stream.step(sequence, [1.0, 1.0])
+            refused("RUN_NOT_FOUND", lambda: owner.attach("nothing"))
+            refused("UNAUTHENTICATED", lambda: stranger.get("x"))
+    found = [json.loads(line) for line in log.read_text().splitlines()]
+    assert [(line["action"], line["id"], line["resource"], line["reason"]) for line in found] == [
+        ("CreateRun", "train", "tenants/lab/runs/x", ""),
+        ("Attach", "train", "tenants/lab/runs/x", ""),
+        ("Detach", "train", "tenants/lab/runs/x", ""),
+        ("Attach", "train", "tenants/lab/runs/nothing", "RUN_NOT_FOUND"),
+        ("GetRun", "", "", "UNAUTHENTICATED"),
+    ]
+    assert all(line["peer"].startswith("ipv4:127.0.0.1:") for line in found)
+
+
 @pytest.mark.parametrize("text", ["[", "[[tokens]]\n"])
 def test_a_server_does_not_start_with_a_bad_file(tmp_path: Path, text: str) -> None:
     path = tmp_path / "access.toml"

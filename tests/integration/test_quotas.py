@@ -111,6 +111,15 @@ def test_streams(lab: BareClient, other: BareClient) -> None:
         stream.step(1, [1.0])
 
 
+def test_who_comes_back_after_a_cut_connection_is_no_stream_more(hosted: HostedServer, lab: BareClient) -> None:
+    """The server may think for half a minute that the old stream is still open."""
+    create(lab, "a")
+    with lab.attach("a") as old:
+        old.step(1, [1.0])
+        with BareClient(hosted.target, secret_of("lab")) as again, again.attach("a") as stream:
+            stream.step(2, [1.0])
+
+
 def test_use_is_told(lab: BareClient, other: BareClient) -> None:
     create(lab, "a", SMALL)
     with lab.attach("a"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -31,7 +31,8 @@ class Ledger:
         self._budget = budget
         self._gate = gate
         self._shares: dict[str, BudgetShare] = {}
-        self._streams: Counter[str] = Counter()
+        self._streams: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        """Of each tenant, by runs."""
         self.enforced = True
 
     def budget_of(self, tenant: str) -> MemoryBudget:
@@ -52,25 +53,32 @@ class Ledger:
         _require("runs", held + 1, quotas.runs, "that would be run number {used} of yours; expected at most {limit}")
 
     @contextmanager
-    def stream(self, tenant: str) -> Iterator[None]:
-        """While one of its streams is open. Raises QuotaExceeded for one too many."""
+    def stream(self, tenant: str, run: str) -> Iterator[None]:
+        """While a stream to one of its runs is open. Raises QuotaExceeded for one too many.
+
+        Another one to the same run is no more: it takes the place of the older one, whose end, after its connection was
+        cut, the server may not know of yet.
+        """
+        open_to = self._streams[tenant]
         _require(
             "streams",
-            self._streams[tenant] + 1,
+            len({*open_to, run}),
             self._quotas(tenant).streams,
             "that would be stream number {used} of yours; expected at most {limit} at a time",
         )
-        self._streams[tenant] += 1
+        open_to[run] += 1
         try:
             yield
         finally:
-            self._streams[tenant] -= 1
+            open_to[run] -= 1
+            if not open_to[run]:
+                del open_to[run]
 
     def use(self, tenant: str, runs: int) -> list[Use]:
         """Of each quota that counts through all runs and has a bound."""
         quotas, memory = self._quotas(tenant), self.budget_of(tenant).used_bytes
         used = (("runs", runs, quotas.runs), ("memory", memory, quotas.memory))
-        found = (*used, ("streams", self._streams[tenant], quotas.streams))
+        found = (*used, ("streams", len(self._streams[tenant]), quotas.streams))
         return [Use(name, count, limit) for name, count, limit in found if limit is not None]
 
     def _quotas(self, tenant: str) -> Quotas:

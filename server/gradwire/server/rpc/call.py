@@ -16,6 +16,8 @@ class Call:
     context: Any
     """``grpc.aio.ServicerContext``."""
     who: Identity
+    action: str
+    """What its end is in the audit log."""
     resource: str = ""
     """The run that it is about, by its name inside, once that is known."""
 

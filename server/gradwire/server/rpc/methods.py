@@ -27,8 +27,8 @@ BYTES = {"Train"}
 """Methods that read and write serialized messages by themselves: nearly all of these is data, which protobuf copies."""
 
 
-_END_OF = {"Train": "Detach"}
-"""What the end of a method is in the audit log, where its beginning is there too."""
+_ACTIONS = {"Train": "Attach"}
+"""What methods are called in the audit log, where it is not their name."""
 
 
 def add_to_server(servicer: Calls, server: grpc.aio.Server) -> None:
@@ -50,20 +50,20 @@ def _wrapped(servicer: Calls, method: Any) -> Callable[[Any, Any], Awaitable[Any
     """Decides who calls, reads, and turns the exceptions of the handler into statuses."""
     name: str = method.name
     raw, streams = name in BYTES, method.client_streaming
-    action = _END_OF.get(name, name)
+    action = _ACTIONS.get(name, name)
     request = GetMessageClass(method.input_type)
     call = getattr(servicer, name)
 
     async def handle(stream: Any, context: Any) -> Any:
         caller = None
         try:
-            caller = Call(context, servicer.identify(context))
+            caller = Call(context, servicer.identify(context), action)
             caller.who.require(name)
             requests = stream if raw else _messages(context, request) if streams else await _message(context, request)
             servicer.note_call()
             servicer.require_ready()
             answer = await call(requests, caller)
-            servicer.note(context, caller, action)
+            servicer.note(context, caller, caller.action)
             return answer
         except GradwireError as error:
             refusal = error if caller is None else caller.refusal(error)
@@ -73,12 +73,12 @@ def _wrapped(servicer: Calls, method: Any) -> Callable[[Any, Any], Awaitable[Any
         except (grpc.aio.AbortError, grpc.aio.UsageError):
             raise
         except asyncio.CancelledError:  # the caller has gone
-            servicer.note(context, caller, action, "CANCELLED")
+            servicer.note(context, caller, caller.action if caller else action, "CANCELLED")
             raise
         except Exception:
             log.exception("unexpected error in %s", name)
             refusal = InternalError(f"unexpected error in {name}; the server's log says more", applied=None)
-        servicer.note(context, caller, action, refusal.reason)
+        servicer.note(context, caller, caller.action if caller else action, refusal.reason)
         await abort(context, refusal)
         return None  # gRPC does not look at it after an abort
 

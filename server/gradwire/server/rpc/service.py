@@ -101,7 +101,7 @@ class OptimizerServicer(SnapshotCalls, ServerCalls):
             run = self.run_of(call, attach.run, attach.run_uid)
             decoder, encoder = await in_thread(self.registry.executor, lambda: encodings_of(attach, run))
             local = is_local(call.peer)
-            streams.enter_context(self.registry.ledger.stream(tenant_of(run.spec.name)))
+            streams.enter_context(self.registry.ledger.stream(tenant_of(run.spec.name), run.spec.name))
             session = await Session.attach(
                 run,
                 attach.worker_id,
@@ -117,7 +117,8 @@ class OptimizerServicer(SnapshotCalls, ServerCalls):
             try:
                 if attach.shared_memory and self._may_share_memory(call.peer):
                     await session.share_memory()
-                self.note(call.context, call, "Attach")
+                self.note(call.context, call, call.action)
+                call.action = "Detach"
                 stream = TrainStream(guard, call.context, session.memory, encoder)
                 await guard.write(call.context.write, self._attached(session))
                 while (part := await stream.receive()) is not None:
