@@ -22,7 +22,14 @@ import numpy as np
 from benchmarks import device_alone, floors
 from benchmarks.child import same_threads
 from benchmarks.contenders.by_hand import SharedMemory
-from benchmarks.contenders.gradwire_server import Gradwire, OverSharedMemory, OverTcp, OverTls, OverUnix, make_certificates
+from benchmarks.contenders.gradwire_server import (
+    Gradwire,
+    OverSharedMemory,
+    OverTcp,
+    OverTls,
+    OverUnix,
+    make_certificates,
+)
 from benchmarks.contenders.local_torch import Fused
 from benchmarks.contenders.problem import Array, Contender, Problem
 from benchmarks.measure import Timing, cores, describe, interleave, machine, repeated, save, table, timed

@@ -79,7 +79,9 @@ class BareClient:
     """
 
     def __init__(self, target: str, token: str | None = None) -> None:
-        self.metadata = () if token is None else (("authorization", f"Bearer {token}"),)
+        self.metadata: tuple[tuple[str, str], ...] = ()
+        if token is not None:
+            self.metadata = (("authorization", f"Bearer {token}"),)
         limits = [("grpc.max_receive_message_length", 17 * 2**20), ("grpc.max_send_message_length", 64 * 2**20)]
         self._channel = grpc.insecure_channel(target, options=limits)
         self.stub = service_pb2_grpc.OptimizerServiceStub(self._channel)
@@ -156,9 +158,7 @@ class BareStream:
         metadata: tuple[tuple[str, str], ...] = (),
     ) -> None:
         self._requests: queue.SimpleQueue[train_pb2.TrainRequest | None] = queue.SimpleQueue()
-        self.call: Any = stub.Train(
-            iter(self._requests.get, None), timeout=TIMEOUT_SECONDS, metadata=metadata
-        )
+        self.call: Any = stub.Train(iter(self._requests.get, None), timeout=TIMEOUT_SECONDS, metadata=metadata)
         if attach is not None:
             self.send(train_pb2.TrainRequest(attach=attach))
             self.attached: train_pb2.Attached = self.receive().attached

@@ -31,7 +31,11 @@ class _Loader(yaml.SafeLoader):
     """Knows compose's mark for what replaces, and is not added to, what a file extends."""
 
 
-_Loader.add_constructor("!override", lambda loader, node: loader.construct_sequence(node))
+def _sequence(loader: yaml.SafeLoader, node: yaml.SequenceNode) -> list[Any]:
+    return loader.construct_sequence(node)
+
+
+_Loader.add_constructor("!override", _sequence)
 
 
 def load(name: str) -> dict[str, Any]:

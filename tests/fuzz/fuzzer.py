@@ -56,7 +56,7 @@ class Fuzzer:
         maker = Maker(case)
         method = maker.random.choice(sorted(METHODS))
         token = maker.random.choices(["train", "contribute", "read", "nobody", ""], [70, 10, 5, 5, 10])[0]
-        metadata = [("authorization", f"Bearer {secret_of(token)}")] if token else []
+        metadata = (("authorization", f"Bearer {secret_of(token)}"),) if token else ()
         messages = maker.stream(method)
         call = self._calls[method](iter(messages), metadata=metadata, timeout=CALL_SECONDS)
         try:

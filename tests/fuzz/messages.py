@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import random
 import struct
 from collections.abc import Callable, Sequence
@@ -22,7 +23,14 @@ NAMES = ["a", "b", "c"]
 _INTEGERS = [0, 1, 2, 3, 7, 255, 256, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 2**53, 2**63 - 1, 2**64 - 1]
 _FLOATS = [0.0, -0.0, 1e-3, 0.9, 0.999, 1.0, -1.0, 1e38, 1e308, 5e-324, float("inf"), float("-inf"), float("nan")]
 _TEXTS = ["", "runs/a", "runs/b", "runs/new", "runs/", "w", "w\0", "\n", "\x1b[31m", "\u202e", "é" * 100, "x" * 300]
-_TEXTS += ["tenants/victim/runs/secret", "tenants/default/runs/a", "../../etc/passwd", "runs/a/../secret", "%s%n", "'; --"]
+_TEXTS += [
+    "tenants/victim/runs/secret",
+    "tenants/default/runs/a",
+    "../../etc/passwd",
+    "runs/a/../secret",
+    "%s%n",
+    "'; --",
+]
 _INTEGER_TYPES = {
     FieldDescriptor.CPPTYPE_INT32: (-(2**31), 2**31 - 1),
     FieldDescriptor.CPPTYPE_INT64: (-(2**63), 2**63 - 1),
@@ -58,11 +66,12 @@ class Maker:
         made: Any = GetMessageClass(descriptor)()
         if descriptor is run_pb2.Adam.DESCRIPTOR:
             made.CopyFrom(self._adam())
-            return made
-        for field in descriptor.fields:
-            if self.random.random() < (0.6 if depth < 4 else 0.1):
-                self._set(made, field, depth)
-        return made
+        else:
+            for field in descriptor.fields:
+                if self.random.random() < (0.6 if depth < 4 else 0.1):
+                    self._set(made, field, depth)
+        message: Message = made
+        return message
 
     def _set(self, message: Any, field: FieldDescriptor, depth: int) -> None:
         if field.is_repeated:
@@ -121,8 +130,7 @@ class Maker:
             elif act == 2:
                 pick.shuffle(messages)
             else:
-                bent: Any = GetMessageClass(messages[at].DESCRIPTOR)()
-                bent.CopyFrom(messages[at])
+                bent = copy.deepcopy(messages[at])
                 self._bend(bent)
                 messages[at] = bent
         return messages
@@ -143,7 +151,9 @@ class Maker:
         if not data:
             return bytes([self.random.randrange(256)])
         at = self.random.randrange(len(data))
-        cut = self.random.choice([data[:at], data + b"\xff", data[:at] + bytes([self.random.randrange(256)]) + data[at + 1 :]])
+        cut = self.random.choice(
+            [data[:at], data + b"\xff", data[:at] + bytes([self.random.randrange(256)]) + data[at + 1 :]]
+        )
         return cut
 
     # --- good streams ------------------------------------------------------------------------------------------------
@@ -180,7 +190,9 @@ class Maker:
         ]
 
     def _train(self, name: str) -> list[Message]:
-        attach = train_pb2.Attach(run=name, worker_id=f"w{self.random.randrange(2)}", takeover=self.random.random() < 0.7)
+        attach = train_pb2.Attach(
+            run=name, worker_id=f"w{self.random.randrange(2)}", takeover=self.random.random() < 0.7
+        )
         messages: list[Message] = [train_pb2.TrainRequest(attach=attach)]
         for sequence in range(1, self.random.randrange(1, 5)):
             header = train_pb2.BlockHeader(steps=1)

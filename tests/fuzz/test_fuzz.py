@@ -25,7 +25,14 @@ def test_nothing_breaks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
         reasons = set(fuzzer.outcomes)
     assert sent == CASES
     # That the cases reach behind the first check.
-    assert {"OK", "UNAUTHENTICATED", "PERMISSION_DENIED", "PROTOCOL_VIOLATION", "RUN_NOT_FOUND", "INVALID_SPEC"} <= reasons
+    assert {
+        "OK",
+        "UNAUTHENTICATED",
+        "PERMISSION_DENIED",
+        "PROTOCOL_VIOLATION",
+        "RUN_NOT_FOUND",
+        "INVALID_SPEC",
+    } <= reasons
     assert {"INVALID_HYPERPARAMETER", "INVALID_SLICE"} & reasons
     errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR or record.exc_info]
     assert not errors

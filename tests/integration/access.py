@@ -29,8 +29,14 @@ class AccessFile:
         """A token; returns its secret."""
         secret = secret or secret_of(name)
         self._tokens[name] = "\n".join(
-            ["[[tokens]]", *(f'{key} = "{value}"' for key, value in
-             (("id", name), ("sha256", digest_of(secret)), ("tenant", tenant), ("role", role))), *lines]
+            [
+                "[[tokens]]",
+                *(
+                    f'{key} = "{value}"'
+                    for key, value in (("id", name), ("sha256", digest_of(secret)), ("tenant", tenant), ("role", role))
+                ),
+                *lines,
+            ]
         )
         self.write()
         return secret

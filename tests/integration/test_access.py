@@ -12,7 +12,6 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from gradwire.server.access import gate
 from gradwire.server.access.identity import NEEDS, Role
 from gradwire.server.config import ConfigError
 from gradwire.v1 import run_pb2, service_pb2, train_pb2
@@ -124,8 +123,7 @@ def outcome(call: Callable[[BareClient, str], object], bare: BareClient, name: s
     try:
         call(bare, name)
     except Refusal as refusal:
-        assert refusal.reason, refusal
-        return refusal.reason, str(refusal)
+        return refusal.reason or "not one of ours", str(refusal)
     return "", ""
 
 
@@ -230,8 +228,9 @@ def test_no_tenant_stands_in_what_its_own_callers_get(hosted: HostedServer) -> N
 def test_an_export_may_be_imported_by_another_tenant(hosted: HostedServer) -> None:
     with client(hosted, "train") as lab, client(hosted, "other-train") as other:
         create(lab)
-        header, *parts = lab.call("ExportRun", service_pb2.ExportRunRequest(name="runs/x"))
-        first = service_pb2.ImportRunRequest(header={"name": "runs/taken", "request_id": "i"})
+        _, *parts = lab.call("ExportRun", service_pb2.ExportRunRequest(name="runs/x"))
+        header = service_pb2.ImportRunHeader(name="runs/taken", request_id="i")
+        first = service_pb2.ImportRunRequest(header=header)
         requests = [first, *(service_pb2.ImportRunRequest(data=part.data) for part in parts)]
         assert other.call("ImportRun", iter(requests)).run.spec.name == "runs/taken"
         assert other.read("taken")[1] == [1.0, 2.0]
@@ -246,7 +245,7 @@ def test_an_admin_reaches_all_tenants_by_whole_names(hosted: HostedServer) -> No
         page = admin.call("ListRuns", service_pb2.ListRunsRequest())
         assert [run.name for run in page.runs] == names
         for name, values in zip(names, ([4.0, 4.0], [3.0, 3.0]), strict=True):
-            header, part = admin.call("ReadParameters", service_pb2.ReadParametersRequest(name=name))
+            _, part = admin.call("ReadParameters", service_pb2.ReadParametersRequest(name=name))
             assert list(struct.unpack("<2f", part.slice.data)) == values
             assert admin.call("GetRun", service_pb2.GetRunRequest(name=name)).run.spec.name == name
         creating(admin, "tenants/other/runs/made")
@@ -307,9 +306,12 @@ def test_the_status_of_a_server(hosted: HostedServer, access: AccessFile) -> Non
 
 
 def revoked_on(stream: BareStream) -> Refusal:
-    with pytest.raises(Refusal) as caught:
+    def listen() -> None:
         while True:
             stream.receive()
+
+    with pytest.raises(Refusal) as caught:
+        listen()
     return caught.value
 
 
@@ -343,9 +345,7 @@ def test_an_unfinished_block_is_dropped(hosted: HostedServer, access: AccessFile
     with client(hosted, "train") as owner:
         create(owner)
         with owner.attach("x") as stream:
-            half = train_pb2.Gradients(
-                sequence=1, data=struct.pack("<f", 1), header=train_pb2.BlockHeader(), offset=0
-            )
+            half = train_pb2.Gradients(sequence=1, data=struct.pack("<f", 1), header=train_pb2.BlockHeader(), offset=0)
             stream.send(half)
             access.remove("train")
             refusal = revoked_on(stream)
@@ -354,14 +354,16 @@ def test_an_unfinished_block_is_dropped(hosted: HostedServer, access: AccessFile
         assert reader.get("x").step == 0
 
 
-def test_a_token_that_expires_ends_its_streams(hosted: HostedServer, access: AccessFile, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_token_that_expires_ends_its_streams(
+    hosted: HostedServer, access: AccessFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
     access.add("short", "lab", "train", "expires = 2100-01-01T00:00:00Z")
     with client(hosted, "short") as bare:
         eventually(lambda: outcome(CALLS["WhoAmI"], bare, "")[0] == "", "the file is taken")
         create(bare)
         with bare.attach("x") as stream:
             stream.step(1, [1.0, 1.0])
-            monkeypatch.setattr(gate.time, "time", lambda: 5e9)
+            monkeypatch.setattr("gradwire.server.access.gate.time.time", lambda: 5e9)
             refusal = revoked_on(stream)
     assert "expired" in str(refusal)
 
@@ -372,10 +374,12 @@ def test_a_token_that_expires_ends_its_streams(hosted: HostedServer, access: Acc
 def test_strangers_may_ask_for_health_and_hold_nothing(hosted: HostedServer) -> None:
     with grpc.insecure_channel(hosted.target) as channel:
         health = health_pb2_grpc.HealthStub(channel)
-        assert health.Check(health_pb2.HealthCheckRequest(), timeout=30).status == health_pb2.HealthCheckResponse.SERVING
+        assert (
+            health.Check(health_pb2.HealthCheckRequest(), timeout=30).status == health_pb2.HealthCheckResponse.SERVING
+        )
         with pytest.raises(grpc.RpcError) as caught:
             list(health.Watch(health_pb2.HealthCheckRequest(), timeout=30))
-        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED  # type: ignore[attr-defined]
+        assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
 
 
 def test_memory_is_not_shared_with_who_may_be_somebodys_proxy(hosted: HostedServer) -> None:
@@ -387,7 +391,7 @@ def test_memory_is_not_shared_with_who_may_be_somebodys_proxy(hosted: HostedServ
 
 def test_several_authorizations_are_none(hosted: HostedServer) -> None:
     with client(hosted, "train") as bare:
-        bare.metadata *= 2
+        bare.metadata = (*bare.metadata, *bare.metadata)
         refused("UNAUTHENTICATED", lambda: bare.call("WhoAmI", service_pb2.WhoAmIRequest()))
 
 
@@ -417,14 +421,17 @@ def test_runs_of_before_there_were_tenants_are_those_of_default(access: AccessFi
 
 def test_the_audit_log_tells_who_did_what_and_not_each_step(access: AccessFile, tmp_path: Path) -> None:
     log = tmp_path / "audit.jsonl"
-    with HostedServer(access=str(access.path), audit_log=str(log)) as hosted:
-        with client(hosted, "train") as owner, client(hosted, None) as stranger:
-            create(owner)
-            with owner.attach("x") as stream:
-                for sequence in (1, 2, 3):
-                    stream.step(sequence, [1.0, 1.0])
-            refused("RUN_NOT_FOUND", lambda: owner.attach("nothing"))
-            refused("UNAUTHENTICATED", lambda: stranger.get("x"))
+    with (
+        HostedServer(access=str(access.path), audit_log=str(log)) as hosted,
+        client(hosted, "train") as owner,
+        client(hosted, None) as stranger,
+    ):
+        create(owner)
+        with owner.attach("x") as stream:
+            for sequence in (1, 2, 3):
+                stream.step(sequence, [1.0, 1.0])
+        refused("RUN_NOT_FOUND", lambda: owner.attach("nothing"))
+        refused("UNAUTHENTICATED", lambda: stranger.get("x"))
     found = [json.loads(line) for line in log.read_text().splitlines()]
     assert [(line["action"], line["id"], line["resource"], line["reason"]) for line in found] == [
         ("CreateRun", "train", "tenants/lab/runs/x", ""),
@@ -444,9 +451,7 @@ def test_a_server_does_not_start_with_a_bad_file(tmp_path: Path, text: str) -> N
         HostedServer(access=str(path)).close()
 
 
-def test_no_secret_is_logged_or_kept(
-    access: AccessFile, tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_no_secret_is_logged_or_kept(access: AccessFile, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Neither in the log nor in anything that the server has written."""
     caplog.set_level("DEBUG")
     directory = tmp_path / "data"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -146,7 +147,7 @@ def test_a_quota_that_shrinks_takes_nothing_away(hosted: HostedServer, access: A
 
 
 def test_runs_come_back_whatever_the_quotas_have_become(access: AccessFile, tmp_path: Path) -> None:
-    settings = {"access": str(access.path), "data_dir": str(tmp_path / "data")}
+    settings: dict[str, Any] = {"access": str(access.path), "data_dir": str(tmp_path / "data")}
     with HostedServer(**settings) as hosted, BareClient(hosted.target, secret_of("lab")) as lab:
         for name in ("a", "b"):
             lab.create(name, [group(w=[SMALL])], [1.0] * SMALL, durability=run_pb2.DURABILITY_SNAPSHOT)

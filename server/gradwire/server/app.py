@@ -96,7 +96,9 @@ class Server:
         self.addresses += [listen(self._grpc, address, self._credentials) for address in self.config.listen]
         await self._grpc.start()
         loop = asyncio.get_running_loop()
-        self._tasks = [loop.create_task(watch()) for watch in (self.servicer.loop_lag.watch, self.servicer.watch_access)]
+        self._tasks = [
+            loop.create_task(watch()) for watch in (self.servicer.loop_lag.watch, self.servicer.watch_access)
+        ]
         self._prepared.clear()
         try:
             for prepare in (self._warm_up, self.registry.recover):

@@ -57,10 +57,16 @@ TOKEN = f'[[tokens]]\nid = "one"\nsha256 = "{DIGEST}"\ntenant = "default"\nrole 
         ("tenants = 1", "'tenants' is no table"),
         ("[tenants.'A/b']", "tenant 'A/b'; expected 1 to 63 of a-z 0-9 -"),
         ("[tenants]\nlab = 3", "tenant 'lab' is no table"),
-        ("[tenants.lab]\nquota = 1", "tenant 'lab': 'quota' is not known; expected memory, parameters, runs, streams, ten"),
+        (
+            "[tenants.lab]\nquota = 1",
+            "tenant 'lab': 'quota' is not known; expected memory, parameters, runs, streams, ten",
+        ),
         ("[tenants.lab]\nruns = -1", "tenant 'lab': runs is -1; expected a number, 0 or more"),
         ("[tenants.lab]\nruns = true", "runs is True"),
-        ("[tenants.lab]\nmemory = '1GB'", "memory is '1GB'; expected a number of bytes, or one with KiB, MiB, GiB or TiB"),
+        (
+            "[tenants.lab]\nmemory = '1GB'",
+            "memory is '1GB'; expected a number of bytes, or one with KiB, MiB, GiB or TiB",
+        ),
         ("[tokens]\nid = 'x'", "'tokens' is no list of tables; expected [[tokens]]"),
         ("tokens = [1]", "'tokens' is no list of tables"),
         ("[[tokens]]\ntenant = 'default'", "token 1 has no id"),
@@ -80,7 +86,10 @@ TOKEN = f'[[tokens]]\nid = "one"\nsha256 = "{DIGEST}"\ntenant = "default"\nrole 
         (TOKEN + TOKEN.replace("one", "two"), "the same sha256 of tokens stands there twice"),
         ("[[certificates]]\nsan = ''\ntenant = 'default'\nrole = 'read'", "san is empty"),
         ("[[certificates]]\nsan = 'a'\nrole = 'read'", "certificate 'a' has no tenant"),
-        (2 * "[[certificates]]\nsan = 'a'\ntenant = 'default'\nrole = 'read'\n", "san of certificates stands there twice"),
+        (
+            2 * "[[certificates]]\nsan = 'a'\ntenant = 'default'\nrole = 'read'\n",
+            "san of certificates stands there twice",
+        ),
     ],
 )
 def test_what_is_malformed_is_refused_by_name(text: str, why: str) -> None:

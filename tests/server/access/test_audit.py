@@ -81,6 +81,7 @@ def test_lines_that_nobody_takes_in_time_are_counted_not_kept(tmp_path: Path, mo
     for _ in range(5):
         log.note(WHO, "", "GetRun", "", "")
     assert log.lost == 3
+    log._file.close()
 
 
 def test_there_is_no_log_where_none_can_be(tmp_path: Path) -> None:

@@ -37,7 +37,8 @@ def test_a_known_token_is_somebody(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "sent", ["", "Bearer", "Bearer ", "Basic x", SECRET, f"Bearer {SECRET}x", "Bearer \udcff", f"Bearer {digest_of(SECRET)}"]
+    "sent",
+    ["", "Bearer", "Bearer ", "Basic x", SECRET, f"Bearer {SECRET}x", "Bearer \udcff", f"Bearer {digest_of(SECRET)}"],
 )
 def test_anything_else_is_nobody_and_is_not_repeated(path: Path, sent: str) -> None:
     with pytest.raises(Unauthenticated) as caught:

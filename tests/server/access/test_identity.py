@@ -50,7 +50,9 @@ def test_names_inside_and_outside() -> None:
 
 
 @pytest.mark.parametrize("caller", [LAB, DEFAULT, ANYBODY], ids=["lab", "default", "anybody"])
-@pytest.mark.parametrize("name", [FOREIGN, "tenants/lab/runs/x", "tenants/default/runs/x", "tenants/a/tenants/b/runs/x"])
+@pytest.mark.parametrize(
+    "name", [FOREIGN, "tenants/lab/runs/x", "tenants/default/runs/x", "tenants/a/tenants/b/runs/x"]
+)
 def test_nobody_else_names_a_tenant(caller: Identity, name: str) -> None:
     with pytest.raises(RunNotFound):
         caller.inside(name)
@@ -59,7 +61,9 @@ def test_nobody_else_names_a_tenant(caller: Identity, name: str) -> None:
     assert not caller.sees(FOREIGN)
 
 
-@pytest.mark.parametrize("name", ["", "x", "runs/", "runs/a/b", "runs/.x", "runs/x\n", "tenants", "tenants/", "tenants//runs/x"])
+@pytest.mark.parametrize(
+    "name", ["", "x", "runs/", "runs/a/b", "runs/.x", "runs/x\n", "tenants", "tenants/", "tenants//runs/x"]
+)
 def test_odd_names_lead_nowhere(name: str) -> None:
     for caller in (LAB, DEFAULT, ADMIN):
         with pytest.raises(InvalidSpec):

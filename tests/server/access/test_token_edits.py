@@ -26,12 +26,20 @@ def created(path: Path, name: str, *options: str) -> str:
 
 def test_a_token_is_made_shown_once_listed_and_revoked(tmp_path: Path) -> None:
     path = tmp_path / "access.toml"
-    secret = created(path, "phone-7", "--tenant", "lab", "--days", "30", "--runs", "a-*", "--runs", "b", "--workers", "w")
+    secret = created(
+        path, "phone-7", "--tenant", "lab", "--days", "30", "--runs", "a-*", "--runs", "b", "--workers", "w"
+    )
     assert len(secret.split()) == 1
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
     assert secret not in path.read_text()
     who = parse_access_list(path.read_bytes()).tokens[digest_of(secret)]
-    assert (who.tenant, who.role.name, who.id, who.runs, who.workers) == ("lab", "TRAIN", "phone-7", ("a-*", "b"), ("w",))
+    assert (who.tenant, who.role.name, who.id, who.runs, who.workers) == (
+        "lab",
+        "TRAIN",
+        "phone-7",
+        ("a-*", "b"),
+        ("w",),
+    )
     listed = tokens("list", "--file", str(path)).output
     assert "phone-7" in listed
     assert "a-* b" in listed

@@ -68,7 +68,9 @@ def parse_access_list(data: bytes) -> AccessList:
     quotas = _tenants(found.get("tenants", {}))
     tenants = set(quotas)
     tokens = [_token(number, entry, tenants) for number, entry in enumerate(_list(found, "tokens"), 1)]
-    certificates = [_certificate(number, entry, tenants) for number, entry in enumerate(_list(found, "certificates"), 1)]
+    certificates = [
+        _certificate(number, entry, tenants) for number, entry in enumerate(_list(found, "certificates"), 1)
+    ]
     _check_unique([identity.id for _, identity in tokens], "id of tokens")
     _check_unique([digest for digest, _ in tokens], "sha256 of tokens", shown=False)
     _check_unique([name for name, _ in certificates], "san of certificates")
@@ -119,7 +121,9 @@ def _token(number: int, entry: dict[str, Any], tenants: set[str]) -> tuple[str, 
     where = f"token {name!r}"
     digest = _text(entry, "sha256", where)
     if not _SHA256.fullmatch(digest):  # not shown: it may be the secret itself
-        raise BadAccessFile(f"{where}: sha256 is no SHA-256; expected 64 of 0-9 a-f, as `gradwire tokens create` writes")
+        raise BadAccessFile(
+            f"{where}: sha256 is no SHA-256; expected 64 of 0-9 a-f, as `gradwire tokens create` writes"
+        )
     return digest, _identity(name, entry, tenants, where)
 
 

@@ -40,9 +40,7 @@ class Ledger:
         if self._gate is None:
             return self._budget
         if tenant not in self._shares:
-            self._shares[tenant] = BudgetShare(
-                self._budget, f"tenant {tenant!r}", lambda: self._quotas(tenant).memory
-            )
+            self._shares[tenant] = BudgetShare(self._budget, f"tenant {tenant!r}", lambda: self._quotas(tenant).memory)
         return self._shares[tenant]
 
     def require_run(self, tenant: str, held: int, elements: int, tensors: int) -> None:

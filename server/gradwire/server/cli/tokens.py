@@ -61,7 +61,9 @@ def list_command(file: Path) -> None:
     rows = [("kind", "id", "tenant", "role", "expires", "runs", "workers")]
     for kind, entries in (("token", found.tokens), ("certificate", found.certificates)):
         for who in sorted(entries.values(), key=lambda who: (who.tenant, who.id)):
-            expires = "never" if who.expires is None else f"{datetime.fromtimestamp(who.expires, UTC):%Y-%m-%dT%H:%M:%SZ}"
+            expires = (
+                "never" if who.expires is None else f"{datetime.fromtimestamp(who.expires, UTC):%Y-%m-%dT%H:%M:%SZ}"
+            )
             patterns = (" ".join(who.runs) or "all", " ".join(who.workers) or "all")
             rows.append((kind, who.id, who.tenant, who.role.name.lower(), expires, *patterns))
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]

@@ -14,8 +14,8 @@ from gradwire.server.access.audit import AuditLog
 from gradwire.server.access.gate import LOOK_SECONDS, Gate
 from gradwire.server.access.identity import Identity
 from gradwire.server.engine.run import Run
-from gradwire.server.rpc.call import Call
 from gradwire.server.engine.threads import in_thread
+from gradwire.server.rpc.call import Call
 from gradwire.server.rpc.codec import encode_run
 from gradwire.server.rpc.identify import identify
 from gradwire.server.rpc.loop_lag import LoopLag

@@ -64,7 +64,10 @@ class ExportedFile:
 
 
 def export(run: Run, snapshot: Snapshot, weights_only: bool, called: str) -> ExportedFile:
-    """Args: called: the run's name, as its owner says it. Raises InvalidSpec where a tensor's name is in the way: nobody could read the file."""
+    """Args: called: the run's name, as its owner says it.
+
+    Raises InvalidSpec where a tensor's name is in the way: nobody could read the file.
+    """
     from gradwire.server.store.snapshots import safetensors_header
 
     slots = () if weights_only else run.spec.slots
