@@ -85,10 +85,10 @@ class TokenSource:
             secret = self._found(again=True)
         except (OSError, ValueError):
             return  # half written, perhaps; it is looked at with the next call
-        self._stamp = stamp
         if secret is not None and secret != self._secret:
+            self._generation += 1  # first: after Ctrl-C in between it is found to be another one again
             self._secret = secret
-            self._generation += 1
+        self._stamp = stamp
 
     def _current_stamp(self) -> tuple[object, ...]:
         """Another one whenever the secret may be another."""
@@ -136,7 +136,7 @@ def _checked(secret: str, where: str) -> str:
 
 
 def _read(file: Path, where: str, *, again: bool) -> bytes:
-    """Raises OSError, ValueError. ``again``: no stream is read, which has been read to its end: it would be waited for."""
+    """Raises OSError, ValueError. ``again``: a stream is not read, whose end has come: more would be waited for."""
     failure: tuple[int | None, str | None]
     try:
         if again and not stat.S_ISREG(file.stat().st_mode):

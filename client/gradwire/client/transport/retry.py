@@ -79,9 +79,9 @@ class Attempts:
         ``token``: `Link.token` before the call that has failed began. Who is refused with it, and has another one by
         now, tries that at once, whatever the policy says: this is no failure that is waited out.
         """
-        if isinstance(failure, (Unauthenticated, PermissionRevoked)) and self._repeatable:
-            if self._link.has_another_token_than(token):
-                return
+        refused = isinstance(failure, (Unauthenticated, PermissionRevoked))
+        if refused and self._repeatable and self._link.has_another_token_than(token):
+            return
         now = time.monotonic()
         if self._give_up_at is None:
             self._give_up_at = now + self._policy.deadline_seconds
