@@ -8,6 +8,7 @@ import grpc
 import pytest
 
 from gradwire.client.errors import ConnectionLost, from_rpc_error, is_transient, translate
+from gradwire.client.transport.link import Link
 from gradwire.client.transport.retry import RetryPolicy, retrying
 from gradwire.wire.errors import STATUS_DETAILS_KEY, Draining, GradwireError, RunBusy, StorageFull, to_status
 
@@ -81,6 +82,6 @@ def test_a_refusal_speaks_of_the_last_attempt_alone(failures: list[GradwireError
         failure = left.pop(0)
         raise FailedCall(grpc.StatusCode.UNAVAILABLE) if failure is None else refused(failure)
 
-    with pytest.raises(StorageFull) as caught:
-        retrying(call, RetryPolicy(initial_backoff_seconds=0.001), "host:1")
+    with grpc.insecure_channel("host:1") as unused, pytest.raises(StorageFull) as caught:
+        retrying(call, RetryPolicy(initial_backoff_seconds=0.001), Link("host:1", unused))
     assert caught.value.applied is applied

@@ -1,6 +1,7 @@
 """The gradwire client: stream gradients, get parameters back. Needs neither torch nor any part of the server."""
 
 from gradwire.client.calls.catalog import RunSummary
+from gradwire.client.calls.server_info import ServerStatus, WhoAmI
 from gradwire.client.calls.snapshots import SnapshotInfo
 from gradwire.client.connection import Server, connect
 from gradwire.client.errors import (
@@ -27,6 +28,8 @@ from gradwire.wire.errors import (
     InvalidSpec,
     MemoryLimitExceeded,
     NonFiniteGradient,
+    PermissionDenied,
+    PermissionRevoked,
     ProtocolViolation,
     ResultTooLarge,
     RunAlreadyExists,
@@ -40,6 +43,7 @@ from gradwire.wire.errors import (
     StorageFailed,
     StorageFull,
     TooManyParameters,
+    Unauthenticated,
 )
 from gradwire.wire.tls import TLS
 
@@ -63,6 +67,8 @@ __all__ = [
     "MemoryLimitExceeded",
     "NonFiniteGradient",
     "ParamGroup",
+    "PermissionDenied",
+    "PermissionRevoked",
     "ProtocolViolation",
     "Receipt",
     "ResultTooLarge",
@@ -77,6 +83,7 @@ __all__ = [
     "RunSummary",
     "SequenceMismatch",
     "Server",
+    "ServerStatus",
     "SnapshotInfo",
     "SnapshotNotFound",
     "Stalled",
@@ -86,7 +93,9 @@ __all__ = [
     "TooManyParameters",
     "TorchAdam",
     "TorchAdamW",
+    "Unauthenticated",
     "WeightDecay",
+    "WhoAmI",
     "WorkerConflict",
     "connect",
 ]

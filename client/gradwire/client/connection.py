@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -15,18 +16,23 @@ import numpy.typing as npt
 from gradwire.client.calls.catalog import RunSummary, delete_run, get_run, list_runs
 from gradwire.client.calls.creation import NewRun, RunRules
 from gradwire.client.calls.files import import_run
+from gradwire.client.calls.server_info import ServerStatus, WhoAmI, server_status, who_am_i
+from gradwire.client.errors import ConnectionLost
 from gradwire.client.optimizers import Adam, ParamGroup
 from gradwire.client.options import RunOptions, shares_memory
 from gradwire.client.run import Run
 from gradwire.client.training.attachment import Attachment
 from gradwire.client.transport.channels import CONNECT_TIMEOUT_SECONDS
-from gradwire.client.transport.discovery import find_server
+from gradwire.client.transport.discovery import find_server, named_target
 from gradwire.client.transport.embedded_server import EmbeddedServer
 from gradwire.client.transport.link import Link
 from gradwire.client.transport.retry import RetryPolicy, retrying
 from gradwire.v1 import run_pb2
 from gradwire.wire.errors import RunAlreadyExists, RunNotFound
 from gradwire.wire.tls import TLS
+from gradwire.wire.tokens import TokenSource, token_variable, tokens_to
+
+log = logging.getLogger(__name__)
 
 
 def connect(
@@ -36,6 +42,7 @@ def connect(
     shared_memory: bool | None = None,
     data_dir: str | Path | None = None,
     tls: TLS | None = None,
+    token: str | None = None,
 ) -> Server:
     """Connects to a gradwire server.
 
@@ -48,18 +55,30 @@ def connect(
         data_dir: where an embedded server keeps its runs; None: in memory only. It obeys none of the ``GRADWIRE_*``
             settings that are meant for other servers, but ``GRADWIRE_CACHE_DIR``.
         tls: speak TLS, with these files. None: as ``GRADWIRE_TLS_CA``, ``_CERT``, ``_KEY`` and ``_SERVER_NAME`` say;
-            without them nothing is encrypted. Over a unix socket, and to an embedded server, nothing needs to be.
+            without them ``TLS()`` where there is a token and ``target`` is another host, else nothing is encrypted.
+            Over a unix socket, and to an embedded server, nothing needs to be.
+        token: the secret by which the server knows this client; for a target that is named, here or by
+            ``GRADWIRE_TARGET``. None: ``$GRADWIRE_TOKEN``, else the content of the file ``$GRADWIRE_TOKEN_FILE``, else
+            what ``~/.config/gradwire/tokens.toml`` has for the target: a table ``[targets]`` with lines such as
+            ``"host:50051" = "TOKEN"``. Files are read again when they change: from the next call or attachment on
+            their new token counts, and a call or stream that is refused with the old one is tried again with it at
+            once. It goes through TLS, a unix socket or loopback, and nowhere else.
 
     Raises ConnectionLost when nothing serves there, and at once when TLS stands in between (one side speaks it and the
     other does not, a certificate is not accepted); EmbeddedServerError when the embedded server does not start;
-    ValueError or TypeError for malformed arguments, OSError and ValueError for the files of ``tls``.
+    ValueError or TypeError for malformed arguments, OSError and ValueError for the files of ``tls`` and of the token.
+    What is wrong with the token itself the first call says, by Unauthenticated.
     """
     timeout_seconds = _checked_timeout(timeout_seconds)
     if not (tls is None or isinstance(tls, TLS)):
         raise TypeError(f"tls is {tls!r}; expected TLS(ca=...)")
     if tls is None and target != "embedded":
         tls = TLS.from_environment()
-    found = find_server(target, data_dir, tls)
+    named = named_target(target)
+    tokens, spoken = _tokens_to(named, tls, token)
+    found = find_server(target, data_dir, spoken)
+    if named is None and found.embedded is None and (variable := token_variable()) is not None:
+        log.warning("%s is not sent: nobody has named %s, where anybody may listen", variable, found.target)
     try:
         return Server(
             found.target,
@@ -67,12 +86,32 @@ def connect(
             embedded=found.embedded,
             timeout_seconds=timeout_seconds,
             shared_memory=shared_memory,
-            tls=tls if found.embedded is None else None,
+            tls=spoken if found.embedded is None else None,
+            tokens=tokens,
         )
-    except BaseException:
+    except BaseException as error:
         if found.embedded is not None:
             found.embedded.close()
+        if isinstance(error, ConnectionLost) and spoken is not tls:
+            error.within("TLS is spoken because there is a token")
         raise
+
+
+def _tokens_to(
+    named: str | None, tls: TLS | None, token: str | None
+) -> tuple[TokenSource | None, TLS | None]:
+    """See `tokens_to`; an embedded server, and one that nobody has ``named``, gets no token. Raises ValueError,
+    TypeError, OSError."""
+    if not (token is None or isinstance(token, str)):
+        raise TypeError(f"token is of type {type(token).__name__}; expected a string")
+    if named is not None and named != "embedded":
+        return tokens_to(named, tls, token)
+    if token is not None:
+        raise ValueError(
+            "a token needs a target that is named, by target= or GRADWIRE_TARGET: an embedded server takes none, and "
+            "at localhost anybody may listen"
+        )
+    return None, tls
 
 
 def _checked_timeout(timeout_seconds: object) -> float:
@@ -104,12 +143,13 @@ class Server:
         timeout_seconds: float = CONNECT_TIMEOUT_SECONDS,
         shared_memory: bool | None = None,
         tls: TLS | None = None,
+        tokens: TokenSource | None = None,
     ) -> None:
         self.target = target
         self._shares_memory = shares_memory(shared_memory)
         self.origin = origin
         self.embedded = embedded
-        self._link = Link.to(target, tls, _checked_timeout(timeout_seconds))
+        self._link = Link.to(target, tls, _checked_timeout(timeout_seconds), tokens)
         self._attached: set[Attachment] = set()
 
     def create_run(
@@ -165,7 +205,7 @@ class Server:
         replaces = on_existing == "replace"
         try:
             response = retrying(
-                lambda: self._link.stub.CreateRun(upload.requests(replace=replaces)), run_options.retry, self.target
+                lambda: self._link.stub.CreateRun(upload.requests(replace=replaces)), run_options.retry, self._link
             )
         except RunAlreadyExists:
             if on_existing != "resume":
@@ -222,6 +262,14 @@ class Server:
     def delete_run(self, name: str) -> int:
         """Deletes a run and returns the step it had reached. Raises RunNotFound."""
         return delete_run(self._link, name)
+
+    def who_am_i(self) -> WhoAmI:
+        """For whom the server takes this client, and what that one may do. Raises Unauthenticated."""
+        return who_am_i(self._link)
+
+    def status(self) -> ServerStatus:
+        """How the server is. Raises PermissionDenied for those who are no administrators of it."""
+        return server_status(self._link)
 
     def close(self) -> None:
         """Closes all runs of this connection, the channel, and the embedded server where there is one.

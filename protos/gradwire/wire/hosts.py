@@ -26,22 +26,34 @@ def is_unix(address: str) -> bool:
     return address.startswith(_UNIX_SCHEMES)
 
 
-def is_local(address: str) -> bool:
-    """Whether ``address``, a target of a client or a peer as gRPC names it, leads to this host's own loopback.
+def is_loopback(address: str) -> bool:
+    """Whether what is sent to ``address`` in the clear stays on this host: a unix socket, `localhost`, or an address of
+    loopback in full. No resolver is asked for those; for `worker.localhost` and `127.1` one may be, and lie.
 
     Behind it may still be another host: a tunnel, or a container.
     """
     if is_unix(address):
         return True
-    host = host_and_port(address)[0].casefold().removesuffix(".")
-    if host == "localhost" or host.endswith(".localhost"):
+    host = host_and_port(address)[0].casefold()
+    if host in ("localhost", "localhost."):
         return True
     try:
         number = ipaddress.ip_address(host)
     except ValueError:
-        return host.startswith("127.") and host.replace(".", "").isdecimal()  # 127.1, in short
+        return False
     number = getattr(number, "ipv4_mapped", None) or number
     return number.is_loopback or number.is_unspecified  # who connects to 0.0.0.0 comes to loopback
+
+
+def is_local(address: str) -> bool:
+    """Whether ``address``, a target of a client or a peer as gRPC names it, leads to this host's own loopback.
+
+    Behind it may still be another host: a tunnel, or a container.
+    """
+    if is_loopback(address):
+        return True
+    host = host_and_port(address)[0].casefold().removesuffix(".")
+    return host.endswith(".localhost") or (host.startswith("127.") and host.replace(".", "").isdecimal())  # 127.1
 
 
 def is_this_host(address: str) -> bool:

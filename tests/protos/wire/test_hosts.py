@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from gradwire.wire.hosts import host_and_port, is_local, is_this_host
+from gradwire.wire.hosts import host_and_port, is_local, is_loopback, is_this_host
 from gradwire.wire.proxies import proxy_to
 from gradwire.wire.service import local_options
 
@@ -30,6 +30,7 @@ LOOPBACK = (
     "unix:/tmp/socket",
     "unix-abstract:name",
 )
+ONLY_A_RESOLVER_KNOWS = ("worker.localhost:1", "127.1:1")
 ELSEWHERE = ("192.0.2.1:1", "[2001:db8::1]:1", "ipv4:192.0.2.1:1", "127.example.invalid:1", "localhost.invalid:1")
 
 
@@ -56,10 +57,12 @@ def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
 def test_loopback_by_any_name(target: str) -> None:
     assert is_local(target)
     assert is_this_host(target)
+    assert is_loopback(target) == (target not in ONLY_A_RESOLVER_KNOWS)
 
 
 @pytest.mark.parametrize("target", ELSEWHERE)
 def test_other_hosts(target: str) -> None:
+    assert not is_loopback(target)
     assert not is_local(target)
     assert not is_this_host(target)
 

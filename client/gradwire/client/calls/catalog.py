@@ -36,7 +36,7 @@ def resource(name: str) -> str:
 def get_run(link: Link, retry: RetryPolicy, name: str) -> run_pb2.Run:
     """A run without its values. Raises RunNotFound."""
     request = service_pb2.GetRunRequest(name=resource(name))
-    return retrying(lambda: link.stub.GetRun(request), retry, link.target).run
+    return retrying(lambda: link.stub.GetRun(request), retry, link).run
 
 
 def list_runs(link: Link) -> list[RunSummary]:
@@ -45,7 +45,7 @@ def list_runs(link: Link) -> list[RunSummary]:
     token = ""
     while True:
         request = service_pb2.ListRunsRequest(page_token=token)
-        page = retrying(lambda request=request: link.stub.ListRuns(request), RetryPolicy(), link.target)  # type: ignore[misc]
+        page = retrying(lambda request=request: link.stub.ListRuns(request), RetryPolicy(), link)  # type: ignore[misc]
         summaries.extend(map(_summary, page.runs))
         token = page.next_page_token
         if not token:
@@ -56,7 +56,7 @@ def delete_run(link: Link, name: str) -> int:
     """See `Server.delete_run`."""
     request = service_pb2.DeleteRunRequest(name=resource(name))
     # Not tried again: after a lost answer the second attempt would find nothing.
-    return retrying(lambda: link.stub.DeleteRun(request), RetryPolicy(deadline_seconds=0), link.target).step
+    return retrying(lambda: link.stub.DeleteRun(request), RetryPolicy(deadline_seconds=0), link).step
 
 
 def _summary(run: service_pb2.RunSummary) -> RunSummary:

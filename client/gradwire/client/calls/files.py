@@ -27,7 +27,7 @@ def export_run(values: RemoteValues, path: Path, snapshot: SnapshotInfo | int | 
     )
     # What has been written to a stream stays written, so a second attempt would add to the first.
     stream = is_stream(path)
-    retry = RetryPolicy(deadline_seconds=0) if stream else values.retry
+    retry = None if stream else values.retry
     with whole_file(path) as file:
 
         def call() -> int:
@@ -42,7 +42,7 @@ def export_run(values: RemoteValues, path: Path, snapshot: SnapshotInfo | int | 
                     file.write(response.data)
             return step
 
-        return retrying(call, retry, values.link.target)
+        return retrying(call, retry, values.link)
 
 
 def import_run(
@@ -66,10 +66,11 @@ def import_run(
     if weights_only is not None:
         header.groups.add(adam=weights_only.to_message())
     if is_stream(file):  # opened once: whoever writes into it does so once, and what has been read is gone
-        retry = RetryPolicy(deadline_seconds=0)
+        policy = None
     else:
+        policy = retry
         file.open("rb").close()  # an error of the caller's, and not of a thread of gRPC's
-    return retrying(lambda: link.stub.ImportRun(_import_requests(header, file)), retry, link.target).run
+    return retrying(lambda: link.stub.ImportRun(_import_requests(header, file)), policy, link).run
 
 
 def _import_requests(header: service_pb2.ImportRunHeader, path: Path) -> Iterator[service_pb2.ImportRunRequest]:
@@ -82,4 +83,4 @@ def _import_requests(header: service_pb2.ImportRunHeader, path: Path) -> Iterato
 
 def digest_run(values: RemoteValues) -> str:
     request = service_pb2.DigestRunRequest(name=values.name, run_uid=values.uid)
-    return retrying(lambda: values.link.stub.DigestRun(request), values.retry, values.link.target).sha256
+    return retrying(lambda: values.link.stub.DigestRun(request), values.retry, values.link).sha256

@@ -43,4 +43,4 @@ def fork_run(
         overrides=override_messages(groups, changes.lr, changes.overrides),
         durability=durability_of(changes.durability),
     )
-    return retrying(lambda: values.link.stub.ForkRun(request), values.retry, values.link.target).run
+    return retrying(lambda: values.link.stub.ForkRun(request), values.retry, values.link).run

@@ -32,12 +32,12 @@ class RemoteValues:
 
     def attempts(self) -> Attempts:
         """Those of one operation, none of which has failed yet."""
-        return Attempts(self.retry, self.link.target)
+        return Attempts(self.retry, self.link)
 
     def describe(self) -> run_pb2.Run:
         """The run without its values."""
         request = service_pb2.GetRunRequest(name=self.name)
-        run = retrying(lambda: self.link.stub.GetRun(request), self.retry, self.link.target).run
+        run = retrying(lambda: self.link.stub.GetRun(request), self.retry, self.link).run
         if run.uid != self.uid:
             raise RunNotFound(
                 f"{self.name} is another run now: the one that was meant has been replaced", run=self.name
@@ -69,7 +69,7 @@ class RemoteValues:
             for part in flat_vector.value_slices(values, self.dtype, ranges):
                 yield service_pb2.WriteParametersRequest(slice=part)
 
-        return retrying(lambda: self.link.stub.WriteParameters(requests()), self.retry, self.link.target).epoch
+        return retrying(lambda: self.link.stub.WriteParameters(requests()), self.retry, self.link).epoch
 
     def read_state(self) -> dict[str, Any]:
         """See `Run.state_dict`."""
@@ -94,7 +94,7 @@ class RemoteValues:
             }
             return {"step": header.step, "tensors": tensors}
 
-        return retrying(call, self.retry, self.link.target)
+        return retrying(call, self.retry, self.link)
 
     def write_state(self, upload: StateUpload) -> tuple[int, int]:
         """Replaces the whole optimizer state and returns the run's step and new epoch."""
@@ -105,5 +105,5 @@ class RemoteValues:
             for part in upload.slices():
                 yield service_pb2.WriteStateRequest(slice=part)
 
-        response = retrying(lambda: self.link.stub.WriteState(requests()), self.retry, self.link.target)
+        response = retrying(lambda: self.link.stub.WriteState(requests()), self.retry, self.link)
         return response.step, response.epoch

@@ -28,19 +28,19 @@ class SnapshotInfo:
 
 def save_snapshot(values: RemoteValues, label: str) -> SnapshotInfo:
     request = service_pb2.SaveSnapshotRequest(name=values.name, run_uid=values.uid, label=label)
-    return _info(retrying(lambda: values.link.stub.SaveSnapshot(request), values.retry, values.link.target).snapshot)
+    return _info(retrying(lambda: values.link.stub.SaveSnapshot(request), values.retry, values.link).snapshot)
 
 
 def list_snapshots(values: RemoteValues) -> list[SnapshotInfo]:
     request = service_pb2.ListSnapshotsRequest(name=values.name, run_uid=values.uid)
-    found = retrying(lambda: values.link.stub.ListSnapshots(request), values.retry, values.link.target).snapshots
+    found = retrying(lambda: values.link.stub.ListSnapshots(request), values.retry, values.link).snapshots
     return [_info(message) for message in found]
 
 
 def roll_back(values: RemoteValues, snapshot: SnapshotInfo | int) -> int:
     """Returns the run's step."""
     request = service_pb2.RollBackRequest(name=values.name, run_uid=values.uid, snapshot_id=snapshot_id(snapshot))
-    return retrying(lambda: values.link.stub.RollBack(request), values.retry, values.link.target).step
+    return retrying(lambda: values.link.stub.RollBack(request), values.retry, values.link).step
 
 
 def snapshot_id(snapshot: SnapshotInfo | int | None) -> int:

@@ -21,7 +21,7 @@ def preset_of(optimizer: Any, maximize: bool | None, options: dict[str, Any]) ->
     return preset.replace(changes if maximize is None else {**changes, "maximize": maximize})
 
 
-def check_place(run: Any, target: Any, tls: Any, overlap: Any) -> None:
+def check_place(run: Any, target: Any, tls: Any, token: Any, overlap: Any) -> None:
     """Raises TypeError."""
     if not isinstance(run, str):
         raise TypeError(f"run is {run!r}; expected the name of a run")
@@ -29,7 +29,10 @@ def check_place(run: Any, target: Any, tls: Any, overlap: Any) -> None:
         raise TypeError(f"target is {target!r}; expected host:port, unix:PATH, 'embedded' or a Server")
     if not (tls is None or isinstance(tls, TLS)):
         raise TypeError(f"tls is {tls!r}; expected TLS(ca=...)")
-    if tls is not None and isinstance(target, Server):
-        raise TypeError("tls is of no use with a Server, which is connected already; expected it in connect()")
+    if not (token is None or isinstance(token, str)):
+        raise TypeError(f"token is of type {type(token).__name__}; expected a string")
+    for name, value in (("tls", tls), ("token", token)):
+        if value is not None and isinstance(target, Server):
+            raise TypeError(f"{name} is of no use with a Server, which is connected already; expected it in connect()")
     if not isinstance(overlap, bool):
         raise TypeError(f"overlap is {overlap!r}; expected True or False")

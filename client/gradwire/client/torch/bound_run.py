@@ -27,7 +27,7 @@ class BoundRun:
     """Usable once `begin` has returned, until it is closed, in the process that made it.
 
     Args:
-        target, tls: see `RemoteOptimizer`.
+        target, tls, token: see `RemoteOptimizer`.
         preset, creation: see `Binding`.
         groups: the optimizer's ``param_groups`` as they are when it is called.
     """
@@ -36,11 +36,12 @@ class BoundRun:
         self,
         target: str | Server | None,
         tls: TLS | None,
+        token: str | None,
         preset: Adam,
         creation: Mapping[str, Any],
         groups: Callable[[], ParamGroups],
     ) -> None:
-        self.server = target if isinstance(target, Server) else connect(target, tls=tls)
+        self.server = target if isinstance(target, Server) else connect(target, tls=tls, token=token)
         self.closing = Closing(None if isinstance(target, Server) else self.server)
         self.view = StateView(_weakly(self._params, []), _weakly(self._read_states, {}))
         self.overlap: Overlap | None = None

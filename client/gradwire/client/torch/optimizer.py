@@ -36,7 +36,7 @@ class RemoteOptimizer(Optimizer):
             group win over ``optimizer``.
         optimizer: a preset such as ``TorchAdam(lr=1e-3, amsgrad=True)``; default ``TorchAdam()``, with those of
             ``options`` that are hyperparameters (``lr``, ``betas``, ...), which win over a preset, too.
-        target, tls: see `gradwire.client.connect`; or a `Server` to share, which is not closed with this.
+        target, tls, token: see `gradwire.client.connect`; or a `Server` to share, which is not closed with this.
         run: name of the run on the server.
         on_existing: ``"error"``; ``"resume"``: go on with the run of this name, its values, state and hyperparameters,
             which are put into the parameters and ``param_groups``; ``"replace"``.
@@ -65,14 +65,15 @@ class RemoteOptimizer(Optimizer):
         clip_value: float | None = None,
         non_finite: str = "reject",
         tls: TLS | None = None,
+        token: str | None = None,
         **options: Any,
     ) -> None:
         preset = preset_of(optimizer, maximize, options)
-        check_place(run, target, tls, overlap)
+        check_place(run, target, tls, token, overlap)
         creation = {"name": run, "clip_norm": clip_norm, "clip_value": clip_value, "non_finite": non_finite, **options}
         self._remote: BoundRun | None = None
         super().__init__(params, torch_groups.defaults(preset))
-        remote = BoundRun(target, tls, preset, creation, _groups_of(self))
+        remote = BoundRun(target, tls, token, preset, creation, _groups_of(self))
         self._remote = remote
         weakref.finalize(self, remote.closing.in_background).atexit = False
         try:

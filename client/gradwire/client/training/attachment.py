@@ -63,6 +63,8 @@ class Attachment:
         """Whether an earlier process may have sent the block after it."""
         self.unresolved = self.resumes
         """Whether the block after it may have been sent, and its outcome is not known."""
+        self.token = 0
+        """`Link.token` before the stream was begun."""
         self._attached = attached
 
     def open(self, attempts: Attempts, *, resuming: bool, vector: npt.NDArray[Any] | None = None) -> TrainStream:
@@ -73,6 +75,7 @@ class Attachment:
             vector: see `SharedMemory`.
         """
         while self.stream is None:
+            self.token = self.link.token
             try:
                 stream = TrainStream(self.link.train, self.message, attempts.seconds_left, vector)
             except grpc.RpcError as error:
@@ -80,7 +83,7 @@ class Attachment:
                 failure.applied = None if resuming else False  # of the step; the server speaks of the attachment
                 if isinstance(failure, RunNotFound):
                     raise failure.within(f"the last step this client knows is {self.parameters.step_count}") from None
-                attempts.pause_for(failure, transient=may_pass(error, failure))
+                attempts.pause_for(failure, transient=may_pass(error, failure), token=self.token)
                 continue
             self.stream = stream
             self._attached.add(self)

@@ -109,16 +109,17 @@ class Delivery:
             refusal.applied = False  # it speaks of the block before, whose receipt has come
         if asked:
             refusal.applied = True  # before; it is only the question about it that was refused
+        token = attachment.token
         if isinstance(refusal, InternalError):  # it may have been applied; the next attachment tells
             parameters.stale = True
-            attempts.pause_for(refusal, transient=not attempts.failed_internally)
+            attempts.pause_for(refusal, transient=not attempts.failed_internally, token=token)
             attempts.failed_internally = True
             return
         if refusal.applied is False:
             attachment.unresolved = attachment.resumes = self._sent = False
         if refusal.applied is not False or isinstance(refusal, Fenced) or self._in_place:
             parameters.stale = True
-        attempts.pause_for(refusal, transient=may_pass(error, refusal))
+        attempts.pause_for(refusal, transient=may_pass(error, refusal), token=token)
 
     def _conclude(self, sequence: int, receipt: train_pb2.Receipt) -> None:
         """The block has been applied, and all that it answers is here."""

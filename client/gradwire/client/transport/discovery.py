@@ -26,34 +26,39 @@ class FoundServer:
     """Started for this; whoever takes it closes it."""
 
 
-def find_server(target: str | None, data_dir: str | Path | None = None, tls: TLS | None = None) -> FoundServer:
-    """See `connect`. Raises EmbeddedServerError, ValueError, TypeError; ConnectionLost where only TLS is in the way."""
+def named_target(target: str | None) -> str | None:
+    """The target that the caller, or else GRADWIRE_TARGET, names; None: neither does. Raises ValueError, TypeError."""
     if target is not None:
         _check("target", target)
+        return target
+    named = os.environ.get("GRADWIRE_TARGET") or None
+    if named is not None:
+        _check("GRADWIRE_TARGET", named)
+    return named
+
+
+def find_server(target: str | None, data_dir: str | Path | None = None, tls: TLS | None = None) -> FoundServer:
+    """See `connect`. Raises EmbeddedServerError, ValueError, TypeError; ConnectionLost where only TLS is in the way."""
+    named = named_target(target)
     if data_dir is not None and (target != "embedded" or not os.fspath(data_dir)):
         raise ValueError(
             f"data_dir is {os.fspath(data_dir)!r}, and target {target!r}; expected a directory, and target='embedded': "
             "other servers have been told theirs"
         )
-    if target is None:
-        target = os.environ.get("GRADWIRE_TARGET")
-        if target and target != "embedded":
-            _check("GRADWIRE_TARGET", target)
-            return FoundServer(target, f"{target}, from GRADWIRE_TARGET")
-        if not target and answers(DEFAULT_TARGET, tls):
+    if named is None:
+        if answers(DEFAULT_TARGET, tls):
             return FoundServer(DEFAULT_TARGET, f"{DEFAULT_TARGET}, which answers")
-        if not target and (fault := tls_fault(DEFAULT_TARGET, tls)) is not None:
+        if (fault := tls_fault(DEFAULT_TARGET, tls)) is not None:
             raise ConnectionLost(
                 f"{fault}. target='embedded' starts another one",
                 applied=False,
                 target=DEFAULT_TARGET,
             )
-        target = "embedded"
-    if target == "embedded":
-        embedded = EmbeddedServer(data_dir)
-        origin = f"an embedded server, process {embedded.pid}, which ends with this one"
-        return FoundServer(embedded.target, origin, embedded)
-    return FoundServer(target, target)
+    elif named != "embedded":
+        return FoundServer(named, named if target is not None else f"{named}, from GRADWIRE_TARGET")
+    embedded = EmbeddedServer(data_dir)
+    origin = f"an embedded server, process {embedded.pid}, which ends with this one"
+    return FoundServer(embedded.target, origin, embedded)
 
 
 def _check(what: str, target: object) -> None:

@@ -2,7 +2,8 @@
 
 gRPC's channels connect again with the credentials that they were made with, whatever has become of the files since. So
 whoever begins a call asks the link for its stub or method then, and a renewed file counts from the next call or
-attachment on. A channel that is no more the link's stays until its last stream has ended.
+attachment on. A channel that is no more the link's stays until its last stream has ended. A token is no matter of the
+channel: each call has the one that there is when it begins.
 """
 
 from __future__ import annotations
@@ -16,35 +17,48 @@ import grpc
 from gradwire.client.transport.channels import channel_to, serving_channel
 from gradwire.client.transport.owner import Owner
 from gradwire.v1 import service_pb2_grpc
+from gradwire.wire.authorized_channel import AuthorizedChannel
+from gradwire.wire.hosts import is_loopback
 from gradwire.wire.service import SERVICE_NAME
 from gradwire.wire.tls import TLS, tls_to
+from gradwire.wire.tokens import TokenSource
 
 Stub = service_pb2_grpc.OptimizerServiceStub
 
 
 class Link:
-    """Belongs to the process that made it: in a forked one `stub`, `channel` and `train` raise ForkedProcess.
+    """Belongs to the process that made it: in a forked one all but `here` and `close` raise ForkedProcess.
 
     Args:
         channel: to ``target``, made with the files of ``tls`` as they were at ``stamp``.
+        tokens: None: calls carry none.
     """
 
     def __init__(
-        self, target: str, channel: grpc.Channel, tls: TLS | None = None, stamp: tuple[object, ...] = ()
+        self,
+        target: str,
+        channel: grpc.Channel,
+        tls: TLS | None = None,
+        stamp: tuple[object, ...] = (),
+        tokens: TokenSource | None = None,
     ) -> None:
         self.target = target
         self._tls = tls
         self._stamp = stamp
-        self._wire = _Wire(channel)
+        self._tokens = tokens
+        self._wire = _Wire(channel, tokens)
         self._lock = threading.Lock()
         self._owner = Owner("this connection")
 
     @classmethod
-    def to(cls, target: str, tls: TLS | None, timeout_seconds: float) -> Link:
-        """Waits for the server as `serving_channel` does, and raises what it raises."""
+    def to(cls, target: str, tls: TLS | None, timeout_seconds: float, tokens: TokenSource | None = None) -> Link:
+        """Waits for the server as `serving_channel` does, and raises what it raises; ValueError where a token would be
+        sent in the clear to another host."""
         used = tls_to(target, tls)
+        if tokens is not None and used is None and not is_loopback(target):
+            raise ValueError(f"a token is not sent to {target} without TLS; expected tls=TLS(...)")
         stamp = () if used is None else used.stamp()
-        return cls(target, serving_channel(target, timeout_seconds, used), used, stamp)
+        return cls(target, serving_channel(target, timeout_seconds, used), used, stamp, tokens)
 
     @property
     def here(self) -> bool:
@@ -53,8 +67,19 @@ class Link:
 
     @property
     def channel(self) -> grpc.Channel:
-        """With the credentials that there are now."""
+        """With the credentials that there are now. What is called through it itself carries no token."""
         return self._fresh().channel
+
+    @property
+    def token(self) -> int:
+        """Tells the token that a call which begins now carries from those before it."""
+        self._owner.check()
+        return 0 if self._tokens is None else self._tokens.generation
+
+    def has_another_token_than(self, token: int) -> bool:
+        """Whether what is refused with ``token``, see there, may be allowed now."""
+        self._owner.check()
+        return self._tokens is not None and self._tokens.is_newer_than(token)
 
     @property
     def stub(self) -> Stub:
@@ -91,7 +116,7 @@ class Link:
         pair is often written file by file."""
         if self._tls is not None and (stamp := self._tls.stamp()) != self._stamp:
             try:
-                renewed = _Wire(channel_to(self.target, self._tls))
+                renewed = _Wire(channel_to(self.target, self._tls), self._tokens)
             except (OSError, ValueError):
                 return self._wire
             old, self._wire, self._stamp = self._wire, renewed, stamp
@@ -111,10 +136,11 @@ class Link:
 class _Wire:
     """A channel, and what is called through it."""
 
-    def __init__(self, channel: grpc.Channel) -> None:
+    def __init__(self, channel: grpc.Channel, tokens: TokenSource | None) -> None:
         self.channel = channel
-        self.stub = Stub(channel)
-        self.train: Any = channel.stream_stream(f"/{SERVICE_NAME}/Train")
+        called: Any = channel if tokens is None else AuthorizedChannel(channel, tokens)
+        self.stub = Stub(called)
+        self.train: Any = called.stream_stream(f"/{SERVICE_NAME}/Train")
         """As the generated stub has it, but that its messages are left as bytes."""
         self.streams = 0
         self.outdated = False

@@ -12,7 +12,8 @@ import grpc
 
 from gradwire.client.errors import ConnectionLost, is_transient, translate
 from gradwire.client.transport.call_threads import in_own_thread
-from gradwire.wire.errors import Draining, GradwireError, Starting
+from gradwire.client.transport.link import Link
+from gradwire.wire.errors import Draining, GradwireError, PermissionRevoked, Starting, Unauthenticated
 
 T = TypeVar("T")
 
@@ -35,13 +36,19 @@ def may_pass(error: grpc.RpcError, failure: GradwireError) -> bool:
 
 
 class Attempts:
-    """The failures of one operation so far."""
+    """The failures of one operation so far.
 
-    def __init__(self, policy: RetryPolicy, target: str) -> None:
-        self._policy = policy
-        self._target = target
+    Args:
+        policy: None: it cannot be done twice, whatever has happened.
+        link: whose calls they are.
+    """
+
+    def __init__(self, policy: RetryPolicy | None, link: Link) -> None:
+        self._repeatable = policy is not None
+        self._policy = policy or RetryPolicy(deadline_seconds=0)
+        self._link = link
         self._give_up_at: float | None = None
-        self._backoff_seconds = policy.initial_backoff_seconds
+        self._backoff_seconds = self._policy.initial_backoff_seconds
         self.failed_internally = False
 
     @property
@@ -55,18 +62,26 @@ class Attempts:
         """Result of an idempotent ``call()``. Raises the refusal, or ConnectionLost when the deadline is over."""
         unknown = False
         while True:
+            token = self._link.token
             try:
                 return in_own_thread(call)
             except grpc.RpcError as error:
-                failure = translate(error, self._target)
+                failure = translate(error, self._link.target)
                 if failure.applied is not False:
                     unknown = True
                 elif unknown:
                     failure.applied = None  # the refusal speaks of the last attempt alone
-                self.pause_for(failure, transient=may_pass(error, failure))
+                self.pause_for(failure, transient=may_pass(error, failure), token=token)
 
-    def pause_for(self, failure: GradwireError, *, transient: bool) -> None:
-        """Sleeps before the next attempt, or raises ``failure`` where no further one is due."""
+    def pause_for(self, failure: GradwireError, *, transient: bool, token: int) -> None:
+        """Sleeps before the next attempt, or raises ``failure`` where no further one is due.
+
+        ``token``: `Link.token` before the call that has failed began. Who is refused with it, and has another one by
+        now, tries that at once, whatever the policy says: this is no failure that is waited out.
+        """
+        refused = isinstance(failure, (Unauthenticated, PermissionRevoked))
+        if refused and self._repeatable and self._link.has_another_token_than(token):
+            return
         now = time.monotonic()
         if self._give_up_at is None:
             self._give_up_at = now + self._policy.deadline_seconds
@@ -77,6 +92,7 @@ class Attempts:
         self._backoff_seconds = min(self._backoff_seconds * 2, self._policy.max_backoff_seconds)
 
 
-def retrying(call: Callable[[], T], policy: RetryPolicy, target: str) -> T:
-    """Result of an idempotent ``call()``. Raises the refusal, or ConnectionLost when the policy's deadline is over."""
-    return Attempts(policy, target).until_done(call)
+def retrying(call: Callable[[], T], policy: RetryPolicy | None, link: Link) -> T:
+    """Result of an idempotent ``call()`` through ``link``; with no policy it need not be: it is called once. Raises the
+    refusal, or ConnectionLost when the policy's deadline is over."""
+    return Attempts(policy, link).until_done(call)

@@ -15,6 +15,8 @@ _PLACES = {
     "runs": "gradwire.server.cli.runs:runs_group",
     "tokens": "gradwire.server.cli.tokens:tokens_group",
     "serve": "gradwire.server.cli.serve:serve_command",
+    "status": "gradwire.server.cli.about:status_command",
+    "whoami": "gradwire.server.cli.about:whoami_command",
 }
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 import uuid
 from collections.abc import Callable, Iterator
@@ -11,26 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import click
-import grpc
 from google.protobuf.json_format import MessageToDict
-from google.rpc import status_pb2
 
+from gradwire.server.cli.calls import Stub, with_stub
 from gradwire.server.cli.numbers import SNAPSHOT_ID
-from gradwire.server.cli.target import channel_to, unanswered, with_target
-from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc
-from gradwire.wire.errors import STATUS_DETAILS_KEY, GradwireError, from_status
+from gradwire.v1 import run_pb2, service_pb2
 from gradwire.wire.layout import parse_run_name
 from gradwire.wire.printable import printable
-from gradwire.wire.service import MESSAGE_OPTIONS
-from gradwire.wire.tls import TLS
 from gradwire.wire.whole_file import is_stream, whole_file
 
 FILE_BYTES = 2**20
 """Pieces in which a file is sent."""
 
 _DURABILITIES = click.Choice(["journal", "snapshot", "memory"])
-
-Stub = service_pb2_grpc.OptimizerServiceStub
 
 
 @click.group("runs")
@@ -39,33 +31,8 @@ def runs_group() -> None:
 
 
 def _command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """A command whose first argument is a stub for ``--target``; refusals become messages."""
-
-    def decorate(function: Callable[..., None]) -> Callable[..., None]:
-        @functools.wraps(function)
-        def command(target: str, tls: TLS | None, **arguments: Any) -> None:
-            with channel_to(target, tls, MESSAGE_OPTIONS) as channel:
-                try:
-                    function(Stub(channel), **arguments)
-                except grpc.RpcError as error:
-                    raise click.ClickException(printable(_message(error, target, tls))) from None
-                except BrokenPipeError:
-                    raise  # whoever read has gone, and need not be told: click ends in silence
-                except (GradwireError, OSError) as error:
-                    raise click.ClickException(printable(str(error))) from None
-
-        return runs_group.command(name)(with_target(command))
-
-    return decorate
-
-
-def _message(error: Any, target: str, tls: TLS | None) -> str:
-    for key, value in error.trailing_metadata() or ():
-        if key == STATUS_DETAILS_KEY:
-            refusal = from_status(status_pb2.Status.FromString(value))
-            if refusal is not None:
-                return f"{refusal.message} ({refusal.reason or 'refused'})"
-    return unanswered(error, target, tls)
+    """A command whose first argument is a stub for ``--target``; see `with_stub`."""
+    return lambda function: runs_group.command(name)(with_stub(function))
 
 
 @_command("list")

@@ -1,0 +1,77 @@
+"""What a server says of its caller, and of itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from datetime import UTC, datetime
+
+from gradwire.client.transport.link import Link
+from gradwire.client.transport.retry import RetryPolicy, retrying
+from gradwire.v1 import service_pb2
+
+
+@dataclass(frozen=True)
+class WhoAmI:
+    """For whom a server takes its caller."""
+
+    tenant: str
+    """Whose runs its names of runs stand for; ``"default"`` on a server that asks nobody who comes."""
+    role: str
+    """``"observe"``, ``"read"``, ``"contribute"``, ``"train"`` or ``"admin"``; each may do what those before it may."""
+    id: str
+    """Of the token or certificate, as the server's access file calls it; empty: nobody was asked."""
+    expires: datetime | None
+    """When that ends, in UTC; None: it does not."""
+    runs: tuple[str, ...]
+    """Patterns of shell style, of names of runs; none: all."""
+    workers: tuple[str, ...]
+    """As ``runs``, of worker ids."""
+
+
+@dataclass(frozen=True)
+class ServerStatus:
+    """How a server is."""
+
+    version: str
+    """Of gradwire."""
+    server_instance: str
+    """Of this process of the server."""
+    uptime_seconds: float
+    recovered: bool
+    """Whether the stored runs are back."""
+    runs: int
+    """Those that can be served, of all tenants."""
+    damaged_runs: int
+    """Those that are stored but cannot be served."""
+    memory_bytes: int
+    """Reserved by runs, staging and results."""
+    memory_limit_bytes: int
+    certificate_expires_seconds: float
+    """When the server's certificate ends, in seconds since 1970, UTC; 0: it has none."""
+    certificate_error: str
+    """Why the files of TLS were not taken when they were last looked at; empty: they were."""
+    access_error: str
+    """Why the access file was not taken when it was last looked at; empty: it was, or there is none."""
+    event_loop_lag_seconds: float
+    """The longest time of the last minute for which the server's event loop did not come to what was due."""
+
+
+def who_am_i(link: Link) -> WhoAmI:
+    """See `Server.who_am_i`."""
+    answer = retrying(lambda: link.stub.WhoAmI(service_pb2.WhoAmIRequest()), RetryPolicy(), link)
+    expires = datetime.fromtimestamp(answer.expires_seconds, UTC) if answer.expires_seconds else None
+    return WhoAmI(
+        answer.tenant, role_name(answer.role), answer.id, expires, tuple(answer.runs), tuple(answer.workers)
+    )
+
+
+def server_status(link: Link) -> ServerStatus:
+    """See `Server.status`."""
+    answer = retrying(lambda: link.stub.GetServerStatus(service_pb2.GetServerStatusRequest()), RetryPolicy(), link)
+    return ServerStatus(**{field.name: getattr(answer, field.name) for field in fields(ServerStatus)})
+
+
+def role_name(role: service_pb2.Role.ValueType) -> str:
+    """As users write it; the number of one that a newer server has."""
+    known = service_pb2.Role.DESCRIPTOR.values_by_number.get(role)
+    return str(int(role)) if known is None else known.name.removeprefix("ROLE_").lower()
