@@ -79,6 +79,7 @@ class BareClient:
     """
 
     def __init__(self, target: str, token: str | None = None) -> None:
+        self.target = target
         self.metadata: tuple[tuple[str, str], ...] = ()
         if token is not None:
             self.metadata = (("authorization", f"Bearer {token}"),)
@@ -156,9 +157,10 @@ class BareStream:
         stub: service_pb2_grpc.OptimizerServiceStub,
         attach: train_pb2.Attach | None,
         metadata: tuple[tuple[str, str], ...] = (),
+        timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
         self._requests: queue.SimpleQueue[train_pb2.TrainRequest | None] = queue.SimpleQueue()
-        self.call: Any = stub.Train(iter(self._requests.get, None), timeout=TIMEOUT_SECONDS, metadata=metadata)
+        self.call: Any = stub.Train(iter(self._requests.get, None), timeout=timeout_seconds, metadata=metadata)
         if attach is not None:
             self.send(train_pb2.TrainRequest(attach=attach))
             self.attached: train_pb2.Attached = self.receive().attached

@@ -14,7 +14,7 @@ from google.rpc import status_pb2
 from gradwire.v1 import run_pb2, service_pb2, train_pb2
 from gradwire.wire.errors import STATUS_DETAILS_KEY, TABLE, from_status
 from gradwire.wire.service import SERVICE_NAME
-from tests.contract.bare import BareClient, group, unpack
+from tests.contract.bare import BareClient, BareStream, group, unpack
 from tests.faults.hosted import HostedServer, eventually
 from tests.fuzz.messages import METHODS, Maker
 from tests.integration.access import AccessFile, secret_of
@@ -109,7 +109,8 @@ class Bystander:
         start = self._random.normal(size=SIZE).tolist()
         for one in self._clients:
             one.create(VICTIM, [group(w=[SIZE])], start, durability=run_pb2.DURABILITY_MEMORY)
-        self._streams = [one.attach(VICTIM, "bystander") for one in self._clients]
+        attach = train_pb2.Attach(run=f"runs/{VICTIM}", worker_id="bystander")
+        self._streams = [BareStream(one.stub, attach, one.metadata, 1e5) for one in self._clients]
         self._sequence = 0
 
     def step(self) -> None:

@@ -373,6 +373,31 @@ BY_THE_CLIENT: dict[str, Callable[[World], object]] = {
     "SNAPSHOT_NOT_FOUND": lambda world: world.run().roll_back(9),
     "INTERNAL": client_internal,
 }
+
+
+def client_asked(act: Callable[[Server, AccessFile], object], token: str = "one") -> Callable[[World], None]:
+    """As `asked`, with a client that has a token."""
+
+    def provoke(bare: BareClient, file: AccessFile) -> None:
+        with connect(bare.target, token=secret_of(token)) as server:
+            act(server, file)
+
+    return asked(provoke)
+
+
+def client_revoked(server: Server, file: AccessFile) -> None:
+    run = server.create_run("x", {"w": np.zeros(1, np.float32)}, AMSGrad())
+    file.remove("one")
+    while True:
+        run.step({"w": np.ones(1, np.float32)})
+
+
+BY_THE_CLIENT |= {
+    "UNAUTHENTICATED": client_asked(lambda server, file: server.list_runs(), token="nobody"),
+    "PERMISSION_DENIED": client_asked(lambda server, file: server.status()),
+    "PERMISSION_REVOKED": client_asked(client_revoked),
+    "QUOTA_EXCEEDED": client_asked(lambda server, file: server.create_run("x", zeros(2), AMSGrad())),
+}
 OUT_OF_THE_CLIENTS_REACH = {"INVALID_SPEC", "INVALID_SLICE", "INCOMPLETE_VALUES", "SEQUENCE_MISMATCH"}
 """The Python client checks the spec itself, and cuts and numbers blocks itself."""
 
