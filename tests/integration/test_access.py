@@ -9,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from gradwire.client import AMSGrad, RunNotFound, connect
 from gradwire.server.access.identity import NEEDS, Role
 from gradwire.server.config import ConfigError
 from gradwire.v1 import run_pb2, service_pb2, train_pb2
@@ -465,3 +467,26 @@ def test_no_secret_is_logged_or_kept(access: AccessFile, tmp_path: Path, caplog:
     written = [path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()]
     assert len(written) > 2
     assert not any(secret_of("train").encode() in data for data in written)
+
+
+def test_an_admin_reaches_other_tenants_from_python(hosted: HostedServer) -> None:
+    ones = {"w": np.ones(2, np.float32)}
+    name = "tenants/other/runs/x"
+    with (
+        connect(hosted.target, token=secret_of("admin")) as admin,
+        connect(hosted.target, token=secret_of("other-train")) as other,
+    ):
+        mine = admin.create_run(name, ones, AMSGrad(lr=0.1))
+        assert mine.name == name
+        mine.step(ones)
+        mine.close()
+        assert [run.name for run in admin.list_runs()] == [name]
+        theirs = other.attach("x")
+        assert theirs.step_count == 1
+        theirs.step(ones)
+        theirs.close()
+        assert admin.attach(name).step_count == 2
+        assert admin.status().runs == 1
+        with pytest.raises(RunNotFound):
+            other.attach("tenants/lab/runs/x")
+        assert admin.delete_run(name) == 2
