@@ -10,8 +10,8 @@ import pytest
 from tests.fuzz.fuzzer import Fuzzer
 from tests.fuzz.messages import METHODS, Maker
 
-CASES = 800
-"""Of 2.5 messages each."""
+CASES = 1500
+"""Of 1.4 messages each."""
 
 
 @pytest.mark.timeout(300)

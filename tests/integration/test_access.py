@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import queue
 import struct
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -14,7 +15,7 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gradwire.client import AMSGrad, RunNotFound, connect
-from gradwire.server.access.identity import NEEDS, Role
+from gradwire.server.access.identity import NEEDS, Identity, Role
 from gradwire.server.config import ConfigError
 from gradwire.v1 import run_pb2, service_pb2, train_pb2
 from tests.contract.bare import BareClient, BareStream, Refusal, group, refused
@@ -330,6 +331,36 @@ def test_a_waiting_stream_ends_when_its_token_is_revoked(hosted: HostedServer, a
         assert owner.get("x").step == 1
         with owner.attach("x") as stream:
             stream.step(1, [1.0, 1.0])
+
+
+def test_a_request_that_comes_after_its_token_was_revoked_is_refused(
+    hosted: HostedServer, access: AccessFile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The call was let in before, and has waited since."""
+    let_in: list[Identity] = []
+    identify = hosted.server.servicer.identify
+
+    def noting(context: Any) -> Identity:
+        let_in.append(identify(context))
+        return let_in[-1]
+
+    with client(hosted, "train") as owner, client(hosted, "admin") as admin:
+        create(owner)
+        monkeypatch.setattr(hosted.server.servicer, "identify", noting)
+        waiting: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
+        with grpc.insecure_channel(hosted.target) as channel:
+            method = channel.stream_unary("/gradwire.v1.OptimizerService/DeleteRun", lambda data: data, bytes)
+            call = method.future(iter(waiting.get, None), metadata=owner.metadata, timeout=30)
+            eventually(lambda: let_in, "the call is let in")
+            access.remove("train")
+            eventually(lambda: outcome(CALLS["WhoAmI"], owner, "")[0] == "UNAUTHENTICATED", "the token is revoked")
+            waiting.put(service_pb2.DeleteRunRequest(name="runs/x").SerializeToString())
+            waiting.put(None)
+            with pytest.raises(grpc.RpcError) as caught:
+                call.result()
+        assert getattr(caught.value, "code", lambda: None)() is grpc.StatusCode.UNAUTHENTICATED
+        listed = admin.call("ListRuns", service_pb2.ListRunsRequest())
+        assert [run.name for run in listed.runs] == ["runs/x"]
 
 
 def test_a_stream_that_another_token_opened_goes_on(hosted: HostedServer, access: AccessFile) -> None:

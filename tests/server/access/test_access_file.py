@@ -39,11 +39,11 @@ def test_what_stands_there() -> None:
     assert found.tokens == {DIGEST: Identity("lab", Role.CONTRIBUTE, "one", expires, ("phone-*",), ("a", "b-?"))}
     assert found.certificates == {"worker.example": Identity("default", Role.READ, "worker.example")}
     assert found.quotas == {"default": Quotas(), "lab": Quotas(runs=3, memory=2**31)}
-    assert found.identities == {*found.tokens.values(), *found.certificates.values()}
+    assert found.by_id == {"one": list(found.tokens.values()), "worker.example": list(found.certificates.values())}
 
 
 def test_an_empty_file_lets_nobody_in() -> None:
-    assert parse_access_list(b"").identities == frozenset()
+    assert parse_access_list(b"").by_id == {}
 
 
 TOKEN = f'[[tokens]]\nid = "one"\nsha256 = "{DIGEST}"\ntenant = "default"\nrole = "read"\n'

@@ -42,9 +42,12 @@ class AccessList:
     """Of each tenant."""
 
     @cached_property
-    def identities(self) -> frozenset[Identity]:
-        """All that there are."""
-        return frozenset(self.tokens.values()) | frozenset(self.certificates.values())
+    def by_id(self) -> Mapping[str, list[Identity]]:
+        """All that there are; a token and a certificate may be called the same."""
+        found: dict[str, list[Identity]] = {}
+        for identity in (*self.tokens.values(), *self.certificates.values()):
+            found.setdefault(identity.id, []).append(identity)
+        return found
 
 
 def read_access_file(path: Path) -> bytes:

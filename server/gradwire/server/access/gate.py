@@ -31,7 +31,7 @@ class Gate:
         self._list = parse_access_list(self._data)
         self.error = ""
         """Why the file was not taken when it was last looked at."""
-        if not self._list.identities:
+        if not self._list.by_id:
             log.warning("%s has neither tokens nor certificates: nobody gets in", path)
 
     @property
@@ -86,14 +86,11 @@ class Gate:
         return True
 
     def over(self, identity: Identity) -> str:
-        """Why what ``identity`` came with no longer holds; empty: it does."""
+        """Why what ``identity`` came with no longer holds; empty: it does. That it ends at another time now is no
+        reason: a certificate's own end may be before that of its entry."""
         if identity.expires is not None and identity.expires <= time.time():
             return f"the token or certificate {identity.id!r} has expired"
-        if not any(_same(identity, other) for other in self._list.identities if other.id == identity.id):
+        listed = self._list.by_id.get(identity.id, ())
+        if not any(replace(other, expires=identity.expires) == identity for other in listed):
             return f"the token or certificate {identity.id!r} has been revoked, or allows other things now"
         return ""
-
-
-def _same(identity: Identity, listed: Identity) -> bool:
-    """A certificate's own end may be before that of its entry."""
-    return replace(identity, expires=None) == replace(listed, expires=None)

@@ -112,11 +112,18 @@ class Calls:
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            await in_thread(self.registry.executor, self.gate.look)
+            changed = await in_thread(self.registry.executor, self.gate.look)
             for guard, who in list(self._guards.items()):
-                if not guard.ending and (why := self.gate.over(who)):
+                looked_at = changed or who.expires is not None
+                if looked_at and not guard.ending and (why := self.gate.over(who)):
                     guard.drain(PermissionRevoked(f"{why}; this block was not applied"))
                     loop.call_later(_LAST_WORDS_SECONDS, guard.interrupt, PermissionRevoked(why, applied=None))
+
+    def require_still(self, who: Identity) -> None:
+        """Raises PermissionRevoked where what a call came with does not hold any more: it may have waited long with its
+        request."""
+        if self.gate is not None and (why := self.gate.over(who)):
+            raise PermissionRevoked(why)
 
     def run_of(self, call: Call, name: str, uid: str = "") -> Run:
         """The run that a caller means. Raises RunNotFound, RunDamaged, PermissionDenied."""
@@ -141,6 +148,7 @@ class Calls:
 
     @contextmanager
     def guarded(self, call: Call) -> Iterator[StreamGuard]:
+        self.require_still(call.who)  # from here on `watch_access` sees to it
         guard = StreamGuard(self.registry.config.stall_timeout_seconds)
         self._guards[guard] = call.who
         try:

@@ -60,6 +60,7 @@ def _wrapped(servicer: Calls, method: Any) -> Callable[[Any, Any], Awaitable[Any
             caller = Call(context, servicer.identify(context), action)
             caller.who.require(name)
             requests = stream if raw else _messages(context, request) if streams else await _message(context, request)
+            servicer.require_still(caller.who)
             servicer.note_call()
             servicer.require_ready()
             answer = await call(requests, caller)
