@@ -14,9 +14,9 @@ from google.rpc import status_pb2
 from gradwire.v1 import run_pb2, service_pb2, train_pb2
 from gradwire.wire.errors import STATUS_DETAILS_KEY, TABLE, from_status
 from gradwire.wire.service import SERVICE_NAME
-from tests.contract.bare import BareClient, BareStream, group, unpack
+from tests.contract.bare import BareClient, BareStream, Refusal, group, unpack
 from tests.faults.hosted import HostedServer, eventually
-from tests.fuzz.messages import METHODS, Maker
+from tests.fuzz.messages import METHODS, NAMES, Maker
 from tests.integration.access import AccessFile, secret_of
 
 CALL_SECONDS = 60.0
@@ -50,11 +50,14 @@ class Fuzzer:
         }
         self._bystander = Bystander(BareClient(self.hosted.target, secret_of("victim")))
         self.at_rest_bytes = self.hosted.used_bytes
+        self._owner = BareClient(self.hosted.target, secret_of("train"))
 
     def run(self, case: int) -> int:
         """Sends one case; returns of how many messages. Raises Broken."""
         maker = Maker(case)
-        method = maker.random.choice(sorted(METHODS))
+        method = "Train" if maker.random.random() < 0.3 else maker.random.choice(sorted(METHODS))
+        if case % 10 == 0:
+            self._plant(NAMES[case // 10 % len(NAMES)])
         token = maker.random.choices(["train", "contribute", "read", "nobody", ""], [70, 10, 5, 5, 10])[0]
         metadata = (("authorization", f"Bearer {secret_of(token)}"),) if token else ()
         messages = maker.stream(method)
@@ -68,6 +71,14 @@ class Fuzzer:
         if case % 50 == 0:
             self._bystander.step()
         return len(messages)
+
+    def _plant(self, name: str) -> None:
+        """Sees to it that there is a run of this name: what does not get past a name reaches little."""
+        try:
+            self._owner.create(name, [group(w=[3])], [1.0, 2.0, 3.0], request_id="planted", replace=True)
+        except Refusal as refusal:  # no memory, perhaps: a run of what was sent before takes it
+            if refusal.reason not in TABLE or refusal.reason == "INTERNAL":
+                raise Broken(f"planting {name}: {refusal}") from None
 
     def _judge(self, case: int, method: str, error: Any) -> None:
         details = dict(error.trailing_metadata() or ()).get(STATUS_DETAILS_KEY)
@@ -87,6 +98,7 @@ class Fuzzer:
 
     def close(self) -> None:
         self._bystander.close()
+        self._owner.__exit__(None, None, None)
         self._channel.close()
         self.hosted.close()
 
