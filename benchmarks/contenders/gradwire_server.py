@@ -60,7 +60,7 @@ class OverTls(Gradwire):
 def make_certificates(directory: Path) -> Path:
     """A folder in it with certificates for loopback."""
     folder = directory / "tls"
-    write_certificates(folder, ["127.0.0.1"], 1)
+    write_certificates(folder, ["127.0.0.1"], 365)
     return folder
 
 
