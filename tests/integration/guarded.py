@@ -53,7 +53,7 @@ class Guarded:
         self.calls: list[tuple[str, str | None]] = []
         """Method and `authorization` of each."""
         self.run = OneRun()
-        self._server = grpc.server(ThreadPoolExecutor(8), interceptors=(_Guard(self),))
+        self._server = grpc.server(ThreadPoolExecutor(8), interceptors=[_Guard(self)])
         servicer = health.HealthServicer()
         servicer.set(SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
         health_pb2_grpc.add_HealthServicer_to_server(servicer, self._server)

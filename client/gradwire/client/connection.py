@@ -97,9 +97,7 @@ def connect(
         raise
 
 
-def _tokens_to(
-    named: str | None, tls: TLS | None, token: str | None
-) -> tuple[TokenSource | None, TLS | None]:
+def _tokens_to(named: str | None, tls: TLS | None, token: str | None) -> tuple[TokenSource | None, TLS | None]:
     """See `tokens_to`; an embedded server, and one that nobody has ``named``, gets no token. Raises ValueError,
     TypeError, OSError."""
     if not (token is None or isinstance(token, str)):

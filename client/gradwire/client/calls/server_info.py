@@ -60,9 +60,7 @@ def who_am_i(link: Link) -> WhoAmI:
     """See `Server.who_am_i`."""
     answer = retrying(lambda: link.stub.WhoAmI(service_pb2.WhoAmIRequest()), RetryPolicy(), link)
     expires = datetime.fromtimestamp(answer.expires_seconds, UTC) if answer.expires_seconds else None
-    return WhoAmI(
-        answer.tenant, role_name(answer.role), answer.id, expires, tuple(answer.runs), tuple(answer.workers)
-    )
+    return WhoAmI(answer.tenant, role_name(answer.role), answer.id, expires, tuple(answer.runs), tuple(answer.workers))
 
 
 def server_status(link: Link) -> ServerStatus:
