@@ -13,7 +13,7 @@ WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); [ $$n -lt 4 ] && echo $$((n 
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo digits test quick versions integrations lint format types buf stubs image constraints benchmarks gpu peers robustness clean
+.PHONY: help demo digits test quick versions integrations lint format types buf stubs image constraints benchmarks gpu peers robustness fuzz clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -54,6 +54,9 @@ integrations: .venv-integrations/installed examples/node/node_modules  ## inside
 
 robustness: $(VENV)/installed  ## a thousand servers killed under traffic; goes on where it was ended, needs a C compiler
 	$(BIN)/python -m tests.robustness --docs
+
+fuzz: $(VENV)/installed  ## a million messages that nobody planned for; the summary goes into docs/reliability.md
+	$(BIN)/python -m tests.fuzz --docs $(ARGUMENTS)
 
 lint: $(VENV)/installed  ## ruff
 	$(BIN)/ruff check $(SOURCES)

@@ -32,8 +32,11 @@ class Backend:
         self.device: Device = open_device(device_name, threads)
         self.threads = threads
         self._pool = ThreadPoolExecutor(threads)
-        torch.set_num_threads(threads)
         self.torch_device = torch_device(self.device.name)
+
+    def begin(self) -> None:
+        """Before it is measured: how many threads torch takes is a setting of the whole process."""
+        torch.set_num_threads(self.threads)
 
     @property
     def label(self) -> str:

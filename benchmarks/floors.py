@@ -123,12 +123,25 @@ class GrpcEcho:
     Args:
         server, client: one of KINDS.
         address: where the child listens: ``HOST:0`` or ``unix:PATH``.
+        tls: folder with ``server.pem``, ``server.key`` and ``ca.pem``; None: nothing is encrypted.
     """
 
-    def __init__(self, server: str, client: str, address: str = LOOPBACK, *, prefix: Sequence[str] = ()) -> None:
-        self._child = Child([__file__, f"grpc-{server}", address], prefix=prefix)
-        clients: dict[str, Callable[[str], _SyncClient | _AioClient]] = {"sync": _SyncClient, "aio": _AioClient}
-        self._client = clients[client](self._child.said)
+    def __init__(
+        self,
+        server: str,
+        client: str,
+        address: str = LOOPBACK,
+        *,
+        prefix: Sequence[str] = (),
+        tls: Path | None = None,
+    ) -> None:
+        encrypted = [] if tls is None else [str(tls)]
+        self._child = Child([__file__, f"grpc-{server}", address, *encrypted], prefix=prefix)
+        clients: dict[str, Callable[[str, Path | None], _SyncClient | _AioClient]] = {
+            "sync": _SyncClient,
+            "aio": _AioClient,
+        }
+        self._client = clients[client](self._child.said, tls)
         self.exchange([b"x"])
 
     def exchange(self, messages: Sequence[bytes]) -> float:
@@ -147,8 +160,8 @@ class GrpcEcho:
 class _SyncClient:
     """gRPC takes the requests from a queue, in a thread of its own; answers are read by the caller."""
 
-    def __init__(self, target: str) -> None:
-        self._channel = grpc.insecure_channel(target, _OPTIONS)
+    def __init__(self, target: str, tls: Path | None) -> None:
+        self._channel = _channel(grpc, target, tls)
         self._requests: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         method: Any = self._channel.stream_stream(METHOD)
         self._replies: Iterator[bytes] = method(iter(self._requests.get, None), wait_for_ready=True)
@@ -166,6 +179,14 @@ class _SyncClient:
         self._channel.close()
 
 
+def _channel(kind: Any, target: str, tls: Path | None) -> Any:
+    """Of ``grpc`` or ``grpc.aio``."""
+    if tls is None:
+        return kind.insecure_channel(target, _OPTIONS)
+    credentials = grpc.ssl_channel_credentials((tls / "ca.pem").read_bytes())
+    return kind.secure_channel(target, credentials, _OPTIONS)
+
+
 @functools.cache
 def _loop() -> asyncio.AbstractEventLoop:
     return asyncio.new_event_loop()  # one for all: gRPC wakes every loop that it has ever seen
@@ -174,11 +195,11 @@ def _loop() -> asyncio.AbstractEventLoop:
 class _AioClient:
     """All in the caller's thread, which runs the event loop while it waits."""
 
-    def __init__(self, target: str) -> None:
-        _loop().run_until_complete(self._connect(target))
+    def __init__(self, target: str, tls: Path | None) -> None:
+        _loop().run_until_complete(self._connect(target, tls))
 
-    async def _connect(self, target: str) -> None:
-        self._channel = grpc.aio.insecure_channel(target, _OPTIONS)
+    async def _connect(self, target: str, tls: Path | None) -> None:
+        self._channel = _channel(grpc.aio, target, tls)
         method: Any = self._channel.stream_stream(METHOD)
         self._call = method(wait_for_ready=True)
 
@@ -230,13 +251,19 @@ class FastestEcho:
 
 
 def fastest_echo(
-    size_bytes: int, address: str = LOOPBACK, *, prefix: Sequence[str] = (), repeats: int = 1, rounds: int = 5
+    size_bytes: int,
+    address: str = LOOPBACK,
+    *,
+    prefix: Sequence[str] = (),
+    repeats: int = 1,
+    rounds: int = 5,
+    tls: Path | None = None,
 ) -> FastestEcho:
     """Tries all ways to echo ``size_bytes``, in ``rounds`` interleaved rounds of ``repeats`` exchanges each."""
     echoes: dict[tuple[str, str], GrpcEcho] = {}
     for pair in itertools.product(KINDS, KINDS):
         own = f"{address}-{'-'.join(pair)}" if address.startswith("unix:") else address
-        echoes[pair] = GrpcEcho(*pair, own, prefix=prefix)
+        echoes[pair] = GrpcEcho(*pair, own, prefix=prefix, tls=tls)
     ways: dict[str, tuple[tuple[str, str], tuple[bytes, ...]]] = {}
     for pair in echoes:
         for cut in [cut for cut in SLICE_BYTES if cut < size_bytes] or [size_bytes]:
@@ -256,35 +283,39 @@ def fastest_echo(
     return FastestEcho(echoes[chosen], messages, best, tried)
 
 
-def _serve_grpc_sync(address: str) -> None:
+def _serve_grpc_sync(address: str, tls: Path | None) -> None:
     def echo(requests: Iterator[bytes], context: object) -> Iterator[bytes]:
         yield from requests
 
     server = grpc.server(ThreadPoolExecutor(4), options=_OPTIONS)
-    ready(_start_listening(server, address, echo))
+    ready(_start_listening(server, address, echo, tls))
     server.start()
     leave_with_parent()
     server.wait_for_termination()
 
 
-async def _serve_grpc_aio(address: str) -> None:
+async def _serve_grpc_aio(address: str, tls: Path | None) -> None:
     async def echo(requests: object, context: Any) -> None:
         while (message := await context.read()) is not grpc.aio.EOF:
             await context.write(message)
 
     server = grpc.aio.server(options=_OPTIONS)
-    target = _start_listening(server, address, echo)
+    target = _start_listening(server, address, echo, tls)
     await server.start()
     ready(target)
     leave_with_parent()
     await server.wait_for_termination()
 
 
-def _start_listening(server: Any, address: str, echo: Callable[..., object]) -> str:
+def _start_listening(server: Any, address: str, echo: Callable[..., object], tls: Path | None) -> str:
     method: Any = grpc.stream_stream_rpc_method_handler(echo)
     _, service, name = METHOD.split("/")
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, {name: method}),))
-    port: int = server.add_insecure_port(address)
+    if tls is None:
+        port: int = server.add_insecure_port(address)
+    else:
+        pair = ((tls / "server.key").read_bytes(), (tls / "server.pem").read_bytes())
+        port = server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
     return address if address.startswith("unix:") else f"{address.rpartition(':')[0]}:{port}"
 
 
@@ -308,9 +339,9 @@ if __name__ == "__main__":
     match sys.argv[1:]:
         case ["tcp", host, size, duplex]:
             _serve_tcp(host, int(size), duplex == "1")
-        case ["grpc-sync", where]:
-            _serve_grpc_sync(where)
-        case ["grpc-aio", where]:
-            asyncio.run(_serve_grpc_aio(where))
+        case ["grpc-sync", where, *folder]:
+            _serve_grpc_sync(where, Path(folder[0]) if folder else None)
+        case ["grpc-aio", where, *folder]:
+            asyncio.run(_serve_grpc_aio(where, Path(folder[0]) if folder else None))
         case _:
             sys.exit("this file is imported by the benchmarks; it starts itself for its servers")

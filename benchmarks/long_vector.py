@@ -128,6 +128,7 @@ class Vector:
 
 
 def run(backend: Backend, elements: int, rounds: int) -> Result:
+    backend.begin()
     random = np.random.default_rng(1)
     params = random.standard_normal((1, elements), np.float32)
     values = random.standard_normal((1, elements), np.float32)

@@ -22,7 +22,14 @@ import numpy as np
 from benchmarks import device_alone, floors
 from benchmarks.child import same_threads
 from benchmarks.contenders.by_hand import SharedMemory
-from benchmarks.contenders.gradwire_server import Gradwire, OverSharedMemory, OverTcp, OverUnix
+from benchmarks.contenders.gradwire_server import (
+    Gradwire,
+    OverSharedMemory,
+    OverTcp,
+    OverTls,
+    OverUnix,
+    make_certificates,
+)
 from benchmarks.contenders.local_torch import Fused
 from benchmarks.contenders.problem import Array, Contender, Problem
 from benchmarks.measure import Timing, cores, describe, interleave, machine, repeated, save, table, timed
@@ -34,7 +41,12 @@ TRANSPORTS: dict[str, Callable[..., Gradwire]] = {
     "loopback TCP": OverTcp,
     "unix socket": OverUnix,
     "shared memory": OverSharedMemory,
+    "TLS": OverTls,
 }
+USUAL = [name for name in TRANSPORTS if name != "TLS"]
+PLAIN = "float32, not encrypted"
+TLS_TARGETS = {1: 1.25, 25_000_000: 1.5}
+"""Elements -> at most so many times our own step that is not encrypted."""
 TARGETS = {1: 1.3, 1_000_000: 1.5, 25_000_000: 1.5}
 """Elements -> at most so many times the floor, for a step in float32."""
 HEADER = ("one step", "median [middle half]", "x floor", "x raw TCP", "x our float32")
@@ -85,6 +97,11 @@ class Result:
         lines = [f"step / {self.floor}: {step:.2f}{judged}; the floor: {self.way}"]
         if self.floor == ECHO:
             lines[0] += f", {self.timings[ECHO].ratio(self.timings[TCP]):.2f} of raw TCP"
+        if PLAIN in self.timings:
+            over = self.timings[EXACT].ratio(self.timings[PLAIN])
+            target = TLS_TARGETS.get(self.problem.elements)
+            judged = "" if target is None else f" (target {target}: {'met' if over <= target else 'MISSED'})"
+            lines.append(f"step / our step that is not encrypted: {over:.2f}{judged}")
         if self.alone:
             lines.append(device_alone.verdict(self.timings[EXACT], self.timings[self.floor], self.alone))
         found = ", ".join(f"{name} {value:.1e}" for name, value in self.differences.items())
@@ -117,7 +134,12 @@ def measure(transport: str, problem: Problem, encodings: list[str], rounds: int,
             steps[BY_HAND] = SharedMemory(problem)
         else:
             address = f"unix:{directory}/echo" if transport == "unix socket" else floors.LOOPBACK
-            echo = floors.fastest_echo(problem.size_bytes, address, repeats=repeats, rounds=max(3, rounds // 2))
+            tls = None
+            if transport == "TLS":
+                tls = make_certificates(Path(directory))
+                steps[PLAIN] = OverTcp(problem, gradient_encoding=EXACT, parameter_encoding=EXACT)
+            rounds_of_echo = max(3, rounds // 2)
+            echo = floors.fastest_echo(problem.size_bytes, address, repeats=repeats, rounds=rounds_of_echo, tls=tls)
             floor, way = ECHO, echo.way
             raw = {TCP: floors.RawTcp(problem.size_bytes), ECHO: echo}
         contenders = {name: repeated(each.exchange, repeats) for name, each in raw.items()}
@@ -171,7 +193,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--elements", type=int, nargs="+", help="(default: 1 1,000 1,000,000 25,000,000)")
     parser.add_argument("--encodings", nargs="+", choices=names, default=names, help="float32 is always among them")
-    parser.add_argument("--transports", nargs="+", choices=TRANSPORTS, default=list(TRANSPORTS), help="(default: all)")
+    parser.add_argument("--transports", nargs="+", choices=TRANSPORTS, default=USUAL, help="(default: all but TLS)")
     parser.add_argument("--device", default="cpu", help="of whoever updates: cpu, cuda or cuda:N (default: cpu)")
     parser.add_argument("--threads", type=int, default=max(1, cores() // 2), help="of each process (default: half)")
     parser.add_argument("--rounds", type=int, help="(default: 15)")

@@ -72,9 +72,17 @@ class Refusal(Exception):
 
 
 class BareClient:
-    """A channel and a stub. Raises Refusal, never grpc.RpcError."""
+    """A channel and a stub. Raises Refusal, never grpc.RpcError.
 
-    def __init__(self, target: str) -> None:
+    Args:
+        token: what it says that it is; None: nothing.
+    """
+
+    def __init__(self, target: str, token: str | None = None) -> None:
+        self.target = target
+        self.metadata: tuple[tuple[str, str], ...] = ()
+        if token is not None:
+            self.metadata = (("authorization", f"Bearer {token}"),)
         limits = [("grpc.max_receive_message_length", 17 * 2**20), ("grpc.max_send_message_length", 64 * 2**20)]
         self._channel = grpc.insecure_channel(target, options=limits)
         self.stub = service_pb2_grpc.OptimizerServiceStub(self._channel)
@@ -90,7 +98,7 @@ class BareClient:
     def call(self, method: str, request: Any) -> Any:
         """The response of a unary or upload call; the list of responses of a server stream."""
         try:
-            result = getattr(self.stub, method)(request, timeout=TIMEOUT_SECONDS)
+            result = getattr(self.stub, method)(request, timeout=TIMEOUT_SECONDS, metadata=self.metadata)
             return list(result) if isinstance(result, grpc.Call) and hasattr(result, "__iter__") else result
         except grpc.RpcError as error:
             raise Refusal(error) from None
@@ -137,15 +145,22 @@ class BareClient:
         return response
 
     def attach(self, name: str, worker_id: str = "worker", **fields: Any) -> BareStream:
-        return BareStream(self.stub, train_pb2.Attach(run=f"runs/{name}", worker_id=worker_id, **fields))
+        attach = train_pb2.Attach(run=f"runs/{name}", worker_id=worker_id, **fields)
+        return BareStream(self.stub, attach, self.metadata)
 
 
 class BareStream:
     """An attached Train stream; ``attached`` is its first answer. gRPC writes in a thread of its own."""
 
-    def __init__(self, stub: service_pb2_grpc.OptimizerServiceStub, attach: train_pb2.Attach | None) -> None:
+    def __init__(
+        self,
+        stub: service_pb2_grpc.OptimizerServiceStub,
+        attach: train_pb2.Attach | None,
+        metadata: tuple[tuple[str, str], ...] = (),
+        timeout_seconds: float = TIMEOUT_SECONDS,
+    ) -> None:
         self._requests: queue.SimpleQueue[train_pb2.TrainRequest | None] = queue.SimpleQueue()
-        self.call: Any = stub.Train(iter(self._requests.get, None), timeout=TIMEOUT_SECONDS)
+        self.call: Any = stub.Train(iter(self._requests.get, None), timeout=timeout_seconds, metadata=metadata)
         if attach is not None:
             self.send(train_pb2.TrainRequest(attach=attach))
             self.attached: train_pb2.Attached = self.receive().attached

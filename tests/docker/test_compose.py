@@ -23,14 +23,26 @@ from gradwire.server.config import ServerConfig
 ROOT = Path(__file__).resolve().parents[2]
 SCHEMA = json.loads((Path(__file__).parent / "data/compose-spec.json").read_text())
 FILES = ["compose.yaml", "compose.cuda.yaml"]
+TLS_FILE = "compose.tls.yaml"
 DATA = "/var/lib/gradwire"
+
+
+class _Loader(yaml.SafeLoader):
+    """Knows compose's mark for what replaces, and is not added to, what a file extends."""
+
+
+def _sequence(loader: yaml.SafeLoader, node: yaml.SequenceNode) -> list[Any]:
+    return loader.construct_sequence(node)
+
+
+_Loader.add_constructor("!override", _sequence)
 
 
 def load(name: str) -> dict[str, Any]:
     """The file as it is where no variable is set."""
     text = re.sub(r"\$\{\w+:-([^}]*)\}", r"\1", (ROOT / name).read_text())
     assert "${" not in text
-    content: dict[str, Any] = yaml.safe_load(text)
+    content: dict[str, Any] = yaml.load(text, _Loader)
     return content
 
 
@@ -55,11 +67,11 @@ def server() -> dict[str, Any]:
     return service
 
 
-@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("name", [*FILES, TLS_FILE])
 def test_obeys_the_schema_of_the_specification(name: str) -> None:
     assert SCHEMA["$schema"] == jsonschema.Draft202012Validator.META_SCHEMA["$id"]
     check(load(name))
-    check(yaml.safe_load((ROOT / name).read_text()))
+    check(yaml.load((ROOT / name).read_text(), _Loader))
 
 
 @pytest.mark.parametrize("name", FILES)
@@ -127,6 +139,7 @@ def test_every_setting_of_the_server_can_be_handed_on_that_the_image_does_not_de
     decided = {"GRADWIRE_LISTEN", "GRADWIRE_INSECURE", "GRADWIRE_DATA_DIR", "GRADWIRE_DEVICE"}
     # They name files, which would have to be handed on too, and to the health check.
     decided |= {"GRADWIRE_TLS_SERVER_CERT", "GRADWIRE_TLS_SERVER_KEY", "GRADWIRE_TLS_CLIENT_CA"}
+    decided |= {"GRADWIRE_ACCESS", "GRADWIRE_AUDIT_LOG"}
     assert set(server["environment"]) == variables - decided
 
 
@@ -151,3 +164,22 @@ def test_cuda_adds_the_reservation_and_takes_nothing_away() -> None:
     assert device["driver"] == "nvidia"
     assert "gpu" in device["capabilities"]
     assert service == {"image": "gradwire:0.1.0-cuda", "build": {"dockerfile": "docker/cuda.Dockerfile"}}
+
+
+def test_tls_asks_who_comes_before_it_opens_a_port_to_others(tmp_path: Path) -> None:
+    service = load(TLS_FILE)["services"]["server"]
+    assert service["extends"] == {"file": "compose.yaml", "service": "server"}
+    assert service["ports"] == ["50051:50051"]
+    options = dict(flag.removeprefix("--").split("=") for flag in service["command"][1:])
+    folder = "/run/gradwire"
+    assert service["volumes"] == [f"./secrets:{folder}:ro"]
+    ServerConfig(
+        listen=(options["listen"],), tls_cert=options["tls-cert"], tls_key=options["tls-key"], access=options["access"]
+    )  # not refused
+    assert all(options[name].startswith(f"{folder}/") for name in ("tls-cert", "tls-key", "access"))
+    assert options["data-dir"] == DATA
+    assert {value.partition("=")[0] for value in service["environment"]} == {
+        "GRADWIRE_TLS_CA",
+        "GRADWIRE_TLS_SERVER_NAME",
+    }
+    assert "!override" in (ROOT / TLS_FILE).read_text(), "the port of loopback would stay beside it"

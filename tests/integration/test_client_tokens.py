@@ -157,7 +157,7 @@ def test_without_one_nothing_is_sent(guarded: Guarded) -> None:
 def test_who_am_i_and_status(guarded: Guarded) -> None:
     with connect(guarded.target, token=OLD) as server:
         expires = datetime(2027, 1, 15, 8, 0, 0, 500_000, UTC)
-        assert server.who_am_i() == WhoAmI("vision", "train", "ci", expires, ("ci-*",), ("w?",))
+        assert server.who_am_i() == WhoAmI("vision", "train", "ci", expires, ("ci-*",), ("w?",), {})
         found = server.status()
         assert isinstance(found, ServerStatus)
         assert (found.version, found.recovered, found.runs, found.damaged_runs) == ("1.2.3", True, 3, 1)

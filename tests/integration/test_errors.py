@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
@@ -23,6 +24,7 @@ from gradwire.v1 import run_pb2, service_pb2, train_pb2
 from gradwire.wire.errors import DOMAIN, MAX_METADATA_BYTES, TABLE, GradwireError, from_status
 from tests.contract.bare import BareClient, BareStream, Refusal, group, pack, slices, whole
 from tests.faults.hosted import HostedServer, eventually
+from tests.integration.access import AccessFile, secret_of
 
 LARGE = 6_000_000
 """Elements of a run whose values do not fit what flow control lets through: 24 MB."""
@@ -171,6 +173,39 @@ def storage(action: str) -> Callable[[World], None]:
     return provoke
 
 
+def asked(provoke: Callable[[BareClient, AccessFile], object]) -> Callable[[World], None]:
+    """With a server that asks who calls, and a client that says nothing."""
+
+    def run(world: World) -> None:
+        world.patch.setattr("gradwire.server.rpc.calls.LOOK_SECONDS", 0.02)
+        with TemporaryDirectory() as directory:
+            file = AccessFile(Path(directory) / "access.toml")
+            file.quotas["lab"] = "parameters = 1"
+            file.add("one", "lab", "train")
+            with HostedServer(access=str(file.path)) as hosted, BareClient(hosted.target) as bare:
+                provoke(bare, file)
+
+    return run
+
+
+def denied(bare: BareClient, file: AccessFile) -> None:
+    bare.metadata = (("authorization", f"Bearer {secret_of('one')}"),)
+    bare.call("GetServerStatus", service_pb2.GetServerStatusRequest())
+
+
+def beyond_quota(bare: BareClient, file: AccessFile) -> None:
+    bare.metadata = (("authorization", f"Bearer {secret_of('one')}"),)
+    bare.create("x", [group(w=[2])], [0.0, 0.0])
+
+
+def revoked(bare: BareClient, file: AccessFile) -> None:
+    bare.metadata = (("authorization", f"Bearer {secret_of('one')}"),)
+    bare.create("x", [group(w=[1])], [0.0])
+    with bare.attach("x") as stream:
+        file.remove("one")
+        stream.receive()
+
+
 def no_snapshot(world: World) -> None:
     world.bare.create("x", [group(w=[2])], [0.0, 0.0])
     world.bare.call("RollBack", service_pb2.RollBackRequest(name="runs/x", snapshot_id=9))
@@ -207,6 +242,9 @@ ON_THE_WIRE: dict[str, tuple[grpc.StatusCode, str, Callable[[World], object]]] =
     "RUN_BUSY": (grpc.StatusCode.FAILED_PRECONDITION, "false", busy),
     "CLIENT_TOO_OLD": (grpc.StatusCode.FAILED_PRECONDITION, "false", too_old),
     "FENCED": (grpc.StatusCode.ABORTED, "false", fenced),
+    "UNAUTHENTICATED": (grpc.StatusCode.UNAUTHENTICATED, "false", asked(lambda bare, file: bare.get("x"))),
+    "PERMISSION_DENIED": (grpc.StatusCode.PERMISSION_DENIED, "false", asked(denied)),
+    "PERMISSION_REVOKED": (grpc.StatusCode.UNAUTHENTICATED, "false", asked(revoked)),
     "TOO_MANY_PARAMETERS": (
         grpc.StatusCode.RESOURCE_EXHAUSTED,
         "false",
@@ -217,6 +255,7 @@ ON_THE_WIRE: dict[str, tuple[grpc.StatusCode, str, Callable[[World], object]]] =
         "false",
         lambda world: world.bare.create("x", [group(w=[LARGE])], [], dtype=run_pb2.DTYPE_FLOAT64),
     ),
+    "QUOTA_EXCEEDED": (grpc.StatusCode.RESOURCE_EXHAUSTED, "false", asked(beyond_quota)),
     "RESULT_TOO_LARGE": (grpc.StatusCode.RESOURCE_EXHAUSTED, "false", trajectory_too_large),
     "STALLED": (grpc.StatusCode.DEADLINE_EXCEEDED, "unknown", stalled),
     "DRAINING": (grpc.StatusCode.UNAVAILABLE, "false", draining),
@@ -333,6 +372,31 @@ BY_THE_CLIENT: dict[str, Callable[[World], object]] = {
     "RUN_DAMAGED": client_damaged,
     "SNAPSHOT_NOT_FOUND": lambda world: world.run().roll_back(9),
     "INTERNAL": client_internal,
+}
+
+
+def client_asked(act: Callable[[Server, AccessFile], object], token: str = "one") -> Callable[[World], None]:
+    """As `asked`, with a client that has a token."""
+
+    def provoke(bare: BareClient, file: AccessFile) -> None:
+        with connect(bare.target, token=secret_of(token)) as server:
+            act(server, file)
+
+    return asked(provoke)
+
+
+def client_revoked(server: Server, file: AccessFile) -> None:
+    run = server.create_run("x", {"w": np.zeros(1, np.float32)}, AMSGrad())
+    file.remove("one")
+    while True:
+        run.step({"w": np.ones(1, np.float32)})
+
+
+BY_THE_CLIENT |= {
+    "UNAUTHENTICATED": client_asked(lambda server, file: server.list_runs(), token="nobody"),
+    "PERMISSION_DENIED": client_asked(lambda server, file: server.status()),
+    "PERMISSION_REVOKED": client_asked(client_revoked),
+    "QUOTA_EXCEEDED": client_asked(lambda server, file: server.create_run("x", zeros(2), AMSGrad())),
 }
 OUT_OF_THE_CLIENTS_REACH = {"INVALID_SPEC", "INVALID_SLICE", "INCOMPLETE_VALUES", "SEQUENCE_MISMATCH"}
 """The Python client checks the spec itself, and cuts and numbers blocks itself."""

@@ -305,7 +305,9 @@ def test_a_server_does_not_start_with_files_that_do_not_fit(
 
 
 def test_beyond_loopback_clients_must_be_known(files: Files) -> None:
-    with pytest.raises(ConfigError, match=r"does not ask who comes. Pass --tls-cert, --tls-key and --tls-client-ca"):
+    with pytest.raises(
+        ConfigError, match=r"does not ask who comes. Pass --tls-cert and --tls-key, and --access or --tls-cl"
+    ):
         HostedServer(listen=("0.0.0.0:0",), **files.server)
     with HostedServer(listen=("0.0.0.0:0",), **files.mutual) as server:
         port = server.target.rpartition(":")[2]

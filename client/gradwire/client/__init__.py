@@ -1,7 +1,7 @@
 """The gradwire client: stream gradients, get parameters back. Needs neither torch nor any part of the server."""
 
 from gradwire.client.calls.catalog import RunSummary
-from gradwire.client.calls.server_info import ServerStatus, WhoAmI
+from gradwire.client.calls.server_info import Quota, ServerStatus, WhoAmI
 from gradwire.client.calls.snapshots import SnapshotInfo
 from gradwire.client.connection import Server, connect
 from gradwire.client.errors import (
@@ -31,6 +31,7 @@ from gradwire.wire.errors import (
     PermissionDenied,
     PermissionRevoked,
     ProtocolViolation,
+    QuotaExceeded,
     ResultTooLarge,
     RunAlreadyExists,
     RunBusy,
@@ -70,6 +71,8 @@ __all__ = [
     "PermissionDenied",
     "PermissionRevoked",
     "ProtocolViolation",
+    "Quota",
+    "QuotaExceeded",
     "Receipt",
     "ResultTooLarge",
     "RetryPolicy",

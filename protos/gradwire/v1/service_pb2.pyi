@@ -80,6 +80,7 @@ class WhoAmIResponse(google.protobuf.message.Message):
     EXPIRES_SECONDS_FIELD_NUMBER: builtins.int
     RUNS_FIELD_NUMBER: builtins.int
     WORKERS_FIELD_NUMBER: builtins.int
+    QUOTAS_FIELD_NUMBER: builtins.int
     tenant: builtins.str
     """Whose runs `runs/NAME` are; "default" on a server without an access file."""
     role: global___Role.ValueType
@@ -96,6 +97,10 @@ class WhoAmIResponse(google.protobuf.message.Message):
     def workers(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
         """As `runs`, of worker ids."""
 
+    @property
+    def quotas(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Quota]:
+        """Those of the tenant that count through all its runs."""
+
     def __init__(
         self,
         *,
@@ -105,10 +110,37 @@ class WhoAmIResponse(google.protobuf.message.Message):
         expires_seconds: builtins.float = ...,
         runs: collections.abc.Iterable[builtins.str] | None = ...,
         workers: collections.abc.Iterable[builtins.str] | None = ...,
+        quotas: collections.abc.Iterable[global___Quota] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["expires_seconds", b"expires_seconds", "id", b"id", "role", b"role", "runs", b"runs", "tenant", b"tenant", "workers", b"workers"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["expires_seconds", b"expires_seconds", "id", b"id", "quotas", b"quotas", "role", b"role", "runs", b"runs", "tenant", b"tenant", "workers", b"workers"]) -> None: ...
 
 global___WhoAmIResponse = WhoAmIResponse
+
+@typing.final
+class Quota(google.protobuf.message.Message):
+    """How much of something a tenant may hold."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    USED_FIELD_NUMBER: builtins.int
+    LIMIT_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """"runs", "memory" in bytes, or "streams"."""
+    used: builtins.int
+    """So much is held."""
+    limit: builtins.int
+    """So much may be."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        used: builtins.int = ...,
+        limit: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["limit", b"limit", "name", b"name", "used", b"used"]) -> None: ...
+
+global___Quota = Quota
 
 @typing.final
 class GetServerStatusRequest(google.protobuf.message.Message):

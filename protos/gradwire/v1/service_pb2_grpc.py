@@ -89,6 +89,8 @@ class OptimizerServiceStub(object):
     another token, as after a broken stream
     TOO_MANY_PARAMETERS    RESOURCE_EXHAUSTED  false   no     more elements than the server takes (--max-parameters)
     MEMORY_LIMIT_EXCEEDED  RESOURCE_EXHAUSTED  any     later  no room within --max-memory: others may free some
+    QUOTA_EXCEEDED         RESOURCE_EXHAUSTED  false   no     the tenant's `quota` has `used` of its `limit`: delete
+    runs, close streams
     RESULT_TOO_LARGE       RESOURCE_EXHAUSTED  false   no     a trajectory beyond `max_bytes`: fewer steps, or LAST
     STALLED                DEADLINE_EXCEEDED   any     attach you did not read for 60 s (--stall-timeout)
     DRAINING               UNAVAILABLE         false   later  the server is about to stop: try until it is back
@@ -285,6 +287,8 @@ class OptimizerServiceServicer(object):
     another token, as after a broken stream
     TOO_MANY_PARAMETERS    RESOURCE_EXHAUSTED  false   no     more elements than the server takes (--max-parameters)
     MEMORY_LIMIT_EXCEEDED  RESOURCE_EXHAUSTED  any     later  no room within --max-memory: others may free some
+    QUOTA_EXCEEDED         RESOURCE_EXHAUSTED  false   no     the tenant's `quota` has `used` of its `limit`: delete
+    runs, close streams
     RESULT_TOO_LARGE       RESOURCE_EXHAUSTED  false   no     a trajectory beyond `max_bytes`: fewer steps, or LAST
     STALLED                DEADLINE_EXCEEDED   any     attach you did not read for 60 s (--stall-timeout)
     DRAINING               UNAVAILABLE         false   later  the server is about to stop: try until it is back
@@ -621,6 +625,8 @@ class OptimizerService(object):
     another token, as after a broken stream
     TOO_MANY_PARAMETERS    RESOURCE_EXHAUSTED  false   no     more elements than the server takes (--max-parameters)
     MEMORY_LIMIT_EXCEEDED  RESOURCE_EXHAUSTED  any     later  no room within --max-memory: others may free some
+    QUOTA_EXCEEDED         RESOURCE_EXHAUSTED  false   no     the tenant's `quota` has `used` of its `limit`: delete
+    runs, close streams
     RESULT_TOO_LARGE       RESOURCE_EXHAUSTED  false   no     a trajectory beyond `max_bytes`: fewer steps, or LAST
     STALLED                DEADLINE_EXCEEDED   any     attach you did not read for 60 s (--stall-timeout)
     DRAINING               UNAVAILABLE         false   later  the server is about to stop: try until it is back

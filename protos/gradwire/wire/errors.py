@@ -153,6 +153,12 @@ class MemoryLimitExceeded(GradwireError):
     code, reason = code_pb2.RESOURCE_EXHAUSTED, "MEMORY_LIMIT_EXCEEDED"
 
 
+class QuotaExceeded(GradwireError):
+    """Raised when a tenant holds as much as it may: of runs, streams, or elements or tensors in one run."""
+
+    code, reason = code_pb2.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"
+
+
 class ResultTooLarge(GradwireError):
     """Raised when the trajectory that a block asks for is larger than the server would remember."""
 
@@ -228,6 +234,7 @@ TABLE: Mapping[str, type[GradwireError]] = {
         PermissionRevoked,
         TooManyParameters,
         MemoryLimitExceeded,
+        QuotaExceeded,
         ResultTooLarge,
         Stalled,
         Draining,

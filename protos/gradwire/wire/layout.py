@@ -24,6 +24,7 @@ MAX_TENSOR_NAME_BYTES = 512
 MAX_DIMENSIONS = 64
 """numpy's own limit."""
 
+_TENANT_PREFIX = re.compile(r"tenants/[a-z0-9][a-z0-9-]{0,62}/(?=runs/)", re.ASCII)
 _RUN_NAME = re.compile(r"runs/([A-Za-z0-9][A-Za-z0-9._-]{0,127})", re.ASCII)
 
 
@@ -134,6 +135,15 @@ def parse_run_name(name: str) -> str:
             "and starting with a letter or digit"
         )
     return match[1]
+
+
+def run_resource(name: str) -> str:
+    """The resource name of the run that users call ``name``: their own, or, as ``tenants/TENANT/runs/NAME``, another
+    tenant's, which is for administrators. Raises InvalidSpec."""
+    tenant = _TENANT_PREFIX.match(name)
+    whole = name if tenant else f"runs/{name}"
+    parse_run_name(whole[tenant.end() :] if tenant else whole)
+    return whole
 
 
 def _check_tensor(name: str, shape: tuple[int, ...]) -> None:

@@ -8,17 +8,20 @@ import signal
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import grpc
 import numpy as np
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from gradwire.server.access.identity import DEFAULT_TENANT, tenant_of
 from gradwire.server.config import ConfigError, ServerConfig
 from gradwire.server.devices.base import Device
 from gradwire.server.devices.select import open_device
 from gradwire.server.optimizers.adam import AdamHyperparameters, EpsilonPlacement
+from gradwire.server.rpc.admission import audit_log_of, certificates_of, gate_of
 from gradwire.server.rpc.credentials import server_credentials
-from gradwire.server.rpc.listening import Credentials, listen
+from gradwire.server.rpc.listening import listen
 from gradwire.server.rpc.methods import add_to_server
 from gradwire.server.rpc.service import OptimizerServicer
 from gradwire.server.runs.registry import Registry
@@ -40,16 +43,18 @@ class Server:
     def __init__(self, config: ServerConfig, device: Device | None = None) -> None:
         self.config = config
         self.device = device or open_device(config.device, config.threads or None)
-        self._credentials = _credentials(config)
-        self.registry = Registry(config, self.device, open_store(config))
-        self.servicer = OptimizerServicer(self.registry)
+        certificates = certificates_of(config)
+        self._credentials = None if certificates is None else partial(server_credentials, certificates)
+        gate = gate_of(config)
+        self.registry = Registry(config, self.device, open_store(config), gate)
+        self.servicer = OptimizerServicer(self.registry, gate, audit_log_of(config), certificates)
         self.addresses: list[str] = []
-        self._health = health.aio.HealthServicer()
+        self._health = health.aio.HealthServicer() if gate is None else _Health()
         self._stopped = asyncio.Event()
         self._draining = False
         self._prepared = asyncio.Event()
         self._prepared.set()
-        self._watch: asyncio.Task[None] | None = None
+        self._tasks: list[asyncio.Task[None]] = []
         keepalive_ms = int(config.keepalive_seconds * 1000)
         self._grpc = grpc.aio.server(
             options=[
@@ -64,6 +69,11 @@ class Server:
                 ("grpc.http2.max_pings_without_data", 0),
                 ("grpc.http2.min_recv_ping_interval_without_data_ms", 5000),
                 ("grpc.http2.max_ping_strikes", 0),  # a client that probes often is no reason to end its steps
+                # What strangers can hold. A client that is sent away for idling connects again by itself.
+                ("grpc.max_allowed_incoming_connections", config.max_connections),
+                ("grpc.server_handshake_timeout_ms", 10_000),
+                ("grpc.max_connection_idle_ms", 300_000),
+                ("grpc.max_concurrent_streams", 1000),  # a client's further streams would wait, without a word
             ]
         )
 
@@ -86,6 +96,9 @@ class Server:
         self.addresses += [listen(self._grpc, address, self._credentials) for address in self.config.listen]
         await self._grpc.start()
         loop = asyncio.get_running_loop()
+        self._tasks = [
+            loop.create_task(watch()) for watch in (self.servicer.loop_lag.watch, self.servicer.watch_access)
+        ]
         self._prepared.clear()
         try:
             for prepare in (self._warm_up, self.registry.recover):
@@ -95,14 +108,24 @@ class Server:
             self._prepared.set()
         if self._draining:
             return
+        self._require_tenants_asked()
         if self.registry.stored_runs is not None:
-            self._watch = loop.create_task(self.registry.stored_runs.snapshotter.watch())
+            self._tasks.append(loop.create_task(self.registry.stored_runs.snapshotter.watch()))
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
     @property
     def draining(self) -> bool:
         """Whether the server has been told to stop."""
         return self._draining
+
+    def _require_tenants_asked(self) -> None:
+        """Raises ConfigError where nobody is asked who they are, and the runs are not all anybody's."""
+        others = sorted({tenant_of(name) for name in self.registry.names()} - {DEFAULT_TENANT})
+        if others and self.servicer.gate is None:
+            raise ConfigError(
+                f"{self.config.data_dir} has runs of {', '.join(others[:5])}: without an access file they would be "
+                "nobody's. Pass --access"
+            )
 
     def _warm_up(self) -> None:
         dtype = np.dtype(np.float32)
@@ -125,18 +148,25 @@ class Server:
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         await self._prepared.wait()  # what has begun to come back from the disk comes back whole first
         await self.servicer.drain(self.config.drain_timeout_seconds)
+        for task in self._tasks:
+            task.cancel()
         if self.registry.stored_runs is not None:
-            if self._watch is not None:
-                self._watch.cancel()
             await self.registry.stored_runs.snapshotter.save_last()
         await self._grpc.stop(_LAST_WORDS_SECONDS)
-        await asyncio.get_running_loop().run_in_executor(None, self.registry.close)
+        await asyncio.get_running_loop().run_in_executor(None, self._close)
         self._stopped.set()
 
     async def abandon(self) -> None:
         """Ends a server that could not be started."""
+        for task in self._tasks:
+            task.cancel()
         await self._grpc.stop(None)
+        self._close()
+
+    def _close(self) -> None:
         self.registry.close()
+        if self.servicer.audit is not None:
+            self.servicer.audit.close()
 
     async def wait_stopped(self) -> None:
         await self._stopped.wait()
@@ -146,20 +176,11 @@ class Server:
             await self._health.set(name, status)
 
 
-def _credentials(config: ServerConfig) -> Credentials | None:
-    """Makes those of TLS; None: nothing is to be encrypted. Raises ConfigError."""
-    if not config.tls_cert:
-        return None
-    try:
-        from gradwire.server.access.certificates import BadCertificate, CertificateFiles, RenewedCertificates
-    except ModuleNotFoundError as error:
-        raise ConfigError(f"--tls-cert needs {error.name}; pip install 'gradwire[server]'") from None
-    client_ca = Path(config.tls_client_ca) if config.tls_client_ca else None
-    try:
-        found = RenewedCertificates(CertificateFiles(Path(config.tls_cert), Path(config.tls_key), client_ca))
-    except (BadCertificate, OSError) as error:
-        raise ConfigError(f"the files of TLS: {error}") from None
-    return partial(server_credentials, found)
+class _Health(health.aio.HealthServicer):  # type: ignore[misc]
+    """For strangers too, who may ask how the server is, and not hold a stream to be told."""
+
+    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this server answers Check, not Watch")
 
 
 def open_store(config: ServerConfig) -> Store | None:

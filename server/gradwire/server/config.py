@@ -30,6 +30,12 @@ class ServerConfig:
     """PEM file of its private key."""
     tls_client_ca: str = ""
     """PEM file of authorities, by one of which clients need a certificate; empty: they need none."""
+    access: str = ""
+    """TOML file of tokens, certificates and tenants; empty: nobody is asked who they are."""
+    audit_log: str = ""
+    """File to which a line of JSON is added for every call but steps; empty: none."""
+    max_connections: int = 4096
+    """Connections at a time; more are refused."""
     device: str = "auto"
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N``."""
     threads: int = 0
@@ -72,20 +78,25 @@ class ServerConfig:
             )
         if self.tls_client_ca and not self.tls_cert:
             raise ConfigError(f"tls_client_ca is {self.tls_client_ca!r}; expected a certificate and its key with it")
+        if self.reflection and self.access:
+            raise ConfigError("reflection is True, and answers anybody; expected no access file with it")
+        asks = bool(self.access or self.tls_client_ca)
         for address in self.listen:
-            if not is_local(address) and not self.tls_client_ca and not self.insecure:
-                encrypted = "does not ask who comes" if self.tls_cert else "neither encrypts nor asks who comes"
+            if not is_local(address) and not (self.tls_cert and asks) and not self.insecure:
+                lacks = "does not encrypt" if asks else "does not ask who comes"
+                if not asks and not self.tls_cert:
+                    lacks = "neither encrypts nor asks who comes"
                 raise ConfigError(
                     f"refusing to listen on {address!r}: it can be reached from other machines, and this server "
-                    f"{encrypted}. Pass --tls-cert, --tls-key and --tls-client-ca, listen on 127.0.0.1, or pass "
-                    "--insecure if the network itself is trusted"
+                    f"{lacks}. Pass --tls-cert and --tls-key, and --access or --tls-client-ca, listen on 127.0.0.1, or "
+                    "pass --insecure if the network itself is trusted"
                 )
         if self.log_format not in ("text", "json"):
             raise ConfigError(f"log format is {self.log_format!r}; expected 'text' or 'json'")
         for name in ("threads", "max_memory", "snapshot_steps"):
             if getattr(self, name) < 0:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 0 or more")
-        for name in ("worker_threads", "max_parameters", "max_result", "snapshots_kept"):
+        for name in ("max_connections", "worker_threads", "max_parameters", "max_result", "snapshots_kept"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name} is {getattr(self, name)}; expected 1 or more")
         seconds = ("stall_timeout_seconds", "keepalive_seconds", "drain_timeout_seconds", "snapshot_interval_seconds")

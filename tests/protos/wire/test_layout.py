@@ -18,6 +18,7 @@ from gradwire.wire.layout import (
     Range,
     merge,
     parse_run_name,
+    run_resource,
     shape_text,
 )
 
@@ -137,3 +138,17 @@ def test_error_text_cuts_long_names() -> None:
     text = shape_text(layout.tensors[0])
     assert text.endswith("of shape (2,)")
     assert len(text) < 150
+
+
+def test_names_of_users_and_of_administrators_become_resource_names() -> None:
+    assert run_resource("x") == "runs/x"
+    assert run_resource("tenants") == "runs/tenants"
+    assert run_resource("tenants/lab/runs/x") == "tenants/lab/runs/x"
+
+
+@pytest.mark.parametrize(
+    "name", ["", "runs/x", "tenants/lab/x", "tenants/Lab/runs/x", "tenants/lab/runs/", "tenants/a/runs/b/c"]
+)
+def test_other_names_are_refused(name: str) -> None:
+    with pytest.raises(InvalidSpec, match="is no run name"):
+        run_resource(name)

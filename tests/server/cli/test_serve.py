@@ -27,6 +27,9 @@ from tests.serving import ServerProcess
 
 OPTIONS: dict[str, tuple[str, str, Any, Any]] = {
     # field: (flag, a text for the environment, what it means, another value for the flag)
+    "access": ("--access", "access.toml", "access.toml", "other.toml"),
+    "audit_log": ("--audit-log", "audit", "audit", "other"),
+    "max_connections": ("--max-connections", "100", 100, 7),
     "device": ("--device", "cpu", "cpu", "cuda:1"),
     "threads": ("--threads", "3", 3, 4),
     "worker_threads": ("--worker-threads", "2", 2, 5),

@@ -9,7 +9,7 @@ from gradwire.server.durability.fingerprint import computing_text
 from gradwire.server.engine import clipping
 from gradwire.server.optimizers import adam, schedules
 
-KNOWN = "500020e2eed98b87"
+KNOWN = "2252f320aa6f111e"
 """As of 2026-11-28."""
 
 

@@ -61,8 +61,8 @@ def test_spec_comes_back_as_it_was_sent(clipping: dict[str, Any]) -> None:
     sent = run_pb2.RunSpec(name="runs/x", **clipping)
     for maximize in (False, True):
         sent.groups.add(adam=run_pb2.Adam(maximize=maximize)).tensors.add(name=f"w{maximize}", shape=[1])
-    run = Run(decode_spec(sent), CpuDevice(1), MemoryBudget(2**20), executor=None)  # type: ignore[arg-type]
-    back = encode_run(run, "instance").spec
+    run = Run(decode_spec(sent, "runs/x"), CpuDevice(1), MemoryBudget(2**20), executor=None)  # type: ignore[arg-type]
+    back = encode_run(run, "runs/x", "instance").spec
     for field in ("clip_value", "clip_norm"):
         assert getattr(run.spec, field) == clipping.get(field)
         assert back.HasField(field) == (field in clipping)

@@ -81,3 +81,11 @@ def test_override_out_of_range_names_the_group() -> None:
 def test_override_of_a_group_that_is_not_there(group: int) -> None:
     with pytest.raises(ProtocolViolation, match=f"names group {group}; this run has groups 0 to 1"):
         override_groups(GROUPS, {group: {"lr": 1.0}})
+
+
+def test_a_bound_beyond_what_a_float32_holds_is_none() -> None:
+    """And says nothing about it: warnings are errors here."""
+    group = AdamHyperparameters(low=-1e308, high=1e308)
+    spec = RunSpec("runs/x", Layout([[("a", (1,))]]), np.dtype(np.float32), (group,))
+    (segment,) = segments_of(spec, 0, np.zeros(1, np.int64), BlockHeader(), (group,))
+    assert segment.constants[-2:].tolist() == [-np.inf, np.inf]

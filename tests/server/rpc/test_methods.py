@@ -11,6 +11,7 @@ import pytest
 from google.rpc import code_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
+from gradwire.server.access.identity import ANYBODY, Identity
 from gradwire.server.rpc import methods
 from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc, train_pb2
 from gradwire.wire.errors import GradwireError
@@ -45,10 +46,11 @@ def asked(hosted: HostedServer, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """From now on everybody is a stranger who does not say ``name: friend``; the addresses of all who were asked."""
     peers: list[str] = []
 
-    def identify(context: Any) -> None:
+    def identify(context: Any) -> Identity:
         peers.append(context.peer())
         if ("name", "friend") not in tuple(context.invocation_metadata()):
             raise Stranger(f"nobody knows {context.peer()}")
+        return ANYBODY
 
     monkeypatch.setattr(hosted.server.servicer, "identify", identify)
     return peers

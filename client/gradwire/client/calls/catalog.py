@@ -8,7 +8,7 @@ from gradwire.client.options import durability_name
 from gradwire.client.transport.link import Link
 from gradwire.client.transport.retry import RetryPolicy, retrying
 from gradwire.v1 import run_pb2, service_pb2
-from gradwire.wire.layout import parse_run_name
+from gradwire.wire.layout import run_resource
 
 
 @dataclass(frozen=True)
@@ -26,16 +26,9 @@ class RunSummary:
     """Why the run cannot be served; empty: it is well."""
 
 
-def resource(name: str) -> str:
-    """The resource name of a run. Raises InvalidSpec."""
-    whole = f"runs/{name}"
-    parse_run_name(whole)
-    return whole
-
-
 def get_run(link: Link, retry: RetryPolicy, name: str) -> run_pb2.Run:
     """A run without its values. Raises RunNotFound."""
-    request = service_pb2.GetRunRequest(name=resource(name))
+    request = service_pb2.GetRunRequest(name=run_resource(name))
     return retrying(lambda: link.stub.GetRun(request), retry, link).run
 
 
@@ -54,7 +47,7 @@ def list_runs(link: Link) -> list[RunSummary]:
 
 def delete_run(link: Link, name: str) -> int:
     """See `Server.delete_run`."""
-    request = service_pb2.DeleteRunRequest(name=resource(name))
+    request = service_pb2.DeleteRunRequest(name=run_resource(name))
     # Not tried again: after a lost answer the second attempt would find nothing.
     return retrying(lambda: link.stub.DeleteRun(request), RetryPolicy(deadline_seconds=0), link).step
 

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gradwire.client.calls.catalog import resource
 from gradwire.client.calls.optimizer_state import StateUpload, pack_state
 from gradwire.client.encodings import flat_vector
 from gradwire.client.errors import LayoutMismatch
@@ -18,7 +17,7 @@ from gradwire.client.optimizers import Adam, ParamGroup, number
 from gradwire.client.options import durability_of
 from gradwire.v1 import run_pb2, service_pb2
 from gradwire.wire.encoding import Array, dtype_of
-from gradwire.wire.layout import Layout
+from gradwire.wire.layout import Layout, run_resource
 
 _NON_FINITE = {
     "reject": run_pb2.NON_FINITE_POLICY_REJECT,
@@ -43,7 +42,7 @@ class RunRules:
     def spec(self, name: str, dtype: np.dtype[Any]) -> run_pb2.RunSpec:
         """A spec without groups. Raises InvalidSpec, ValueError or TypeError."""
         spec = run_pb2.RunSpec(
-            name=resource(name), dtype=dtype_of(dtype), non_finite_policy=_NON_FINITE[self.non_finite]
+            name=run_resource(name), dtype=dtype_of(dtype), non_finite_policy=_NON_FINITE[self.non_finite]
         )
         spec.durability = durability_of(self.durability)
         if self.clip_norm is not None:

@@ -6,7 +6,6 @@ import uuid
 from collections.abc import Iterator
 from pathlib import Path
 
-from gradwire.client.calls.catalog import resource
 from gradwire.client.calls.remote_values import RemoteValues
 from gradwire.client.calls.snapshots import SnapshotInfo, snapshot_id
 from gradwire.client.optimizers import Adam
@@ -14,6 +13,7 @@ from gradwire.client.options import durability_of
 from gradwire.client.transport.link import Link
 from gradwire.client.transport.retry import RetryPolicy, retrying
 from gradwire.v1 import run_pb2, service_pb2
+from gradwire.wire.layout import run_resource
 from gradwire.wire.whole_file import is_stream, whole_file
 
 FILE_BYTES = 2**20
@@ -57,7 +57,7 @@ def import_run(
 ) -> run_pb2.Run:
     """See `Server.import_run`."""
     header = service_pb2.ImportRunHeader(
-        name=resource(name),
+        name=run_resource(name),
         request_id=uuid.uuid4().hex,
         replace=replace,
         weights_only=weights_only is not None,

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from gradwire.client.calls.catalog import resource
 from gradwire.client.calls.remote_values import RemoteValues
 from gradwire.client.calls.snapshots import SnapshotInfo, snapshot_id
 from gradwire.client.optimizers import Adam
@@ -15,6 +14,7 @@ from gradwire.client.options import durability_of
 from gradwire.client.overrides import override_messages
 from gradwire.client.transport.retry import retrying
 from gradwire.v1 import run_pb2, service_pb2
+from gradwire.wire.layout import run_resource
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ def fork_run(
         name=values.name,
         run_uid=values.uid,
         snapshot_id=snapshot_id(snapshot),
-        new_name=resource(name),
+        new_name=run_resource(name),
         request_id=uuid.uuid4().hex,
         replace=replace,
         groups=[] if changes.optimizer is None else [run_pb2.Group(adam=changes.optimizer.to_message())] * groups,

@@ -11,6 +11,14 @@ from gradwire.v1 import service_pb2
 
 
 @dataclass(frozen=True)
+class Quota:
+    """How much of something the tenant holds, and may."""
+
+    used: int
+    limit: int
+
+
+@dataclass(frozen=True)
 class WhoAmI:
     """For whom a server takes its caller."""
 
@@ -26,6 +34,8 @@ class WhoAmI:
     """Patterns of shell style, of names of runs; none: all."""
     workers: tuple[str, ...]
     """As ``runs``, of worker ids."""
+    quotas: dict[str, Quota]
+    """Of ``"runs"``, ``"memory"`` in bytes and ``"streams"``; only those that have a bound."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +70,9 @@ def who_am_i(link: Link) -> WhoAmI:
     """See `Server.who_am_i`."""
     answer = retrying(lambda: link.stub.WhoAmI(service_pb2.WhoAmIRequest()), RetryPolicy(), link)
     expires = datetime.fromtimestamp(answer.expires_seconds, UTC) if answer.expires_seconds else None
-    return WhoAmI(answer.tenant, role_name(answer.role), answer.id, expires, tuple(answer.runs), tuple(answer.workers))
+    quotas = {quota.name: Quota(quota.used, quota.limit) for quota in answer.quotas}
+    role, runs, workers = role_name(answer.role), tuple(answer.runs), tuple(answer.workers)
+    return WhoAmI(answer.tenant, role, answer.id, expires, runs, workers, quotas)
 
 
 def server_status(link: Link) -> ServerStatus:

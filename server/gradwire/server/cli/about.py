@@ -28,6 +28,7 @@ def whoami_command(stub: Stub) -> None:
         ("expires", _time(answer.expires_seconds, "never")),
         ("runs", " ".join(answer.runs) or "(all)"),
         ("workers", " ".join(answer.workers) or "(all)"),
+        *((f"quota {quota.name}", f"{quota.used} of {quota.limit}") for quota in answer.quotas),
     )
 
 

@@ -13,6 +13,7 @@ _PLACES = {
     "certs": "gradwire.server.cli.certs:certs_group",
     "health": "gradwire.server.cli.health:health_command",
     "runs": "gradwire.server.cli.runs:runs_group",
+    "tokens": "gradwire.server.cli.tokens:tokens_group",
     "serve": "gradwire.server.cli.serve:serve_command",
     "status": "gradwire.server.cli.about:status_command",
     "whoami": "gradwire.server.cli.about:whoami_command",

@@ -15,7 +15,7 @@ from google.protobuf.json_format import MessageToDict
 from gradwire.server.cli.calls import Stub, with_stub
 from gradwire.server.cli.numbers import SNAPSHOT_ID
 from gradwire.v1 import run_pb2, service_pb2
-from gradwire.wire.layout import parse_run_name
+from gradwire.wire.layout import run_resource
 from gradwire.wire.printable import printable
 from gradwire.wire.whole_file import is_stream, whole_file
 
@@ -59,7 +59,7 @@ def list_command(stub: Stub) -> None:
 @click.argument("name")
 def show_command(stub: Stub, name: str) -> None:
     """A run as JSON: spec, step, digest, snapshots."""
-    run = stub.GetRun(service_pb2.GetRunRequest(name=_resource(name))).run
+    run = stub.GetRun(service_pb2.GetRunRequest(name=run_resource(name))).run
     shown = MessageToDict(run, preserving_proto_field_name=True)
     shown["digest"] = stub.DigestRun(service_pb2.DigestRunRequest(name=run.spec.name, run_uid=run.uid)).sha256
     found = stub.ListSnapshots(service_pb2.ListSnapshotsRequest(name=run.spec.name, run_uid=run.uid)).snapshots
@@ -72,7 +72,7 @@ def show_command(stub: Stub, name: str) -> None:
 @click.option("--label", default="", help="A word or two to know the snapshot by.")
 def save_command(stub: Stub, name: str, label: str) -> None:
     """Take a snapshot, which is kept for as long as the run."""
-    answer = stub.SaveSnapshot(service_pb2.SaveSnapshotRequest(name=_resource(name), label=label))
+    answer = stub.SaveSnapshot(service_pb2.SaveSnapshotRequest(name=run_resource(name), label=label))
     click.echo(json.dumps(_snapshot(answer.snapshot)))
     if answer.snapshot.durability == run_pb2.DURABILITY_MEMORY:
         click.echo(
@@ -92,11 +92,11 @@ def fork_command(
     stub: Stub, name: str, new_name: str, snapshot: int, lr: float | None, durability: str | None, replace: bool
 ) -> None:
     """Make NEW_NAME from a run, or from a snapshot of it."""
-    groups = range(len(stub.GetRun(service_pb2.GetRunRequest(name=_resource(name))).run.spec.groups))
+    groups = range(len(stub.GetRun(service_pb2.GetRunRequest(name=run_resource(name))).run.spec.groups))
     request = service_pb2.ForkRunRequest(
-        name=_resource(name),
+        name=run_resource(name),
         snapshot_id=snapshot,
-        new_name=_resource(new_name),
+        new_name=run_resource(new_name),
         request_id=uuid.uuid4().hex,
         replace=replace,
         overrides=[] if lr is None else [run_pb2.Override(group=group, lr=lr) for group in groups],
@@ -110,7 +110,7 @@ def fork_command(
 @click.argument("snapshot", type=SNAPSHOT_ID)
 def rollback_command(stub: Stub, name: str, snapshot: int) -> None:
     """Put a run back to the snapshot with this id (see `show`). Whoever trains it is told."""
-    answer = stub.RollBack(service_pb2.RollBackRequest(name=_resource(name), snapshot_id=snapshot))
+    answer = stub.RollBack(service_pb2.RollBackRequest(name=run_resource(name), snapshot_id=snapshot))
     click.echo(f"{name} is at step {answer.step}")
 
 
@@ -121,7 +121,7 @@ def rollback_command(stub: Stub, name: str, snapshot: int) -> None:
 @click.option("--weights-only", is_flag=True, help="Leave out the optimizer state.")
 def export_command(stub: Stub, name: str, path: Path, snapshot: int, weights_only: bool) -> None:
     """Write a run to a safetensors file."""
-    request = service_pb2.ExportRunRequest(name=_resource(name), snapshot_id=snapshot, weights_only=weights_only)
+    request = service_pb2.ExportRunRequest(name=run_resource(name), snapshot_id=snapshot, weights_only=weights_only)
     header = service_pb2.ExportRunHeader()
     stream = is_stream(path)
     with whole_file(path) as file:
@@ -156,7 +156,7 @@ def import_command(
     if not weights_only and (amsgrad or lr is not None):
         raise click.UsageError("--amsgrad and --lr need --weights-only: the file has its own optimizer")
     header = service_pb2.ImportRunHeader(
-        name=_resource(name),
+        name=run_resource(name),
         request_id=uuid.uuid4().hex,
         replace=replace,
         weights_only=weights_only,
@@ -178,14 +178,8 @@ def import_command(
 @click.argument("name")
 def delete_command(stub: Stub, name: str) -> None:
     """Delete a run and all its snapshots."""
-    answer = stub.DeleteRun(service_pb2.DeleteRunRequest(name=_resource(name)))
+    answer = stub.DeleteRun(service_pb2.DeleteRunRequest(name=run_resource(name)))
     click.echo(f"deleted {name}, which was at step {answer.step}")
-
-
-def _resource(name: str) -> str:
-    whole = f"runs/{name}"
-    parse_run_name(whole)
-    return whole
 
 
 def _durability(word: str | None) -> run_pb2.Durability.ValueType:

@@ -14,6 +14,10 @@ from gradwire.server.optimizers.base import Kernel
 TILE = 1024
 """Elements. Five float32 vectors of a tile take 20 KiB of the 32 or 48 KiB that a core has."""
 
+LONG_TILE = 16 * TILE
+"""Elements where there is one step: nothing comes again, and each tile's end costs the prefetcher a new start. On a
+Xeon of 2026, 25M in one thread: 39 ms, 46 with the shorter ones; torch's fused 42."""
+
 _TEMPLATE = '''
 @numba.njit(@OPTIONS)
 {update}
@@ -56,9 +60,10 @@ def kernel(
     p, {slots}, new_p, {new_slots},
     g, constants, varying, applied, out, write, out_start, g_start, in_place, start, stop,
 ):
+    tile = {tile} if g.shape[0] > 1 else {long_tile}
     a = start
     while a < stop:
-        b = min(a + {tile}, stop)
+        b = min(a + tile, stop)
         run_tile(
             p[a:b], {tiles}, new_p[a:b], {new_tiles},
             g, constants, varying, applied, out, write, in_place, a - g_start, a - out_start,
@@ -91,6 +96,7 @@ def kernel_source(kernel: Kernel) -> str:
         further_arguments=arguments("new_"),
         copies="\n        ".join(f"copy(new_{slot}, {slot})" for slot in used),
         tile=TILE,
+        long_tile=LONG_TILE,
         tiles=", ".join(f"{slot}[a:b]" for slot in used),
         new_tiles=", ".join(f"new_{slot}[a:b]" for slot in used),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from concurrent.futures import Executor
 from typing import Any
 
@@ -37,9 +38,9 @@ _ANY_SIZE = 2**63
 class Restorer:
     """Makes the runs of one store again. `begin` and `replay` are what `store.recovery.recover` asks for."""
 
-    def __init__(self, device: Device, budget: MemoryBudget, executor: Executor) -> None:
+    def __init__(self, device: Device, budget_of: Callable[[str], MemoryBudget], executor: Executor) -> None:
         self._device = device
-        self._budget = budget
+        self._budget_of = budget_of
         self._executor = executor
         self._gradients: DeviceArray | None = None
         self._unfinished: Run | None = None
@@ -50,7 +51,7 @@ class Restorer:
         try:
             read_record(stored.extra, "what is stored of it")
             spec = spec_from_text(stored.spec)
-            run = Run(spec, self._device, self._budget, self._executor, stored.request_id)
+            run = Run(spec, self._device, self._budget_of(spec.name), self._executor, stored.request_id)
         except (GradwireError, ValueError, KeyError) as error:
             raise Unrecoverable(str(error)) from error
         self._unfinished = run

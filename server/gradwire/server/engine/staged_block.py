@@ -122,7 +122,9 @@ def segments_of(
 
 
 def _segment(part: Range, group: Hyperparameters, varying: Floats) -> Segment:
-    return Segment(part.start, part.stop, group.kernel, np.array(group.constants(), varying.dtype), varying)
+    with np.errstate(over="ignore"):  # a bound beyond what a float32 holds is none
+        constants = np.array(group.constants(), varying.dtype)
+    return Segment(part.start, part.stop, group.kernel, constants, varying)
 
 
 def scalar_bytes(spec: RunSpec, tensor_steps: npt.NDArray[np.int64], header: BlockHeader) -> int:

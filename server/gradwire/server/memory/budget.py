@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from gradwire.wire.errors import MemoryLimitExceeded
 
@@ -58,3 +59,46 @@ class MemoryBudget:
     def _give_back(self, size_bytes: int) -> None:
         with self._lock:
             self.used_bytes -= size_bytes
+
+
+class BudgetShare(MemoryBudget):
+    """A part of another budget, with a bound of its own that may change.
+
+    Args:
+        whose: for refusals.
+        bound: asked for at each reservation; None: there is none now. What is reserved already stays.
+    """
+
+    def __init__(self, whole: MemoryBudget, whose: str, bound: Callable[[], int | None]) -> None:
+        super().__init__(whole.limit_bytes)
+        self._whole = whole
+        self._whose = whose
+        self._bound = bound
+
+    @property
+    def free_bytes(self) -> int:
+        """What is left, of the bound and of the whole."""
+        bound = self._bound()
+        return self._whole.free_bytes if bound is None else min(self._whole.free_bytes, bound - self.used_bytes)
+
+    def reserve(self, size_bytes: int, purpose: str) -> Reservation:
+        """Raises MemoryLimitExceeded, with ``quota``, ``used`` and ``limit`` where the bound is the reason."""
+        with self._lock:
+            bound = self._bound()
+            if bound is not None and self.used_bytes + size_bytes > bound:
+                raise MemoryLimitExceeded(
+                    f"quota 'memory': {purpose} needs {size_bytes} bytes, and {max(0, bound - self.used_bytes)} of the "
+                    f"{bound} of {self._whose} are free",
+                    needed_bytes=size_bytes,
+                    free_bytes=max(0, bound - self.used_bytes),
+                    quota="memory",
+                    used=self.used_bytes,
+                    limit=bound,
+                )
+            self._whole.reserve(size_bytes, purpose)
+            self.used_bytes += size_bytes
+        return Reservation(self, size_bytes)
+
+    def _give_back(self, size_bytes: int) -> None:
+        super()._give_back(size_bytes)
+        self._whole._give_back(size_bytes)

@@ -3,29 +3,44 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import grpc
 
+from gradwire.server.access.audit import AuditLog
+from gradwire.server.access.gate import LOOK_SECONDS, Gate
+from gradwire.server.access.identity import Identity
 from gradwire.server.engine.run import Run
+from gradwire.server.engine.threads import in_thread
+from gradwire.server.rpc.call import Call
 from gradwire.server.rpc.codec import encode_run
+from gradwire.server.rpc.identify import identify
+from gradwire.server.rpc.loop_lag import LoopLag
 from gradwire.server.rpc.stream_guard import StreamGuard
 from gradwire.server.runs.registry import Registry
-from gradwire.v1 import run_pb2, service_pb2_grpc
+from gradwire.v1 import run_pb2
 from gradwire.wire.errors import (
     STATUS_DETAILS_KEY,
     Draining,
     GradwireError,
+    PermissionRevoked,
     ProtocolViolation,
     to_status,
 )
+
+if TYPE_CHECKING:  # needs a library that a server without TLS does without
+    from gradwire.server.access.certificates import RenewedCertificates
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 _ABORT_SECONDS = 1.0
+
+_LAST_WORDS_SECONDS = 5.0
+"""What a stream whose caller has been revoked gets to write what it still owes."""
 
 _aborts: set[asyncio.Task[None]] = set()
 
@@ -50,12 +65,29 @@ def _aborted(sending: asyncio.Task[None]) -> None:
         sending.exception()  # always AbortError, or the peer was gone: gRPC knows
 
 
-class Calls(service_pb2_grpc.OptimizerServiceServicer):
-    """The state of a servicer, without its methods."""
+class Calls:
+    """The state of a servicer, without its methods.
 
-    def __init__(self, registry: Registry) -> None:
+    Args:
+        gate: asks who calls; None: nobody is asked.
+        audit: is told of every call; None: nobody is.
+        certificates: the server's own; None: it speaks no TLS.
+    """
+
+    def __init__(
+        self,
+        registry: Registry,
+        gate: Gate | None = None,
+        audit: AuditLog | None = None,
+        certificates: RenewedCertificates | None = None,
+    ) -> None:
         self.registry = registry
-        self._guards: set[StreamGuard] = set()
+        self.gate = gate
+        self.audit = audit
+        self.certificates = certificates
+        self.loop_lag = LoopLag()
+        self.started = time.monotonic()
+        self._guards: dict[StreamGuard, Identity] = {}
         self._calls: set[asyncio.Task[Any]] = set()
 
     async def drain(self, timeout_seconds: float) -> None:
@@ -67,9 +99,41 @@ class Calls(service_pb2_grpc.OptimizerServiceServicer):
         if self._calls:
             await asyncio.wait(self._calls, timeout=timeout_seconds)
 
-    def identify(self, context: Any) -> None:
-        """Decides who calls, by metadata, peer and authentication: no message has been read yet, and none is where this
-        raises a GradwireError. Everybody may call today."""
+    def identify(self, context: Any) -> Identity:
+        """Decides who calls, by metadata and authentication: no message has been read yet, and none is where this
+        raises Unauthenticated."""
+        return identify(context, self.gate)
+
+    async def watch_access(self) -> None:
+        """Looks at the access file again and again, and ends the streams of those who have been revoked or whose time
+        is over, as a drain does: what has arrived whole is committed and answered. Until it is cancelled."""
+        if self.gate is None:
+            return
+        loop = asyncio.get_running_loop()
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            changed = await in_thread(self.registry.executor, self.gate.look)
+            for guard, who in list(self._guards.items()):
+                looked_at = changed or who.expires is not None
+                if looked_at and not guard.ending and (why := self.gate.over(who)):
+                    guard.drain(PermissionRevoked(f"{why}; this block was not applied"))
+                    loop.call_later(_LAST_WORDS_SECONDS, guard.interrupt, PermissionRevoked(why, applied=None))
+
+    def require_still(self, who: Identity) -> None:
+        """Raises PermissionRevoked where what a call came with does not hold any more: it may have waited long with its
+        request."""
+        if self.gate is not None and (why := self.gate.over(who)):
+            raise PermissionRevoked(why)
+
+    def run_of(self, call: Call, name: str, uid: str = "") -> Run:
+        """The run that a caller means. Raises RunNotFound, RunDamaged, PermissionDenied."""
+        return self.registry.get(call.run(name), uid)
+
+    def note(self, context: Any, call: Call | None, action: str, reason: str = "") -> None:
+        """For the audit log, where there is one."""
+        if self.audit is not None:
+            resource = "" if call is None else call.resource
+            self.audit.note(None if call is None else call.who, context.peer(), action, resource, reason)
 
     def require_ready(self) -> None:
         """Raises Starting."""
@@ -83,17 +147,19 @@ class Calls(service_pb2_grpc.OptimizerServiceServicer):
         task.add_done_callback(self._calls.discard)
 
     @contextmanager
-    def guarded(self) -> Iterator[StreamGuard]:
+    def guarded(self, call: Call) -> Iterator[StreamGuard]:
+        self.require_still(call.who)  # from here on `watch_access` sees to it
         guard = StreamGuard(self.registry.config.stall_timeout_seconds)
-        self._guards.add(guard)
+        self._guards[guard] = call.who
         try:
             yield guard
         finally:
-            self._guards.discard(guard)
+            del self._guards[guard]
             guard.close()
 
-    async def encoded(self, run: Run) -> run_pb2.Run:
-        return await run.lock.run(lambda: encode_run(run, self.registry.server_instance))
+    async def encoded(self, call: Call, run: Run) -> run_pb2.Run:
+        name = call.who.outside(run.spec.name)
+        return await run.lock.run(lambda: encode_run(run, name, self.registry.server_instance))
 
 
 async def open_stream(context: Any) -> None:

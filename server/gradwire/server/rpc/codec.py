@@ -26,18 +26,17 @@ from gradwire.wire.encoding import MAX_ANSWER_BYTES, Array, dtype_of, state_dtyp
 from gradwire.wire.envelope import Opened, open_request
 from gradwire.wire.errors import GradwireError, InvalidHyperparameter, InvalidSpec, ProtocolViolation
 from gradwire.wire.int8 import Blocks
-from gradwire.wire.layout import Layout, check_tensor_count, parse_run_name
+from gradwire.wire.layout import Layout, check_tensor_count
 
 _NUMBERS = ("lr", "beta1", "beta2", "eps", "weight_decay", "low", "high")
 
 
-def decode_spec(message: run_pb2.RunSpec) -> RunSpec:
-    """Raises InvalidSpec or InvalidHyperparameter."""
-    parse_run_name(message.name)
+def decode_spec(message: run_pb2.RunSpec, name: str) -> RunSpec:
+    """Args: name: of the run inside. Raises InvalidSpec or InvalidHyperparameter."""
     check_tensor_count(sum(len(group.tensors) for group in message.groups))  # before anything is built from them
     layout = Layout([[(t.name, tuple(t.shape)) for t in group.tensors] for group in message.groups])
     return RunSpec(
-        name=message.name,
+        name=name,
         layout=layout,
         dtype=state_dtype(message.dtype),
         groups=tuple(decode_group(index, group) for index, group in enumerate(message.groups)),
@@ -48,10 +47,11 @@ def decode_spec(message: run_pb2.RunSpec) -> RunSpec:
     )
 
 
-def encode_run(run: Run, server_instance: str) -> run_pb2.Run:
+def encode_run(run: Run, name: str, server_instance: str) -> run_pb2.Run:
+    """Args: name: what the caller calls it."""
     spec = run.spec
     message = run_pb2.RunSpec(
-        name=spec.name,
+        name=name,
         dtype=dtype_of(spec.dtype),
         non_finite_policy=int(spec.non_finite_policy),  # type: ignore[arg-type]
         clip_value=spec.clip_value,

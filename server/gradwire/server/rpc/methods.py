@@ -6,6 +6,7 @@ and is read when the handler says so: who calls is decided before that, and a st
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any
@@ -14,6 +15,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
+from gradwire.server.rpc.call import Call
 from gradwire.server.rpc.calls import Calls, abort
 from gradwire.v1 import service_pb2
 from gradwire.wire.errors import GradwireError, InternalError, ProtocolViolation
@@ -23,6 +25,10 @@ log = logging.getLogger(__name__)
 
 BYTES = {"Train"}
 """Methods that read and write serialized messages by themselves: nearly all of these is data, which protobuf copies."""
+
+
+_ACTIONS = {"Train": "Attach"}
+"""What methods are called in the audit log, where it is not their name."""
 
 
 def add_to_server(servicer: Calls, server: grpc.aio.Server) -> None:
@@ -44,26 +50,36 @@ def _wrapped(servicer: Calls, method: Any) -> Callable[[Any, Any], Awaitable[Any
     """Decides who calls, reads, and turns the exceptions of the handler into statuses."""
     name: str = method.name
     raw, streams = name in BYTES, method.client_streaming
+    action = _ACTIONS.get(name, name)
     request = GetMessageClass(method.input_type)
     call = getattr(servicer, name)
 
     async def handle(stream: Any, context: Any) -> Any:
+        caller = None
         try:
-            servicer.identify(context)
+            caller = Call(context, servicer.identify(context), action)
+            caller.who.require(name)
             requests = stream if raw else _messages(context, request) if streams else await _message(context, request)
+            servicer.require_still(caller.who)
             servicer.note_call()
             servicer.require_ready()
-            return await call(requests, context)
+            answer = await call(requests, caller)
+            servicer.note(context, caller, caller.action)
+            return answer
         except GradwireError as error:
-            refusal = error
+            refusal = error if caller is None else caller.refusal(error)
         except MemoryError:
             log.exception("out of memory in %s", name)
             refusal = InternalError("the server ran out of memory", applied=None)
         except (grpc.aio.AbortError, grpc.aio.UsageError):
             raise
+        except asyncio.CancelledError:  # the caller has gone
+            servicer.note(context, caller, caller.action if caller else action, "CANCELLED")
+            raise
         except Exception:
             log.exception("unexpected error in %s", name)
             refusal = InternalError(f"unexpected error in {name}; the server's log says more", applied=None)
+        servicer.note(context, caller, caller.action if caller else action, refusal.reason)
         await abort(context, refusal)
         return None  # gRPC does not look at it after an abort
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+from contextlib import ExitStack
 from typing import Any
 
 import grpc
 
+from gradwire.server.access.identity import tenant_of
 from gradwire.server.durability.stored_runs import DamagedRun
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.threads import in_thread
+from gradwire.server.rpc.call import Call
 from gradwire.server.rpc.calls import first_of, open_stream, require
 from gradwire.server.rpc.codec import (
     decode_features,
@@ -20,6 +23,7 @@ from gradwire.server.rpc.codec import (
     encodings_of,
     placements,
 )
+from gradwire.server.rpc.server_calls import ServerCalls
 from gradwire.server.rpc.snapshot_calls import SnapshotCalls
 from gradwire.server.rpc.train_stream import TrainStream
 from gradwire.server.runs.transfer import (
@@ -40,19 +44,19 @@ from gradwire.wire.errors import GradwireError
 from gradwire.wire.hosts import is_local, is_unix
 
 
-class OptimizerServicer(SnapshotCalls):
+class OptimizerServicer(SnapshotCalls, ServerCalls):
     """See ``gradwire/v1/service.proto``.
 
     Server streams are coroutines that write, which the generated types, made for generators, do not know.
     """
 
-    async def CreateRun(self, requests: Any, context: Any) -> service_pb2.CreateRunResponse:
+    async def CreateRun(self, requests: Any, call: Call) -> service_pb2.CreateRunResponse:
         first = await first_of(requests)
         header: service_pb2.CreateRunHeader = first.header
-        spec = decode_spec(header.spec)
+        spec = decode_spec(header.spec, call.new_run(header.spec.name))
         existing = self.registry.existing(spec.name, header.request_id)
         if existing is not None:
-            return service_pb2.CreateRunResponse(run=await self.encoded(existing), created=False)
+            return service_pb2.CreateRunResponse(run=await self.encoded(call, existing), created=False)
         wire = wire_dtype(header.encoding, spec.dtype)
         creation = self.registry.begin_creation(spec, header.request_id, header.replace, wire)
         try:
@@ -70,29 +74,34 @@ class OptimizerServicer(SnapshotCalls):
             run = await self.registry.finish_creation(creation)
         finally:
             creation.abandon()
-        return service_pb2.CreateRunResponse(run=await self.encoded(run), created=run is creation.run)
+        return service_pb2.CreateRunResponse(run=await self.encoded(call, run), created=run is creation.run)
 
-    async def GetRun(self, request: service_pb2.GetRunRequest, context: Any) -> service_pb2.GetRunResponse:
-        run = self.registry.get(request.name)
-        return service_pb2.GetRunResponse(run=await self.encoded(run))
+    async def GetRun(self, request: service_pb2.GetRunRequest, call: Call) -> service_pb2.GetRunResponse:
+        run = self.run_of(call, request.name)
+        return service_pb2.GetRunResponse(run=await self.encoded(call, run))
 
-    async def ListRuns(self, request: service_pb2.ListRunsRequest, context: Any) -> service_pb2.ListRunsResponse:
-        runs, token = self.registry.page(request.page_token, request.page_size)
-        return service_pb2.ListRunsResponse(runs=[_summary(run) for run in runs], next_page_token=token)
+    async def ListRuns(self, request: service_pb2.ListRunsRequest, call: Call) -> service_pb2.ListRunsResponse:
+        # What is said outside is in the order of the names inside: the tenant's own names all have the same beginning.
+        after = call.who.inside(request.page_token) if request.page_token else ""
+        runs, token = self.registry.page(after, request.page_size, call.who.sees)
+        summaries = [_summary(run, call.who.outside(_name_of(run))) for run in runs]
+        return service_pb2.ListRunsResponse(runs=summaries, next_page_token=call.who.outside(token) if token else "")
 
-    async def DeleteRun(self, request: service_pb2.DeleteRunRequest, context: Any) -> service_pb2.DeleteRunResponse:
-        return service_pb2.DeleteRunResponse(step=await self.registry.delete(request.name))
+    async def DeleteRun(self, request: service_pb2.DeleteRunRequest, call: Call) -> service_pb2.DeleteRunResponse:
+        return service_pb2.DeleteRunResponse(step=await self.registry.delete(call.run(request.name)))
 
-    async def Train(self, requests: Any, context: Any) -> None:  # type: ignore[override]
+    async def Train(self, requests: Any, call: Call) -> None:
         """Reads and writes serialized messages; see `methods`."""
-        await open_stream(context)
-        with self.guarded() as guard:
+        await open_stream(call.context)
+        with self.guarded(call) as guard, ExitStack() as streams:
             self.registry.require_open()
-            first = await guard.read(context.read)
+            first = await guard.read(call.context.read)
             attach = _train_request(first, "attach").message.attach
-            run = self.registry.get(attach.run, attach.run_uid)
+            call.who.require_worker(attach.worker_id)
+            run = self.run_of(call, attach.run, attach.run_uid)
             decoder, encoder = await in_thread(self.registry.executor, lambda: encodings_of(attach, run))
-            local = is_local(context.peer())
+            local = is_local(call.peer)
+            streams.enter_context(self.registry.ledger.stream(tenant_of(run.spec.name), run.spec.name))
             session = await Session.attach(
                 run,
                 attach.worker_id,
@@ -106,10 +115,12 @@ class OptimizerServicer(SnapshotCalls):
                 local=local,
             )
             try:
-                if attach.shared_memory and self._may_share_memory(context.peer()):
+                if attach.shared_memory and self._may_share_memory(call.peer):
                     await session.share_memory()
-                stream = TrainStream(guard, context, session.memory, encoder)
-                await guard.write(context.write, self._attached(session))
+                self.note(call.context, call, call.action)
+                call.action = "Detach"
+                stream = TrainStream(guard, call.context, session.memory, encoder)
+                await guard.write(call.context.write, self._attached(session))
                 while (part := await stream.receive()) is not None:
                     only = await session.receive_whole(part)
                     if only is not None:
@@ -141,36 +152,36 @@ class OptimizerServicer(SnapshotCalls):
     def _may_share_memory(self, peer: str) -> bool:
         """Behind loopback may be somebody's proxy: where clients are not trusted, only a unix socket is this host."""
         config = self.registry.config
-        trusted = is_local(peer) if not config.tls_cert else is_unix(peer)
+        trusted = is_unix(peer) if config.tls_cert or config.access else is_local(peer)
         return config.shared_memory and trusted
 
-    async def ReadParameters(self, request: service_pb2.ReadParametersRequest, context: Any) -> None:  # type: ignore[override]
-        await open_stream(context)
-        run = self.registry.get(request.name, request.run_uid)
+    async def ReadParameters(self, request: service_pb2.ReadParametersRequest, call: Call) -> None:
+        await open_stream(call.context)
+        run = self.run_of(call, request.name, request.run_uid)
         wire = wire_dtype(request.encoding, run.spec.dtype)
-        with self.guarded() as guard:
+        with self.guarded(call) as guard:
             async with snapshot(run, parameters_of, 1) as copy:
                 header = service_pb2.ReadParametersHeader(step=copy.step, epoch=copy.epoch)
-                await guard.write(context.write, service_pb2.ReadParametersResponse(header=header))
+                await guard.write(call.context.write, service_pb2.ReadParametersResponse(header=header))
                 for _, offset, values in copy.slices(wire.itemsize):
                     part = run_pb2.Slice(offset=offset, data=encode(values, wire))
-                    await guard.write(context.write, service_pb2.ReadParametersResponse(slice=part))
+                    await guard.write(call.context.write, service_pb2.ReadParametersResponse(slice=part))
 
-    async def ReadState(self, request: service_pb2.ReadStateRequest, context: Any) -> None:  # type: ignore[override]
-        await open_stream(context)
-        run = self.registry.get(request.name, request.run_uid)
-        with self.guarded() as guard:
+    async def ReadState(self, request: service_pb2.ReadStateRequest, call: Call) -> None:
+        await open_stream(call.context)
+        run = self.run_of(call, request.name, request.run_uid)
+        with self.guarded(call) as guard:
             async with snapshot(run, slots_of, len(run.spec.slots)) as copy:
                 header = service_pb2.StateHeader(step=copy.step, tensor_steps=copy.tensor_steps, slots=run.spec.slots)
-                await guard.write(context.write, service_pb2.ReadStateResponse(header=header))
+                await guard.write(call.context.write, service_pb2.ReadStateResponse(header=header))
                 for slot, offset, values in copy.slices(run.spec.dtype.itemsize):
                     part = service_pb2.SlotSlice(slot=slot, offset=offset, data=encode(values, run.spec.dtype))
-                    await guard.write(context.write, service_pb2.ReadStateResponse(slice=part))
+                    await guard.write(call.context.write, service_pb2.ReadStateResponse(slice=part))
 
-    async def WriteParameters(self, requests: Any, context: Any) -> service_pb2.WriteParametersResponse:
+    async def WriteParameters(self, requests: Any, call: Call) -> service_pb2.WriteParametersResponse:
         self.registry.require_open()
         header: service_pb2.WriteParametersHeader = (await first_of(requests)).header
-        run = self.registry.get(header.name, header.run_uid)
+        run = self.run_of(call, header.name, header.run_uid)
         with upload_parameters(run, wire_dtype(header.encoding, run.spec.dtype)) as upload:
             async for request in requests:
                 require(request, "slice")
@@ -178,10 +189,10 @@ class OptimizerServicer(SnapshotCalls):
             step, epoch = await put_parameters(run, upload, partial=header.partial)
         return service_pb2.WriteParametersResponse(step=step, epoch=epoch)
 
-    async def WriteState(self, requests: Any, context: Any) -> service_pb2.WriteStateResponse:
+    async def WriteState(self, requests: Any, call: Call) -> service_pb2.WriteStateResponse:
         self.registry.require_open()
         header: service_pb2.WriteStateHeader = (await first_of(requests)).header
-        run = self.registry.get(header.name, header.run_uid)
+        run = self.run_of(call, header.name, header.run_uid)
         state = header.state
         tensor_steps = check_state(run, state.slots, state.step, state.tensor_steps)
         with upload_state(run) as upload:
@@ -192,11 +203,15 @@ class OptimizerServicer(SnapshotCalls):
         return service_pb2.WriteStateResponse(step=step, epoch=epoch)
 
 
-def _summary(run: Run | DamagedRun) -> service_pb2.RunSummary:
+def _name_of(run: Run | DamagedRun) -> str:
+    return run.name if isinstance(run, DamagedRun) else run.spec.name
+
+
+def _summary(run: Run | DamagedRun, name: str) -> service_pb2.RunSummary:
     if isinstance(run, DamagedRun):
-        return service_pb2.RunSummary(name=run.name, damage=run.why)
+        return service_pb2.RunSummary(name=name, damage=run.why)
     return service_pb2.RunSummary(
-        name=run.spec.name,
+        name=name,
         step=run.step,
         elements=run.spec.layout.elements,
         dtype=dtype_of(run.spec.dtype),

@@ -6,6 +6,7 @@ from typing import Any
 
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.threads import in_thread
+from gradwire.server.rpc.call import Call
 from gradwire.server.rpc.calls import Calls, first_of, open_stream, require
 from gradwire.server.rpc.codec import decode_durability, decode_group, decode_numbers
 from gradwire.server.runs import files, operations
@@ -17,73 +18,74 @@ class SnapshotCalls(Calls):
     """See ``gradwire/v1/service.proto``."""
 
     async def SaveSnapshot(
-        self, request: service_pb2.SaveSnapshotRequest, context: Any
+        self, request: service_pb2.SaveSnapshotRequest, call: Call
     ) -> service_pb2.SaveSnapshotResponse:
         self.registry.require_open()
-        run = self.registry.get(request.name, request.run_uid)
+        run = self.run_of(call, request.name, request.run_uid)
         info = await operations.save(self.registry, run, request.label)
         return service_pb2.SaveSnapshotResponse(snapshot=_snapshot(run, info))
 
     async def ListSnapshots(
-        self, request: service_pb2.ListSnapshotsRequest, context: Any
+        self, request: service_pb2.ListSnapshotsRequest, call: Call
     ) -> service_pb2.ListSnapshotsResponse:
-        run = self.registry.get(request.name, request.run_uid)
+        run = self.run_of(call, request.name, request.run_uid)
         found = operations.listed(self.registry, run)
         return service_pb2.ListSnapshotsResponse(snapshots=[_snapshot(run, info) for info in found])
 
-    async def ForkRun(self, request: service_pb2.ForkRunRequest, context: Any) -> service_pb2.ForkRunResponse:
+    async def ForkRun(self, request: service_pb2.ForkRunRequest, call: Call) -> service_pb2.ForkRunResponse:
         run, created = await operations.fork(
             self.registry,
-            self.registry.get(request.name, request.run_uid),
+            self.run_of(call, request.name, request.run_uid),
             request.snapshot_id,
-            request.new_name,
+            call.new_run(request.new_name),
             request.request_id,
             replaces=request.replace,
             groups=[decode_group(index, group) for index, group in enumerate(request.groups)],
             overrides=decode_numbers(request.overrides),
             durability=decode_durability(request.durability),
         )
-        return service_pb2.ForkRunResponse(run=await self.encoded(run), created=created)
+        return service_pb2.ForkRunResponse(run=await self.encoded(call, run), created=created)
 
-    async def RollBack(self, request: service_pb2.RollBackRequest, context: Any) -> service_pb2.RollBackResponse:
+    async def RollBack(self, request: service_pb2.RollBackRequest, call: Call) -> service_pb2.RollBackResponse:
         self.registry.require_open()
-        run = self.registry.get(request.name, request.run_uid)
+        run = self.run_of(call, request.name, request.run_uid)
         step, epoch = await operations.roll_back(self.registry, run, request.snapshot_id)
         return service_pb2.RollBackResponse(step=step, epoch=epoch)
 
-    async def DigestRun(self, request: service_pb2.DigestRunRequest, context: Any) -> service_pb2.DigestRunResponse:
-        run = self.registry.get(request.name, request.run_uid)
+    async def DigestRun(self, request: service_pb2.DigestRunRequest, call: Call) -> service_pb2.DigestRunResponse:
+        run = self.run_of(call, request.name, request.run_uid)
         sha256, step = await operations.digest(self.registry, run)
         return service_pb2.DigestRunResponse(sha256=sha256, step=step)
 
-    async def ExportRun(self, request: service_pb2.ExportRunRequest, context: Any) -> None:  # type: ignore[override]
-        await open_stream(context)
-        run = self.registry.get(request.name, request.run_uid)
-        with self.guarded() as guard:
+    async def ExportRun(self, request: service_pb2.ExportRunRequest, call: Call) -> None:
+        await open_stream(call.context)
+        run = self.run_of(call, request.name, request.run_uid)
+        with self.guarded(call) as guard:
             async with operations.source(self.registry, run, request.snapshot_id) as snapshot:
-                file = files.export(run, snapshot, request.weights_only)
+                file = files.export(run, snapshot, request.weights_only, call.who.outside(run.spec.name))
                 header = service_pb2.ExportRunHeader(step=file.step, size_bytes=file.size_bytes)
-                await guard.write(context.write, service_pb2.ExportRunResponse(header=header))
+                await guard.write(call.context.write, service_pb2.ExportRunResponse(header=header))
                 pieces = file.pieces()
                 while (data := await in_thread(self.registry.executor, lambda: next(pieces, None))) is not None:
-                    await guard.write(context.write, service_pb2.ExportRunResponse(data=data))
+                    await guard.write(call.context.write, service_pb2.ExportRunResponse(data=data))
 
-    async def ImportRun(self, requests: Any, context: Any) -> service_pb2.ImportRunResponse:
+    async def ImportRun(self, requests: Any, call: Call) -> service_pb2.ImportRunResponse:
         self.registry.require_open()
         header: service_pb2.ImportRunHeader = (await first_of(requests)).header
+        name = call.new_run(header.name)
         with files.importing(self.registry) as upload:
             async for request in requests:
                 require(request, "data")
                 upload.add(request.data)
             run, created = await upload.finish(
-                header.name,
+                name,
                 header.request_id,
                 replaces=header.replace,
                 weights_only=header.weights_only,
                 groups=[decode_group(index, group) for index, group in enumerate(header.groups)],
                 durability=decode_durability(header.durability),
             )
-        return service_pb2.ImportRunResponse(run=await self.encoded(run), created=created)
+        return service_pb2.ImportRunResponse(run=await self.encoded(call, run), created=created)
 
 
 def _snapshot(run: Run, info: SnapshotInfo) -> service_pb2.Snapshot:

@@ -51,6 +51,11 @@ class StreamGuard:
             if self._reading and self._error is None:
                 self._task.cancel()
 
+    @property
+    def ending(self) -> bool:
+        """Whether it has been told to end."""
+        return self._error is not None or self._drain is not None
+
     async def read(self, read: Callable[[], Awaitable[T]]) -> T:
         if self._error is not None or self._drain is not None:
             raise self._error or self._drain  # type: ignore[misc]

@@ -29,7 +29,7 @@ from gradwire.server.store.base import Snapshot, SnapshotDamaged, Vector
 from gradwire.server.store.writer import refusing
 from gradwire.wire.encoding import SLICE_BYTES
 from gradwire.wire.errors import GradwireError, InvalidSpec, MemoryLimitExceeded, ProtocolViolation
-from gradwire.wire.layout import Layout, parse_run_name
+from gradwire.wire.layout import Layout
 
 FORMAT = 1
 
@@ -63,8 +63,11 @@ class ExportedFile:
                     yield data[start : start + SLICE_BYTES].tobytes()
 
 
-def export(run: Run, snapshot: Snapshot, weights_only: bool) -> ExportedFile:
-    """Raises InvalidSpec where a tensor's name is in the way: nobody could read the file."""
+def export(run: Run, snapshot: Snapshot, weights_only: bool, called: str) -> ExportedFile:
+    """Args: called: the run's name, as its owner says it.
+
+    Raises InvalidSpec where a tensor's name is in the way: nobody could read the file.
+    """
     from gradwire.server.store.snapshots import safetensors_header
 
     slots = () if weights_only else run.spec.slots
@@ -77,7 +80,7 @@ def export(run: Run, snapshot: Snapshot, weights_only: bool) -> ExportedFile:
             if name in shapes:
                 raise InvalidSpec(f"tensor {name!r} has the name of another one's state; export the weights only")
             shapes[name] = tensor.shape
-    metadata = {} if weights_only else {"gradwire": _description(run, snapshot)}
+    metadata = {} if weights_only else {"gradwire": _description(run, snapshot, called)}
     header = safetensors_header({name: (run.spec.dtype, shape) for name, shape in shapes.items()}, metadata)
     if len(header) > _HEADER_BYTES:
         raise InvalidSpec(
@@ -93,11 +96,11 @@ def slot_name(slot: str, tensor: str) -> str:
     return f"optimizer.{slot}.{tensor}"
 
 
-def _description(run: Run, snapshot: Snapshot) -> str:
+def _description(run: Run, snapshot: Snapshot, name: str) -> str:
     return json.dumps(
         {
             "format": FORMAT,
-            "spec": json.loads(spec_to_text(run.spec)),
+            "spec": json.loads(spec_to_text(replace(run.spec, name=name))),
             "groups": groups_to_data(groups_of(snapshot)),
             "step": snapshot.step,
             "tensor_steps": tensor_steps_of(snapshot).tolist(),
@@ -140,7 +143,6 @@ class Import:
         """Makes the run of it; returns it, and whether it is new. Raises InvalidSpec where it is no run's."""
         with refusing():
             self._file.close()
-        parse_run_name(name)
         registry = self._registry
         existing = registry.existing(name, request_id)
         if existing is not None:

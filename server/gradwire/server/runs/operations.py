@@ -25,7 +25,6 @@ from gradwire.server.runs.creation import Creation
 from gradwire.server.runs.registry import Registry
 from gradwire.server.store.base import Position, Snapshot, SnapshotDamaged, SnapshotInfo, Store, StoredRun
 from gradwire.wire.errors import InvalidHyperparameter, ProtocolViolation, RunDamaged, SnapshotNotFound
-from gradwire.wire.layout import parse_run_name
 
 MAX_LABEL_BYTES = 128
 NOW = 0
@@ -142,7 +141,6 @@ async def fork(
 
     Raises InvalidHyperparameter, and what creation and `source` raise.
     """
-    parse_run_name(name)
     existing = registry.existing(name, request_id)
     if existing is not None:
         return existing, False

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import uuid
+import weakref
 from bisect import bisect_right
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
 
+from gradwire.server.access.gate import Gate
+from gradwire.server.access.identity import tenant_of
+from gradwire.server.access.ledger import Ledger
 from gradwire.server.config import ServerConfig
 from gradwire.server.devices.base import Device
 from gradwire.server.durability.fingerprint import fingerprint
@@ -46,12 +50,17 @@ class Registry:
 
     Args:
         store: where runs outlive the process; None: nowhere. With one, `recover` comes first.
+        gate: knows the quotas of tenants; None: there are none.
     """
 
-    def __init__(self, config: ServerConfig, device: Device, store: Store | None = None) -> None:
+    def __init__(
+        self, config: ServerConfig, device: Device, store: Store | None = None, gate: Gate | None = None
+    ) -> None:
         self.config = config
         self.device = device
         self.budget = MemoryBudget(config.max_memory)
+        self.ledger = Ledger(self.budget, gate)
+        self._creations: weakref.WeakSet[Creation] = weakref.WeakSet()
         self.executor = ThreadPoolExecutor(config.worker_threads, thread_name_prefix="gradwire-bulk")
         self.server_instance = uuid.uuid4().hex
         self.draining = False
@@ -94,13 +103,20 @@ class Registry:
         """All runs that can be served, by name."""
         return [self._runs[name] for name in sorted(self._runs) if not self._runs[name].ended]
 
-    def page(self, after: str, size: int) -> tuple[list[Run | DamagedRun], str]:
-        """Up to ``size`` runs (0: a whole page) whose names follow ``after``, and the next page's ``after``."""
+    def names(self) -> list[str]:
+        """Of all runs, those too that cannot be served."""
+        return sorted({*self._runs, *self._damaged})
+
+    def page(
+        self, after: str, size: int, shown: Callable[[str], bool] = lambda name: True
+    ) -> tuple[list[Run | DamagedRun], str]:
+        """Up to ``size`` runs (0: a whole page) whose names follow ``after`` and are ``shown``, and the next page's
+        ``after``."""
         for name, run in list(self._runs.items()):
             if run.ended:
                 self._note_end(name, run)
         found: dict[str, Run | DamagedRun] = {**self._damaged, **self._runs}
-        names = sorted(found)
+        names = sorted(filter(shown, found))
         start = bisect_right(names, after)
         chosen = names[start : start + min(size or MAX_PAGE, MAX_PAGE)]
         more = start + len(chosen) < len(names)
@@ -147,12 +163,25 @@ class Registry:
         check_id("request_id", request_id)
         self._require_free(spec.name, replace)
         self.check_size(spec.layout)
-        run = Run(
-            with_durability(spec, self.stored_runs is not None), self.device, self.budget, self.executor, request_id
-        )
-        if wire is None:
-            return Creation(run, None, replace)
-        return Creation(run, Upload(self.device, spec.layout, [run.state.params], wire, "the initial values"), replace)
+        tenant = tenant_of(spec.name)
+        self.ledger.require_run(tenant, self._held(tenant, spec.name), spec.layout.elements, len(spec.layout.tensors))
+        budget = self.ledger.budget_of(tenant)
+        run = Run(with_durability(spec, self.stored_runs is not None), self.device, budget, self.executor, request_id)
+        upload = None
+        if wire is not None:
+            upload = Upload(self.device, spec.layout, [run.state.params], wire, "the initial values")
+        creation = Creation(run, upload, replace)
+        self._creations.add(creation)
+        return creation
+
+    def held(self, tenant: str) -> int:
+        """How many runs a tenant has."""
+        return sum(tenant_of(name) == tenant for name in self.names())
+
+    def _held(self, tenant: str, but: str) -> int:
+        """Runs of a tenant that are there, or on their way, besides the one of the name ``but``."""
+        names = {*self.names(), *(creation.run.spec.name for creation in self._creations if creation.under_way)}
+        return sum(tenant_of(name) == tenant for name in names - {but})
 
     async def prepare(self, spec: RunSpec) -> None:
         """Compiles what the run's steps will call, in a thread: never at a step, never on the event loop."""
@@ -266,13 +295,26 @@ class Registry:
     def recover(self) -> None:
         """Brings the stored runs back, and says what was lost; blocks. Until then nobody is served."""
         if self.stored_runs is not None:
-            for found in self.stored_runs.restore(Restorer(self.device, self.budget, self.executor)):
+            self.ledger.enforced = False  # what is there comes back, whatever the quotas have become
+            restorer = Restorer(self.device, lambda name: self.ledger.budget_of(tenant_of(name)), self.executor)
+            for found in self.stored_runs.restore(restorer):
                 if isinstance(found, DamagedRun):
                     self._damaged[found.name] = found
                 else:
                     self._compile(found.spec)
                     self._runs[found.spec.name] = found
+        self.ledger.enforced = True
         self._ready = True
+
+    @property
+    def ready(self) -> bool:
+        """Whether the stored runs are back."""
+        return self._ready
+
+    @property
+    def damaged_count(self) -> int:
+        """Stored runs that cannot be served."""
+        return len(self._damaged)
 
     def require_ready(self) -> None:
         """Raises Starting while the stored runs are not back yet."""

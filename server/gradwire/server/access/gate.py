@@ -1,0 +1,96 @@
+"""Asks who calls: by token, by certificate, and whether that still holds."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from gradwire.server.access.access_file import BadAccessFile, digest_of, parse_access_list, read_access_file
+from gradwire.server.access.identity import Identity, Quotas
+from gradwire.wire.errors import Unauthenticated
+
+log = logging.getLogger(__name__)
+
+LOOK_SECONDS = 2.0
+"""How often the access file is looked at. By its contents: what a link leads to, and a file that is replaced within
+one tick of the clock, count too."""
+
+
+class Gate:
+    """The access file and what it says now. A file that cannot be taken leaves everything as it was.
+
+    Raises BadAccessFile, OSError where there is nothing to begin with.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._data = read_access_file(path)
+        self._list = parse_access_list(self._data)
+        self.error = ""
+        """Why the file was not taken when it was last looked at."""
+        if not self._list.by_id:
+            log.warning("%s has neither tokens nor certificates: nobody gets in", path)
+
+    @property
+    def quotas(self) -> Mapping[str, Quotas]:
+        """Of each tenant that stands in the file."""
+        return self._list.quotas
+
+    def identify(
+        self, authorization: str | None, names: Iterable[str] = (), certificate_expires: float | None = None
+    ) -> Identity:
+        """Who calls. Raises Unauthenticated, which never holds what was sent.
+
+        Args:
+            authorization: the metadata of that name; it alone decides where it is there.
+            names: of the client's certificate, which has been verified.
+            certificate_expires: when that ends, in seconds since 1970.
+        """
+        if authorization is not None:
+            scheme, _, secret = authorization.partition(" ")
+            if scheme.lower() != "bearer" or not secret.strip():
+                raise Unauthenticated("the metadata 'authorization' is malformed; expected 'Bearer TOKEN'")
+            found = self._list.tokens.get(digest_of(secret.strip()))
+            if found is None:
+                raise Unauthenticated("the token is not one of this server's; it may have been revoked")
+        else:
+            known = (self._list.certificates[name] for name in names if name in self._list.certificates)
+            found = next(known, None)
+            if found is None:
+                raise Unauthenticated("this server wants a token: metadata 'authorization: Bearer TOKEN'")
+            ends = [end for end in (found.expires, certificate_expires) if end is not None]
+            found = replace(found, expires=min(ends, default=None))
+        if found.expires is not None and found.expires <= time.time():
+            raise Unauthenticated(f"the token or certificate {found.id!r} has expired")
+        return found
+
+    def look(self) -> bool:
+        """Takes the file as it is now; returns whether anything has changed. Blocks."""
+        try:
+            data = read_access_file(self._path)
+            if data == self._data:
+                self.error = ""
+                return False
+            found = parse_access_list(data)
+        except (BadAccessFile, OSError) as error:
+            why = str(error) if isinstance(error, BadAccessFile) else f"it cannot be read: {error.strerror}"
+            if why != self.error:
+                log.error("%s stays as it was: %s", self._path, why)
+            self.error = why
+            return False
+        self._data, self._list, self.error = data, found, ""
+        log.info("%s: %d tokens, %d certificates", self._path, len(found.tokens), len(found.certificates))
+        return True
+
+    def over(self, identity: Identity) -> str:
+        """Why what ``identity`` came with no longer holds; empty: it does. That it ends at another time now is no
+        reason: a certificate's own end may be before that of its entry."""
+        if identity.expires is not None and identity.expires <= time.time():
+            return f"the token or certificate {identity.id!r} has expired"
+        listed = self._list.by_id.get(identity.id, ())
+        if not any(replace(other, expires=identity.expires) == identity for other in listed):
+            return f"the token or certificate {identity.id!r} has been revoked, or allows other things now"
+        return ""

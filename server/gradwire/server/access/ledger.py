@@ -1,0 +1,93 @@
+"""How much each tenant holds, and whether it may hold more."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+from gradwire.server.access.gate import Gate
+from gradwire.server.access.identity import Quotas
+from gradwire.server.memory.budget import BudgetShare, MemoryBudget
+from gradwire.wire.errors import QuotaExceeded
+
+
+class Use(NamedTuple):
+    """Of one quota."""
+
+    name: str
+    used: int
+    limit: int
+
+
+class Ledger:
+    """Counts what tenants hold, against the quotas of the access file as it is now.
+
+    Where there is none, or while runs come back from the disk (`enforced` is False), nothing is refused.
+    """
+
+    def __init__(self, budget: MemoryBudget, gate: Gate | None) -> None:
+        self._budget = budget
+        self._gate = gate
+        self._shares: dict[str, BudgetShare] = {}
+        self._streams: defaultdict[str, Counter[str]] = defaultdict(Counter)
+        """Of each tenant, by runs."""
+        self.enforced = True
+
+    def budget_of(self, tenant: str) -> MemoryBudget:
+        """Where the memory of its runs is counted."""
+        if self._gate is None:
+            return self._budget
+        if tenant not in self._shares:
+            self._shares[tenant] = BudgetShare(self._budget, f"tenant {tenant!r}", lambda: self._quotas(tenant).memory)
+        return self._shares[tenant]
+
+    def require_run(self, tenant: str, held: int, elements: int, tensors: int) -> None:
+        """Raises QuotaExceeded unless a tenant that has ``held`` runs may have one more of this size."""
+        quotas = self._quotas(tenant)
+        _require("parameters", elements, quotas.parameters, "the run has {used} elements; yours have at most {limit}")
+        _require("tensors", tensors, quotas.tensors, "the run has {used} tensors; yours have at most {limit}")
+        _require("runs", held + 1, quotas.runs, "that would be run number {used} of yours; expected at most {limit}")
+
+    @contextmanager
+    def stream(self, tenant: str, run: str) -> Iterator[None]:
+        """While a stream to one of its runs is open. Raises QuotaExceeded for one too many.
+
+        Another one to the same run is no more: it takes the place of the older one, whose end, after its connection was
+        cut, the server may not know of yet.
+        """
+        open_to = self._streams[tenant]
+        _require(
+            "streams",
+            len({*open_to, run}),
+            self._quotas(tenant).streams,
+            "that would be stream number {used} of yours; expected at most {limit} at a time",
+        )
+        open_to[run] += 1
+        try:
+            yield
+        finally:
+            open_to[run] -= 1
+            if not open_to[run]:
+                del open_to[run]
+
+    def use(self, tenant: str, runs: int) -> list[Use]:
+        """Of each quota that counts through all runs and has a bound."""
+        quotas, memory = self._quotas(tenant), self.budget_of(tenant).used_bytes
+        used = (("runs", runs, quotas.runs), ("memory", memory, quotas.memory))
+        found = (*used, ("streams", len(self._streams[tenant]), quotas.streams))
+        return [Use(name, count, limit) for name, count, limit in found if limit is not None]
+
+    def _quotas(self, tenant: str) -> Quotas:
+        if self._gate is None or not self.enforced:
+            return Quotas()
+        return self._gate.quotas.get(tenant, Quotas())
+
+
+def _require(quota: str, wanted: int, limit: int | None, text: str) -> None:
+    if limit is not None and wanted > limit:
+        used = wanted - 1 if quota in ("runs", "streams") else wanted
+        raise QuotaExceeded(
+            f"quota {quota!r}: {text.format(used=wanted, limit=limit)}", quota=quota, used=used, limit=limit
+        )

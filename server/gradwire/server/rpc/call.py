@@ -1,0 +1,44 @@
+"""One call: gRPC's context, and who makes it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from gradwire.server.access.identity import Identity
+from gradwire.wire.errors import GradwireError
+
+
+@dataclass(eq=False)
+class Call:
+    """What each handler gets beside its request."""
+
+    context: Any
+    """``grpc.aio.ServicerContext``."""
+    who: Identity
+    action: str
+    """What its end is in the audit log."""
+    resource: str = ""
+    """The run that it is about, by its name inside, once that is known."""
+
+    def run(self, name: str) -> str:
+        """The name inside of a run that is there. Raises RunNotFound, PermissionDenied."""
+        self.resource = self.who.inside(name)
+        return self.resource
+
+    def new_run(self, name: str) -> str:
+        """The name inside of a run that is to be made. Raises InvalidSpec, PermissionDenied."""
+        self.resource = self.who.inside_new(name)
+        return self.resource
+
+    @property
+    def peer(self) -> str:
+        """The caller's address, as gRPC writes it."""
+        peer: str = self.context.peer()
+        return peer
+
+    def refusal(self, error: GradwireError) -> GradwireError:
+        """``error`` as this caller is told it: by the names that it knows."""
+        error.message = self.who.text(error.message)
+        error.metadata = {key: self.who.text(value) for key, value in error.metadata.items()}
+        return error
