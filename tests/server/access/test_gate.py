@@ -86,6 +86,17 @@ def test_who_is_inside_is_told_when_that_no_longer_holds(path: Path, monkeypatch
     assert "expired" in gate.over(one)
 
 
+def test_a_token_that_has_just_been_made_is_known_at_once(path: Path) -> None:
+    gate = Gate(path)
+    path.write_text(entry("one", SECRET) + entry("new", "n"))
+    assert gate.identify("Bearer n").id == "new"
+    assert gate.version == 1
+    path.write_text(entry("one", SECRET))
+    with pytest.raises(Unauthenticated):  # strangers do not make the file be read again and again
+        gate.identify("Bearer x")
+    assert gate.version == 1
+
+
 def test_a_longer_life_revokes_nobody(path: Path) -> None:
     gate = Gate(path)
     one = gate.identify(f"Bearer {SECRET}")

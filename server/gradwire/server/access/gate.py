@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
@@ -18,6 +19,9 @@ LOOK_SECONDS = 2.0
 """How often the access file is looked at. By its contents: what a link leads to, and a file that is replaced within
 one tick of the clock, count too."""
 
+_AGAIN_SECONDS = 0.5
+"""How often an unknown token is a reason to look at once."""
+
 
 class Gate:
     """The access file and what it says now. A file that cannot be taken leaves everything as it was.
@@ -29,8 +33,12 @@ class Gate:
         self._path = path
         self._data = read_access_file(path)
         self._list = parse_access_list(self._data)
+        self.version = 0
+        """Rises with each change."""
         self.error = ""
         """Why the file was not taken when it was last looked at."""
+        self._lock = threading.Lock()
+        self._tried_at = float("-inf")
         if not self._list.by_id:
             log.warning("%s has neither tokens nor certificates: nobody gets in", path)
 
@@ -53,7 +61,10 @@ class Gate:
             scheme, _, secret = authorization.partition(" ")
             if scheme.lower() != "bearer" or not secret.strip():
                 raise Unauthenticated("the metadata 'authorization' is malformed; expected 'Bearer TOKEN'")
-            found = self._list.tokens.get(digest_of(secret.strip()))
+            digest = digest_of(secret.strip())
+            found = self._list.tokens.get(digest)
+            if found is None and self._tries_again():  # a token that has just been made
+                found = self._list.tokens.get(digest)
             if found is None:
                 raise Unauthenticated("the token is not one of this server's; it may have been revoked")
         else:
@@ -68,22 +79,32 @@ class Gate:
         return found
 
     def look(self) -> bool:
-        """Takes the file as it is now; returns whether anything has changed. Blocks."""
-        try:
-            data = read_access_file(self._path)
-            if data == self._data:
-                self.error = ""
+        """Takes the file as it is now; returns whether anything has changed. Blocks; any thread may call it."""
+        with self._lock:
+            try:
+                data = read_access_file(self._path)
+                if data == self._data:
+                    self.error = ""
+                    return False
+                found = parse_access_list(data)
+            except (BadAccessFile, OSError) as error:
+                why = str(error) if isinstance(error, BadAccessFile) else f"it cannot be read: {error.strerror}"
+                if why != self.error:
+                    log.error("%s stays as it was: %s", self._path, why)
+                self.error = why
                 return False
-            found = parse_access_list(data)
-        except (BadAccessFile, OSError) as error:
-            why = str(error) if isinstance(error, BadAccessFile) else f"it cannot be read: {error.strerror}"
-            if why != self.error:
-                log.error("%s stays as it was: %s", self._path, why)
-            self.error = why
+            self._data, self._list, self.error = data, found, ""
+            self.version += 1
+            log.info("%s: %d tokens, %d certificates", self._path, len(found.tokens), len(found.certificates))
+            return True
+
+    def _tries_again(self) -> bool:
+        """Whether the file has changed. It is not looked at for every stranger."""
+        now = time.monotonic()
+        if now - self._tried_at < _AGAIN_SECONDS:
             return False
-        self._data, self._list, self.error = data, found, ""
-        log.info("%s: %d tokens, %d certificates", self._path, len(found.tokens), len(found.certificates))
-        return True
+        self._tried_at = now
+        return self.look()
 
     def over(self, identity: Identity) -> str:
         """Why what ``identity`` came with no longer holds; empty: it does. That it ends at another time now is no

@@ -109,10 +109,11 @@ class Calls:
         is over, as a drain does: what has arrived whole is committed and answered. Until it is cancelled."""
         if self.gate is None:
             return
-        loop = asyncio.get_running_loop()
+        loop, seen = asyncio.get_running_loop(), 0
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            changed = await in_thread(self.registry.executor, self.gate.look)
+            await in_thread(self.registry.executor, self.gate.look)
+            changed, seen = self.gate.version != seen, self.gate.version
             for guard, who in list(self._guards.items()):
                 looked_at = changed or who.expires is not None
                 if looked_at and not guard.ending and (why := self.gate.over(who)):
