@@ -95,6 +95,10 @@ class HostedServer:
         """The server's own object for ``runs/name``."""
         return self.call(lambda: self.registry.get(f"runs/{name}"))
 
+    def run_of_inside(self, name: str) -> Run:
+        """As `run_of`, of a run by its name inside, which has its tenant in it."""
+        return self.call(lambda: self.registry.get(name))
+
     @property
     def used_bytes(self) -> int:
         """What the memory budget counts now."""

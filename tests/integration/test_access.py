@@ -363,6 +363,62 @@ def test_a_request_that_comes_after_its_token_was_revoked_is_refused(
         assert [run.name for run in listed.runs] == ["runs/x"]
 
 
+@pytest.mark.parametrize("method", ["WriteParameters", "WriteState", "CreateRun", "ImportRun"])
+def test_an_upload_that_is_held_open_ends_with_its_token(hosted: HostedServer, access: AccessFile, method: str) -> None:
+    """Its header has come, and nothing else; what would follow is not taken any more."""
+    headers: dict[str, Any] = {
+        "WriteParameters": service_pb2.WriteParametersRequest(header={"name": "runs/x"}),  # type: ignore[arg-type]
+        "WriteState": service_pb2.WriteStateRequest(header={"name": "runs/x"}),  # type: ignore[arg-type]
+        "CreateRun": service_pb2.CreateRunRequest(
+            header=service_pb2.CreateRunHeader(
+                spec=run_pb2.RunSpec(name="runs/y", groups=[group(w=[2])]), request_id="y"
+            )
+        ),
+        "ImportRun": service_pb2.ImportRunRequest(header={"name": "runs/y", "request_id": "y"}),  # type: ignore[arg-type]
+    }
+    if method == "WriteState":
+        state = service_pb2.StateHeader(tensor_steps=[0], slots=["exp_avg", "exp_avg_sq", "max_exp_avg_sq"])
+        headers[method].header.state.CopyFrom(state)
+    with client(hosted, "train") as owner, client(hosted, "admin") as admin:
+        create(owner)
+        rest: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        rest.put(headers[method])
+        call = getattr(owner.stub, method).future(iter(rest.get, None), metadata=owner.metadata, timeout=60)
+        eventually(lambda: hosted.call(lambda: len(hosted.server.servicer._requests)) == 1, "the header has come")
+        access.remove("train")
+        with pytest.raises(grpc.RpcError) as caught:
+            call.result()  # by itself
+        rest.put(None)
+        assert getattr(caught.value, "code", lambda: None)() is grpc.StatusCode.UNAUTHENTICATED
+        runs = admin.call("ListRuns", service_pb2.ListRunsRequest()).runs
+        assert [run.name for run in runs] == ["runs/x"]
+        assert admin.read("x")[1] == [1.0, 2.0]
+        eventually(lambda: hosted.used_bytes == hosted.run_of_inside("tenants/lab/runs/x").spec.memory_bytes, "freed")
+
+
+def test_names_that_are_none_come_back_as_they_were_said(hosted: HostedServer) -> None:
+    with client(hosted, "train") as owner:
+        for name in ("x", "", "/", "physics/secret", " runs/x"):
+            refusal = refused("RUN_NOT_FOUND", lambda name=name: CALLS["GetRun"](owner, name))  # type: ignore[misc]
+            assert "tenants" not in f"{refusal}{refusal.info}"
+
+
+def test_what_an_admin_exports_does_not_say_whose_it_was(hosted: HostedServer) -> None:
+    with client(hosted, "admin") as admin, client(hosted, "other-train") as other:
+        create(other)
+        parts = admin.call("ExportRun", service_pb2.ExportRunRequest(name="tenants/other/runs/x"))
+        assert b"runs/x" in parts[1].data
+        assert b"tenants" not in parts[1].data
+
+
+def test_strangers_list_no_health(hosted: HostedServer) -> None:
+    with grpc.insecure_channel(hosted.target) as channel:
+        listing = channel.unary_unary("/grpc.health.v1.Health/List", lambda data: data, lambda data: data)
+        with pytest.raises(grpc.RpcError) as caught:
+            listing(b"", timeout=30)
+        assert getattr(caught.value, "code", lambda: None)() is grpc.StatusCode.UNIMPLEMENTED
+
+
 def test_a_stream_that_another_token_opened_goes_on(hosted: HostedServer, access: AccessFile) -> None:
     with client(hosted, "train") as owner:
         create(owner)

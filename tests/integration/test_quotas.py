@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from gradwire.v1 import run_pb2, service_pb2
-from tests.contract.bare import BareClient, group, refused
+from tests.contract.bare import BareClient, Refusal, group, refused
 from tests.faults.hosted import HostedServer, eventually
 from tests.integration.access import AccessFile, secret_of
 
@@ -66,6 +67,25 @@ def test_runs(lab: BareClient, other: BareClient) -> None:
         create(other, name)
     delete(lab, "a")
     create(lab, "c")
+
+
+def test_runs_that_are_made_at_once_are_counted_while_they_are_written(access: AccessFile, tmp_path: Path) -> None:
+    access.quotas["lab"] = "runs = 3"
+    access.write()
+    settings: dict[str, Any] = {"access": str(access.path), "data_dir": str(tmp_path / "data")}
+    with HostedServer(**settings) as hosted, BareClient(hosted.target, secret_of("lab")) as lab:
+
+        def make(number: int) -> str:
+            try:
+                durability = run_pb2.DURABILITY_JOURNAL
+                lab.create(f"z{number}", [group(w=[1])], [0.0], request_id=f"{number}", durability=durability)
+            except Refusal as refusal:
+                return refusal.reason
+            return ""
+
+        with ThreadPoolExecutor(12) as pool:
+            found = list(pool.map(make, range(24)))
+        assert sorted(found) == [""] * 3 + ["QUOTA_EXCEEDED"] * 21
 
 
 def test_the_same_request_again_is_no_run_more(lab: BareClient) -> None:
@@ -144,6 +164,10 @@ def test_a_quota_that_shrinks_takes_nothing_away(hosted: HostedServer, access: A
     with lab.attach("a") as stream:
         stream.step(1, [1.0] * SMALL)
     refused("QUOTA_EXCEEDED", lambda: create(lab, "c"))
+    access.quotas["lab"] = "runs = 0"
+    access.write()
+    eventually(lambda: "memory" not in str(lab.call("WhoAmI", service_pb2.WhoAmIRequest())), "the file is taken")
+    create(lab, "b", 3, replace=True)
 
 
 def test_runs_come_back_whatever_the_quotas_have_become(access: AccessFile, tmp_path: Path) -> None:

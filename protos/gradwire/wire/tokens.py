@@ -176,8 +176,10 @@ def _of_user(target: str, *, again: bool) -> str | None:
     except tomllib.TOMLDecodeError as error:
         # Its place and no more: its words may quote the line.
         fault = "".join(re.findall(r" \(at .*\)$", str(error)))
-    except ValueError:
-        fault = " (it is not UTF-8)"
+    except (UnicodeDecodeError, RecursionError, ValueError) as error:
+        fault = (
+            " (it is not UTF-8)" if isinstance(error, UnicodeDecodeError) else " (numbers too long, or lists too deep)"
+        )
     else:
         return _of_document(target, document, str(file))
     raise ValueError(f"{file} is no TOML{fault}")

@@ -182,6 +182,9 @@ class _Health(health.aio.HealthServicer):  # type: ignore[misc]
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:
         await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this server answers Check, not Watch")
 
+    async def List(self, request: Any, context: Any) -> None:
+        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this server answers Check, not List")
+
 
 def open_store(config: ServerConfig) -> Store | None:
     """The store in the data directory; None where there is none. Raises ConfigError."""

@@ -36,7 +36,9 @@ role = "read"
 def test_what_stands_there() -> None:
     found = parse_access_list(GOOD.encode())
     expires = datetime(2030, 1, 2, 3, 4, 5, tzinfo=UTC).timestamp()
-    assert found.tokens == {DIGEST: Identity("lab", Role.CONTRIBUTE, "one", expires, ("phone-*",), ("a", "b-?"))}
+    one = Identity("lab", Role.CONTRIBUTE, "one", expires, ("phone-*",), ("a", "b-?"), digest=DIGEST)
+    assert found.tokens == {DIGEST: one}
+    assert DIGEST not in repr(one)
     assert found.certificates == {"worker.example": Identity("default", Role.READ, "worker.example")}
     assert found.quotas == {"default": Quotas(), "lab": Quotas(runs=3, memory=2**31)}
     assert found.by_id == {"one": list(found.tokens.values()), "worker.example": list(found.certificates.values())}
@@ -63,6 +65,8 @@ TOKEN = f'[[tokens]]\nid = "one"\nsha256 = "{DIGEST}"\ntenant = "default"\nrole 
         ),
         ("[tenants.lab]\nruns = -1", "tenant 'lab': runs is -1; expected a number, 0 or more"),
         ("[tenants.lab]\nruns = true", "runs is True"),
+        ("[tenants.lab]\nruns = 9223372036854775808", "runs is 9223372036854775808"),
+        ("[tenants.lab]\nmemory = '99999999999 TiB'", "memory is '99999999999 TiB'"),
         (
             "[tenants.lab]\nmemory = '1GB'",
             "memory is '1GB'; expected a number of bytes, or one with KiB, MiB, GiB or TiB",

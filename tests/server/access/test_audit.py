@@ -74,6 +74,40 @@ def test_lines_that_cannot_be_written_are_counted(tmp_path: Path, caplog: pytest
     assert caplog.text.count("cannot be written") == 1
 
 
+def test_a_full_disk_does_not_keep_the_server_from_ending(caplog: pytest.LogCaptureFixture) -> None:
+    log = AuditLog(Path("/dev/full"))
+    log.note(WHO, "", "GetRun", "", "")
+    log.close()
+    assert log.lost == 1
+    assert "No space left" in caplog.text
+
+
+def test_each_outage_is_logged_once(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    directory = tmp_path / "directory"
+    directory.mkdir()
+    log = AuditLog(directory / "audit")
+    for outage in (1, 2):
+        directory.rename(tmp_path / "moved")
+        for _ in range(2):
+            log.note(WHO, "", "lost", "", "")
+        while log.lost < 2 * outage:
+            pass
+        (tmp_path / "moved").rename(directory)
+        log.note(WHO, "", f"kept {outage}", "", "")
+        while f"kept {outage}" not in (directory / "audit").read_text():
+            pass
+    log.close()
+    assert caplog.text.count("cannot be written") == 2
+
+
+def test_long_names_are_cut(tmp_path: Path) -> None:
+    path = tmp_path / "audit"
+    log = AuditLog(path)
+    log.note(WHO, "", "GetRun", "x" * 10_000_000, "RUN_NOT_FOUND")
+    log.close()
+    assert path.stat().st_size < 1000
+
+
 def test_lines_that_nobody_takes_in_time_are_counted_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(audit, "_WAITING", 2)
     monkeypatch.setattr(AuditLog, "_write", lambda log: None)

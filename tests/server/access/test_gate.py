@@ -56,7 +56,7 @@ def test_no_token_and_no_certificate_is_nobody(path: Path) -> None:
 def test_a_certificate_is_somebody_until_it_ends(path: Path) -> None:
     gate = Gate(path)
     later = time.time() + 1000
-    assert gate.identify(None, ["stranger", "worker"], later).expires == later
+    assert gate.identify(None, ["stranger", "worker"], later).until == later
     assert not gate.over(gate.identify(None, ["worker"], later))
     with pytest.raises(Unauthenticated, match="expired"):
         gate.identify(None, ["worker"], time.time() - 1)
@@ -95,6 +95,55 @@ def test_a_token_that_has_just_been_made_is_known_at_once(path: Path) -> None:
     with pytest.raises(Unauthenticated):  # strangers do not make the file be read again and again
         gate.identify("Bearer x")
     assert gate.version == 1
+
+
+def test_another_secret_under_the_same_id_revokes_the_first(path: Path) -> None:
+    gate = Gate(path)
+    one = gate.identify(f"Bearer {SECRET}")
+    path.write_text(entry("one", "another"))
+    assert gate.look()
+    assert "revoked" in gate.over(one)
+
+
+def test_an_end_that_is_moved_counts_for_those_who_are_inside(path: Path) -> None:
+    path.write_text(entry("one", SECRET, "expires = 2100-01-01T00:00:00Z"))
+    gate = Gate(path)
+    one = gate.identify(f"Bearer {SECRET}")
+    path.write_text(entry("one", SECRET, "expires = 2020-01-01T00:00:00Z"))
+    assert gate.look()
+    assert "expired" in gate.over(one)
+    path.write_text(entry("one", SECRET, "expires = 2200-01-01T00:00:00Z"))
+    assert gate.look()
+    assert gate.over(one) == ""
+
+
+def test_a_token_is_not_held_up_by_a_certificate_of_its_name(path: Path) -> None:
+    same = '[[certificates]]\nsan = "one"\ntenant = "default"\nrole = "train"\n'
+    path.write_text(entry("one", SECRET) + same)
+    gate = Gate(path)
+    token, certificate = gate.identify(f"Bearer {SECRET}"), gate.identify(None, ["one"])
+    path.write_text(same)
+    assert gate.look()
+    assert "revoked" in gate.over(token)
+    assert gate.over(certificate) == ""
+
+
+@pytest.mark.parametrize("text", ["[tenants.q]\nruns = " + "1" * 5000, "a = " + "[" * 50_000, "a = [" * 20_000])
+def test_what_the_reader_of_toml_chokes_on_is_a_bad_file_like_others(path: Path, text: str) -> None:
+    gate = Gate(path)
+    path.write_text(text)
+    assert not gate.look()
+    assert "no TOML" in gate.error
+    path.write_text("")
+    assert gate.look()
+
+
+def test_a_fifo_is_not_waited_for(path: Path) -> None:
+    gate = Gate(path)
+    path.unlink()
+    os.mkfifo(path)
+    assert not gate.look()
+    assert gate.error == "it is no file"
 
 
 def test_a_longer_life_revokes_nobody(path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from gradwire.server.access.identity import ANYBODY, NEEDS, Identity, Role, qualified, split
 from gradwire.v1 import service_pb2
-from gradwire.wire.errors import GradwireError, InvalidSpec, PermissionDenied, RunNotFound
+from gradwire.wire.errors import InvalidSpec, PermissionDenied, RunNotFound
 
 LAB = Identity("lab", Role.TRAIN, "t")
 DEFAULT = Identity("default", Role.TRAIN, "t")
@@ -68,11 +68,20 @@ def test_odd_names_lead_nowhere(name: str) -> None:
     for caller in (LAB, DEFAULT, ADMIN):
         with pytest.raises(InvalidSpec):
             caller.inside_new(name)
-        try:
-            inside = caller.inside(name)
-        except GradwireError:
+        if name.startswith("runs/"):
+            assert split(caller.inside(name))[0] == caller.tenant
             continue
-        assert split(inside)[0] in (caller.tenant, "default")
+        with pytest.raises(RunNotFound) as caught:
+            caller.inside(name)
+        assert str(caught.value) == f"there is no run {name!r} on this server"
+
+
+def test_a_page_token_is_any_text_and_stays_in_its_tenant() -> None:
+    for token in ("", "zzz", "\0", "tenants/other/runs/a"):
+        assert LAB.after(token) == f"tenants/lab/{token}"
+        assert DEFAULT.after(token) == token
+    assert ADMIN.after("tenants/other/runs/a") == "tenants/other/runs/a"
+    assert ADMIN.after("tenants/default/runs/a") == "runs/a"
 
 
 def test_an_admin_creates_in_other_tenants_by_good_names_only() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -67,6 +68,36 @@ def test_what_is_around_stays(tmp_path: Path) -> None:
     assert "# ours\n[tenants.lab]  # the lab" in text
     assert parse_access_list(text.encode()).certificates
     assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="files are given away by root alone")
+def test_the_owner_stays_the_server_may_be_another_user(tmp_path: Path) -> None:
+    path = tmp_path / "access.toml"
+    created(path, "one")
+    os.chown(path, 10001, 10002)
+    created(path, "two")
+    assert tokens("revoke", "one", "--file", str(path)).exit_code == 0
+    assert (path.stat().st_uid, path.stat().st_gid) == (10001, 10002)
+
+
+@pytest.mark.parametrize("text", ["tokens = []\n", "tenants = {lab = {}}\n"])
+def test_a_form_that_is_not_edited_is_refused_by_name(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "access.toml"
+    path.write_text(text)
+    done = tokens("create", "one", "--role", "train", "--tenant", "physics", "--file", str(path))
+    assert (done.exit_code == 0) == ("physics" in path.read_text())
+    if done.exit_code:
+        assert "in a form that is not edited; expected [[tokens]], [tenants.T]" in done.output
+        assert path.read_text() == text
+
+
+@pytest.mark.parametrize("days", ["0", "-1", "nan", "inf", "1e9"])
+def test_days_are_a_number_of_days(tmp_path: Path, days: str) -> None:
+    path = tmp_path / "access.toml"
+    done = tokens("create", "one", "--role", "train", "--days", days, "--file", str(path))
+    assert done.exit_code == 2
+    assert "is no number of days" in done.output
+    assert not path.exists()
 
 
 def test_a_link_stays_one(tmp_path: Path) -> None:

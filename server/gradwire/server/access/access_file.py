@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
 import re
+import stat
 import tomllib
 from collections import Counter
 from collections.abc import Mapping
@@ -18,6 +20,9 @@ from gradwire.server.access.identity import DEFAULT_TENANT, TENANT, Identity, Qu
 
 MAX_BYTES = 16 * 2**20
 """Of an access file."""
+
+MAX_AMOUNT = 2**63 - 1
+"""Of a quota."""
 
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 _UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -52,7 +57,13 @@ class AccessList:
 
 def read_access_file(path: Path) -> bytes:
     """Raises BadAccessFile, OSError."""
-    with path.open("rb") as file:
+
+    def without_waiting(name: str, flags: int) -> int:
+        return os.open(name, flags | os.O_NONBLOCK)  # a FIFO would wait for a writer
+
+    with open(path, "rb", opener=without_waiting) as file:
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            raise BadAccessFile("it is no file")
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
         raise BadAccessFile(f"it has more than {MAX_BYTES} bytes")
@@ -65,7 +76,10 @@ def parse_access_list(data: bytes) -> AccessList:
         found = tomllib.loads(data.decode())
     except UnicodeDecodeError:
         raise BadAccessFile("it is not UTF-8") from None
-    except tomllib.TOMLDecodeError as error:
+    except (
+        ValueError,
+        RecursionError,
+    ) as error:  # not only TOMLDecodeError: numbers of too many digits, too deep lists
         raise BadAccessFile(f"it is no TOML: {error}") from None
     _check_keys(found, {"tenants", "tokens", "certificates"}, "the file")
     quotas = _tenants(found.get("tenants", {}))
@@ -101,8 +115,9 @@ def _tenants(found: Any) -> dict[str, Quotas]:
 
 def _amount(value: Any, key: str, where: str) -> int:
     if key == "memory" and isinstance(value, str) and (found := _SIZE.fullmatch(value)):
-        return int(found[1]) * _UNITS[found[2]]
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 0:
+        if (amount := int(found[1]) * _UNITS[found[2]]) <= MAX_AMOUNT:
+            return amount
+    elif isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_AMOUNT:
         return value
     expected = "a number of bytes, or one with KiB, MiB, GiB or TiB" if key == "memory" else "a number, 0 or more"
     raise BadAccessFile(f"{where}: {key} is {value!r}; expected {expected}")
@@ -127,7 +142,7 @@ def _token(number: int, entry: dict[str, Any], tenants: set[str]) -> tuple[str, 
         raise BadAccessFile(
             f"{where}: sha256 is no SHA-256; expected 64 of 0-9 a-f, as `gradwire tokens create` writes"
         )
-    return digest, _identity(name, entry, tenants, where)
+    return digest, _identity(name, entry, tenants, where, digest)
 
 
 def _certificate(number: int, entry: dict[str, Any], tenants: set[str]) -> tuple[str, Identity]:
@@ -139,7 +154,7 @@ def _certificate(number: int, entry: dict[str, Any], tenants: set[str]) -> tuple
     return name, _identity(name, entry, tenants, f"certificate {name!r}")
 
 
-def _identity(name: str, entry: dict[str, Any], tenants: set[str], where: str) -> Identity:
+def _identity(name: str, entry: dict[str, Any], tenants: set[str], where: str, digest: str = "") -> Identity:
     tenant = _text(entry, "tenant", where)
     if tenant not in tenants:
         raise BadAccessFile(f"{where}: there is no tenant {tenant!r}; expected a table [tenants.{tenant}]")
@@ -150,8 +165,9 @@ def _identity(name: str, entry: dict[str, Any], tenants: set[str], where: str) -
     expires = entry.get("expires")
     if expires is not None and not (isinstance(expires, datetime) and expires.tzinfo is not None):
         raise BadAccessFile(f"{where}: expires is {expires!s}; expected a time with its zone, 2027-01-31T12:00:00Z")
-    patterns = {key: _patterns(entry[key], key, where) for key in ("runs", "workers") if key in entry}
-    return Identity(tenant, Role[role.upper()], name, None if expires is None else expires.timestamp(), **patterns)
+    patterns: dict[str, Any] = {key: _patterns(entry[key], key, where) for key in ("runs", "workers") if key in entry}
+    seconds = None if expires is None else expires.timestamp()
+    return Identity(tenant, Role[role.upper()], name, seconds, digest=digest, **patterns)
 
 
 def _patterns(found: Any, key: str, where: str) -> tuple[str, ...]:

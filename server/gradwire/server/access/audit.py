@@ -8,12 +8,16 @@ import os
 import queue
 import threading
 from datetime import UTC, datetime
+from io import FileIO
 from pathlib import Path
-from typing import TextIO
 
 from gradwire.server.access.identity import Identity
+from gradwire.wire.errors import shorten
 
 log = logging.getLogger(__name__)
+
+_MAX_CHARACTERS = 300
+"""Of the name of a run: who asks may send any text."""
 
 _WAITING = 10_000
 """Lines that may wait for the disk; who knocks faster than it writes loses lines, which are counted, not memory."""
@@ -50,7 +54,7 @@ class AuditLog:
             "role": "" if who is None else who.role.name.lower(),
             "peer": peer,
             "action": action,
-            "resource": resource,
+            "resource": shorten(resource, _MAX_CHARACTERS),
             "outcome": "refused" if reason else "ok",
             "reason": reason,
         }
@@ -66,14 +70,16 @@ class AuditLog:
         self._file.close()
 
     def _write(self) -> None:
+        failing = False
         while (line := self._lines.get()) is not None:
             try:
                 self._reopen_if_moved()
-                self._file.write(line + "\n")
-                self._file.flush()
+                self._file.write(f"{line}\n".encode())
+                failing = False
             except (OSError, ValueError) as error:
-                if not self.lost:
+                if not failing:
                     log.error("the audit log %s cannot be written: %s", self._path, error)
+                failing = True
                 self.lost += 1
 
     def _reopen_if_moved(self) -> None:
@@ -89,8 +95,8 @@ class AuditLog:
         self._file = renewed
 
 
-def _opened(path: Path) -> TextIO:
+def _opened(path: Path) -> FileIO:
     def private(name: str, flags: int) -> int:
         return os.open(name, flags, 0o640)
 
-    return open(path, "a", encoding="utf-8", opener=private)
+    return open(path, "ab", buffering=0, opener=private)  # what cannot be written is kept in no buffer

@@ -72,9 +72,8 @@ class Gate:
             found = next(known, None)
             if found is None:
                 raise Unauthenticated("this server wants a token: metadata 'authorization: Bearer TOKEN'")
-            ends = [end for end in (found.expires, certificate_expires) if end is not None]
-            found = replace(found, expires=min(ends, default=None))
-        if found.expires is not None and found.expires <= time.time():
+            found = replace(found, ends=certificate_expires)
+        if found.until is not None and found.until <= time.time():
             raise Unauthenticated(f"the token or certificate {found.id!r} has expired")
         return found
 
@@ -107,11 +106,10 @@ class Gate:
         return self.look()
 
     def over(self, identity: Identity) -> str:
-        """Why what ``identity`` came with no longer holds; empty: it does. That it ends at another time now is no
-        reason: a certificate's own end may be before that of its entry."""
-        if identity.expires is not None and identity.expires <= time.time():
-            return f"the token or certificate {identity.id!r} has expired"
-        listed = self._list.by_id.get(identity.id, ())
-        if not any(replace(other, expires=identity.expires) == identity for other in listed):
-            return f"the token or certificate {identity.id!r} has been revoked, or allows other things now"
-        return ""
+        """Why what ``identity`` came with no longer holds, as the file is now; empty: it does."""
+        for other in self._list.by_id.get(identity.id, ()):
+            found = replace(other, ends=identity.ends)
+            if replace(found, expires=identity.expires) == identity:
+                expired = found.until is not None and found.until <= time.time()
+                return f"the token or certificate {identity.id!r} has expired" if expired else ""
+        return f"the token or certificate {identity.id!r} has been revoked, or allows other things now"

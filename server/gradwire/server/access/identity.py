@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 from fnmatch import fnmatchcase
 
@@ -65,11 +65,20 @@ class Identity:
     id: str = ""
     """As the access file calls the token or certificate; empty: nobody was asked."""
     expires: float | None = None
-    """In seconds since 1970, UTC; None: never."""
+    """When the access file ends it, in seconds since 1970, UTC; None: never."""
     runs: tuple[str, ...] = ()
     """Patterns of NAME in ``runs/NAME``, of shell style; none: all."""
     workers: tuple[str, ...] = ()
     """Patterns of worker ids; none: all."""
+    digest: str = field(default="", repr=False)
+    """Of a token's secret: another secret under the same id is somebody else."""
+    ends: float | None = None
+    """When a certificate ends of itself."""
+
+    @property
+    def until(self) -> float | None:
+        """When it is over, as far as is known now."""
+        return min((end for end in (self.expires, self.ends) if end is not None), default=None)
 
     def require(self, method: str) -> None:
         """Raises PermissionDenied unless the role allows the method."""
@@ -104,11 +113,18 @@ class Identity:
             if not self.crosses:
                 raise RunNotFound(f"there is no run {shorten(name)!r} on this server", run=shorten(name))
             tenant, own = found[1], found[2]
+        if not own.startswith("runs/"):
+            raise RunNotFound(f"there is no run {shorten(name)!r} on this server", run=shorten(name))
         if not _matches(own.removeprefix("runs/"), self.runs):
             raise PermissionDenied(
                 f"{shorten(own)!r} is none of the runs that this token is for; expected {' or '.join(self.runs)}"
             )
         return qualified(tenant, own)
+
+    def after(self, token: str) -> str:
+        """The place in the order of names inside that a list's page token, which may be any text, stands for."""
+        found = _QUALIFIED.fullmatch(token) if self.crosses else None
+        return qualified(self.tenant, token) if found is None else qualified(found[1], found[2])
 
     def inside_new(self, name: str) -> str:
         """As `inside`, of a run that is to be created. Raises InvalidSpec unless it is a good name."""

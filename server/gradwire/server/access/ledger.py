@@ -40,15 +40,21 @@ class Ledger:
         if self._gate is None:
             return self._budget
         if tenant not in self._shares:
-            self._shares[tenant] = BudgetShare(self._budget, f"tenant {tenant!r}", lambda: self._quotas(tenant).memory)
+            self._shares[tenant] = BudgetShare(self._budget, "your tenant", lambda: self._quotas(tenant).memory)
         return self._shares[tenant]
 
-    def require_run(self, tenant: str, held: int, elements: int, tensors: int) -> None:
-        """Raises QuotaExceeded unless a tenant that has ``held`` runs may have one more of this size."""
+    def require_run(self, tenant: str, held: int, more: int, elements: int, tensors: int) -> None:
+        """Raises QuotaExceeded unless a tenant that has ``held`` runs may have one of this size, ``more`` than those:
+        none where it takes the place of another."""
         quotas = self._quotas(tenant)
         _require("parameters", elements, quotas.parameters, "the run has {used} elements; yours have at most {limit}")
         _require("tensors", tensors, quotas.tensors, "the run has {used} tensors; yours have at most {limit}")
-        _require("runs", held + 1, quotas.runs, "that would be run number {used} of yours; expected at most {limit}")
+        _require(
+            "runs",
+            held + more,
+            quotas.runs if more else None,
+            "that would be run number {used} of yours; expected at most {limit}",
+        )
 
     @contextmanager
     def stream(self, tenant: str, run: str) -> Iterator[None]:

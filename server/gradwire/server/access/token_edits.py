@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import secrets
+import tomllib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import tomlkit
+from tomlkit.exceptions import TOMLKitError
 
 from gradwire.server.access.access_file import BadAccessFile, digest_of, parse_access_list
 from gradwire.server.access.identity import DEFAULT_TENANT
@@ -80,14 +82,24 @@ def _edit(path: Path, change: Callable[[Any], None]) -> None:
     with _locked(path):
         data = path.read_bytes() if path.exists() else b""
         parse_access_list(data)  # nothing is added to what the server would refuse
-        document = tomlkit.parse(data.decode())
-        change(document)
-        text = tomlkit.dumps(document).encode()
+        try:
+            document = tomlkit.parse(data.decode())
+            change(document)
+            text = tomlkit.dumps(document).encode()
+            tomllib.loads(text.decode())  # it adds tables to lists that are written otherwise
+        except (TOMLKitError, ValueError, TypeError, AttributeError) as error:
+            if isinstance(error, BadAccessFile):
+                raise
+            raise BadAccessFile(
+                "it has tokens or tenants in a form that is not edited; expected [[tokens]], [tenants.T]"
+            ) from None
         parse_access_list(text)
-        new = not path.exists()
+        before = path.stat() if path.exists() else None
         with whole_file(path) as file:
-            if new:
+            if before is None:
                 os.fchmod(file.fileno(), 0o600)
+            else:  # the server may be another user than who edits
+                os.fchown(file.fileno(), before.st_uid, before.st_gid)
             file.write(text)
             file.flush()
             os.fsync(file.fileno())

@@ -13,6 +13,15 @@ from gradwire.server.access.identity import DEFAULT_TENANT, Role
 from gradwire.wire.printable import printable
 
 T = TypeVar("T")
+_MAX_DAYS = 36_500
+
+
+def _days(ctx: click.Context, parameter: click.Parameter, value: float | None) -> float | None:
+    if value is not None and not 0 < value <= _MAX_DAYS:  # not-a-number neither
+        raise click.BadParameter(f"{value} is no number of days; expected more than 0, at most {_MAX_DAYS}")
+    return value
+
+
 _FILE = click.option(
     "--file",
     required=True,
@@ -33,7 +42,7 @@ def tokens_group() -> None:
 @_FILE
 @click.option("--tenant", default=DEFAULT_TENANT, show_default=True, help="Made, where the file does not have it yet.")
 @click.option("--role", required=True, type=click.Choice([role.name.lower() for role in Role]), help="What it may do.")
-@click.option("--days", type=click.FloatRange(0, min_open=True), help="For which it is good; else for ever.")
+@click.option("--days", callback=_days, type=float, help="For which it is good; else for ever.")
 @click.option("--runs", multiple=True, help="Pattern of run names that it is for, as 'phone-*'; may be repeated.")
 @click.option("--workers", multiple=True, help="Pattern of worker ids that it is for; may be repeated.")
 def create_command(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -14,7 +15,6 @@ from gradwire.server.access.audit import AuditLog
 from gradwire.server.access.gate import LOOK_SECONDS, Gate
 from gradwire.server.access.identity import Identity
 from gradwire.server.engine.run import Run
-from gradwire.server.engine.threads import in_thread
 from gradwire.server.rpc.call import Call
 from gradwire.server.rpc.codec import encode_run
 from gradwire.server.rpc.identify import identify
@@ -33,6 +33,8 @@ from gradwire.wire.errors import (
 
 if TYPE_CHECKING:  # needs a library that a server without TLS does without
     from gradwire.server.access.certificates import RenewedCertificates
+
+log = logging.getLogger(__name__)
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
@@ -88,6 +90,8 @@ class Calls:
         self.loop_lag = LoopLag()
         self.started = time.monotonic()
         self._guards: dict[StreamGuard, Identity] = {}
+        self._requests: dict[StreamGuard, Identity] = {}
+        """Of calls that still wait for requests. A drain lets these come."""
         self._calls: set[asyncio.Task[Any]] = set()
 
     async def drain(self, timeout_seconds: float) -> None:
@@ -109,16 +113,20 @@ class Calls:
         is over, as a drain does: what has arrived whole is committed and answered. Until it is cancelled."""
         if self.gate is None:
             return
-        loop, seen = asyncio.get_running_loop(), 0
         while True:
             await asyncio.sleep(LOOK_SECONDS)
-            await in_thread(self.registry.executor, self.gate.look)
-            changed, seen = self.gate.version != seen, self.gate.version
-            for guard, who in list(self._guards.items()):
-                looked_at = changed or who.expires is not None
-                if looked_at and not guard.ending and (why := self.gate.over(who)):
-                    guard.drain(PermissionRevoked(f"{why}; this block was not applied"))
-                    loop.call_later(_LAST_WORDS_SECONDS, guard.interrupt, PermissionRevoked(why, applied=None))
+            try:
+                await asyncio.to_thread(self.gate.look)  # no thread of those that tenants can keep busy
+                self._end_those_who_are_over(self.gate)
+            except Exception:
+                log.exception("the access file cannot be looked at; tried again in %g s", LOOK_SECONDS)
+
+    def _end_those_who_are_over(self, gate: Gate) -> None:
+        loop = asyncio.get_running_loop()
+        for guard, who in [*self._guards.items(), *self._requests.items()]:
+            if not guard.ending and (why := gate.over(who)):
+                guard.drain(PermissionRevoked(f"{why}; nothing more is taken"))
+                loop.call_later(_LAST_WORDS_SECONDS, guard.interrupt, PermissionRevoked(why, applied=None))
 
     def require_still(self, who: Identity) -> None:
         """Raises PermissionRevoked where what a call came with does not hold any more: it may have waited long with its
@@ -146,6 +154,17 @@ class Calls:
         assert task is not None
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
+
+    @contextmanager
+    def reading(self, who: Identity) -> Iterator[StreamGuard]:
+        """Reads the requests of a call: who is revoked meanwhile sends none any more."""
+        guard = StreamGuard(self.registry.config.stall_timeout_seconds)
+        self._requests[guard] = who
+        try:
+            yield guard
+        finally:
+            del self._requests[guard]
+            guard.close()
 
     @contextmanager
     def guarded(self, call: Call) -> Iterator[StreamGuard]:

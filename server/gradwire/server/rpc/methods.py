@@ -17,6 +17,7 @@ from google.protobuf.message_factory import GetMessageClass
 
 from gradwire.server.rpc.call import Call
 from gradwire.server.rpc.calls import Calls, abort
+from gradwire.server.rpc.stream_guard import StreamGuard
 from gradwire.v1 import service_pb2
 from gradwire.wire.errors import GradwireError, InternalError, ProtocolViolation
 from gradwire.wire.service import SERVICE_NAME
@@ -59,11 +60,17 @@ def _wrapped(servicer: Calls, method: Any) -> Callable[[Any, Any], Awaitable[Any
         try:
             caller = Call(context, servicer.identify(context), action)
             caller.who.require(name)
-            requests = stream if raw else _messages(context, request) if streams else await _message(context, request)
-            servicer.require_still(caller.who)
-            servicer.note_call()
-            servicer.require_ready()
-            answer = await call(requests, caller)
+            with servicer.reading(caller.who) as guard:
+                if raw:
+                    requests = stream
+                elif streams:
+                    requests = _messages(guard, context, request)
+                else:
+                    requests = await _message(guard, context, request)
+                servicer.require_still(caller.who)
+                servicer.note_call()
+                servicer.require_ready()
+                answer = await call(requests, caller)
             servicer.note(context, caller, caller.action)
             return answer
         except GradwireError as error:
@@ -86,17 +93,17 @@ def _wrapped(servicer: Calls, method: Any) -> Callable[[Any, Any], Awaitable[Any
     return handle
 
 
-async def _message(context: Any, request: type[Message]) -> Message:
+async def _message(guard: StreamGuard, context: Any, request: type[Message]) -> Message:
     """The only request of a call. Raises ProtocolViolation."""
-    serialized = await context.read()
+    serialized = await guard.read(context.read)
     if serialized is grpc.aio.EOF:
         raise ProtocolViolation("the call ended before its request")
     return _decoded(serialized, request)
 
 
-async def _messages(context: Any, request: type[Message]) -> AsyncIterator[Message]:
+async def _messages(guard: StreamGuard, context: Any, request: type[Message]) -> AsyncIterator[Message]:
     """The requests of a call, one after another. Raises ProtocolViolation."""
-    while (serialized := await context.read()) is not grpc.aio.EOF:
+    while (serialized := await guard.read(context.read)) is not grpc.aio.EOF:
         yield _decoded(serialized, request)
 
 

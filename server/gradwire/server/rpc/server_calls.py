@@ -19,7 +19,7 @@ class ServerCalls(Calls):
             tenant=who.tenant,
             role=int(who.role),  # type: ignore[arg-type]
             id=who.id,
-            expires_seconds=who.expires or 0.0,
+            expires_seconds=who.until or 0.0,
             runs=who.runs,
             workers=who.workers,
             quotas=[

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from gradwire.server.access.identity import split
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.threads import in_thread
 from gradwire.server.rpc.call import Call
@@ -62,7 +63,7 @@ class SnapshotCalls(Calls):
         run = self.run_of(call, request.name, request.run_uid)
         with self.guarded(call) as guard:
             async with operations.source(self.registry, run, request.snapshot_id) as snapshot:
-                file = files.export(run, snapshot, request.weights_only, call.who.outside(run.spec.name))
+                file = files.export(run, snapshot, request.weights_only, split(run.spec.name)[1])
                 header = service_pb2.ExportRunHeader(step=file.step, size_bytes=file.size_bytes)
                 await guard.write(call.context.write, service_pb2.ExportRunResponse(header=header))
                 pieces = file.pieces()

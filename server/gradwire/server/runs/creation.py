@@ -23,11 +23,6 @@ class Creation:
     slots: Upload | None = None
     """The initial optimizer state, where there is one."""
 
-    @property
-    def under_way(self) -> bool:
-        """Whether it may still become visible."""
-        return not self.published and not self.run.ended
-
     def begin_with(self, slots: Sequence[str], step: int, tensor_steps: Sequence[int]) -> None:
         """The run begins with a state, of which ``slots`` (in this order) will arrive. Raises ProtocolViolation."""
         run = self.run

@@ -164,7 +164,9 @@ class Registry:
         self._require_free(spec.name, replace)
         self.check_size(spec.layout)
         tenant = tenant_of(spec.name)
-        self.ledger.require_run(tenant, self._held(tenant, spec.name), spec.layout.elements, len(spec.layout.tensors))
+        held = self._held(tenant)
+        more = len(held | {spec.name}) - len(held)
+        self.ledger.require_run(tenant, len(held), more, spec.layout.elements, len(spec.layout.tensors))
         budget = self.ledger.budget_of(tenant)
         run = Run(with_durability(spec, self.stored_runs is not None), self.device, budget, self.executor, request_id)
         upload = None
@@ -178,10 +180,10 @@ class Registry:
         """How many runs a tenant has."""
         return sum(tenant_of(name) == tenant for name in self.names())
 
-    def _held(self, tenant: str, but: str) -> int:
-        """Runs of a tenant that are there, or on their way, besides the one of the name ``but``."""
-        names = {*self.names(), *(creation.run.spec.name for creation in self._creations if creation.under_way)}
-        return sum(tenant_of(name) == tenant for name in names - {but})
+    def _held(self, tenant: str) -> set[str]:
+        """Runs of a tenant that are there, or on their way: also while they are being written to the disk."""
+        names = {*self.names(), *(creation.run.spec.name for creation in self._creations if not creation.run.ended)}
+        return {name for name in names if tenant_of(name) == tenant}
 
     async def prepare(self, spec: RunSpec) -> None:
         """Compiles what the run's steps will call, in a thread: never at a step, never on the event loop."""
