@@ -123,8 +123,9 @@ def test_sigterm_ends_the_process_although_streams_are_attached(connect_bare: Ca
         server.terminate()
         assert isinstance(stream.refusal(), Draining)
         assert isinstance(half.refusal(), Draining)
-        if server.process.poll() is None:
-            server.terminate()  # once more, in the middle of it
+        while server.process.poll() is None:
+            server.terminate()  # again and again, until the very end
+            time.sleep(0.001)
         assert server.process.wait(30) == 0
         assert not [line for line in server.log if "ERROR" in line or "Traceback" in line], server.log
 

@@ -150,9 +150,20 @@ async def _serve(config: ServerConfig, announce_to: int | None) -> None:
         threading.Thread(target=watch_parent, name="gradwire-parent", daemon=True).start()
     try:
         await serve(config, ready, stop if embedded else None, () if embedded else (signal.SIGINT,))
+        _ignore_further_signals()
     finally:
         if embedded:
             _remove_socket_directories(config.listen)
+
+
+def _ignore_further_signals() -> None:
+    """The loop takes its handlers with it, and one more SIGTERM would kill a process that has ended well."""
+    numbers = {signal.SIGTERM, signal.SIGHUP, signal.SIGINT}
+    signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+    for number in numbers:
+        asyncio.get_running_loop().remove_signal_handler(number)
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, numbers)
 
 
 def _remove_socket_directories(addresses: Sequence[str]) -> None:
