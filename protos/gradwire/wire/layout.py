@@ -24,7 +24,10 @@ MAX_TENSOR_NAME_BYTES = 512
 MAX_DIMENSIONS = 64
 """numpy's own limit."""
 
-_TENANT_PREFIX = re.compile(r"tenants/[a-z0-9][a-z0-9-]{0,62}/(?=runs/)", re.ASCII)
+TENANT_NAME = r"[a-z0-9][a-z0-9-]{0,62}"
+"""Pattern of the names of tenants, of ASCII."""
+
+_TENANT_PREFIX = re.compile(rf"tenants/{TENANT_NAME}/(?=runs/)", re.ASCII)
 _RUN_NAME = re.compile(r"runs/([A-Za-z0-9][A-Za-z0-9._-]{0,127})", re.ASCII)
 
 

@@ -12,6 +12,10 @@ MAX_SECONDS = 1e6
 """Longest time that a setting may have, eleven days: gRPC counts milliseconds in 31 bits."""
 
 
+SIZE_UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
+"""Bytes, by what sizes are written in."""
+
+
 class ConfigError(ValueError):
     """Raised when a setting is malformed or refused; the message says what was expected."""
 

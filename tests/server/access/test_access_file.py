@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from gradwire.server.access.access_file import MAX_BYTES, BadAccessFile, digest_of, parse_access_list, read_access_file
-from gradwire.server.access.identity import Identity, Quotas, Role
+from gradwire.server.access.identity import Identity, Role
+from gradwire.server.access.quotas import Quotas
 
 DIGEST = digest_of("secret")
 GOOD = f"""

@@ -16,7 +16,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from gradwire.server.access.identity import DEFAULT_TENANT, TENANT, Identity, Quotas, Role
+from gradwire.server.access.identity import DEFAULT_TENANT, Identity, Role
+from gradwire.server.access.quotas import Quotas
+from gradwire.server.config import SIZE_UNITS
+from gradwire.wire.layout import TENANT_NAME
 
 MAX_BYTES = 16 * 2**20
 """Of an access file."""
@@ -24,9 +27,9 @@ MAX_BYTES = 16 * 2**20
 MAX_AMOUNT = 2**63 - 1
 """Of a quota."""
 
+_TENANT = re.compile(TENANT_NAME, re.ASCII)
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
-_UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-_SIZE = re.compile(rf"([0-9]{{1,12}}) ?({'|'.join(_UNITS)})", re.ASCII)
+_SIZE = re.compile(rf"([0-9]{{1,12}}) ?({'|'.join(SIZE_UNITS)})", re.ASCII)
 _SHA256 = re.compile(r"[0-9a-f]{64}", re.ASCII)
 _COMMON = {"tenant", "role", "expires", "runs", "workers"}
 
@@ -76,10 +79,8 @@ def parse_access_list(data: bytes) -> AccessList:
         found = tomllib.loads(data.decode())
     except UnicodeDecodeError:
         raise BadAccessFile("it is not UTF-8") from None
-    except (
-        ValueError,
-        RecursionError,
-    ) as error:  # not only TOMLDecodeError: numbers of too many digits, too deep lists
+    except (ValueError, RecursionError) as error:
+        # Not always TOMLDecodeError: a number may have too many digits, a list lie too deep.
         raise BadAccessFile(f"it is no TOML: {error}") from None
     _check_keys(found, {"tenants", "tokens", "certificates"}, "the file")
     quotas = _tenants(found.get("tenants", {}))
@@ -104,7 +105,7 @@ def _tenants(found: Any) -> dict[str, Quotas]:
         raise BadAccessFile("'tenants' is no table; expected [tenants.NAME]")
     quotas = {DEFAULT_TENANT: Quotas()}
     for name, table in found.items():
-        if not TENANT.fullmatch(name):
+        if not _TENANT.fullmatch(name):
             raise BadAccessFile(f"tenant {name!r}; expected 1 to 63 of a-z 0-9 -, beginning with a letter or digit")
         if not isinstance(table, dict):
             raise BadAccessFile(f"tenant {name!r} is no table; expected [tenants.{name}]")
@@ -115,7 +116,7 @@ def _tenants(found: Any) -> dict[str, Quotas]:
 
 def _amount(value: Any, key: str, where: str) -> int:
     if key == "memory" and isinstance(value, str) and (found := _SIZE.fullmatch(value)):
-        if (amount := int(found[1]) * _UNITS[found[2]]) <= MAX_AMOUNT:
+        if (amount := int(found[1]) * SIZE_UNITS[found[2]]) <= MAX_AMOUNT:
             return amount
     elif isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_AMOUNT:
         return value

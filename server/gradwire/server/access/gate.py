@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from gradwire.server.access.access_file import BadAccessFile, digest_of, parse_access_list, read_access_file
-from gradwire.server.access.identity import Identity, Quotas
+from gradwire.server.access.identity import Identity
+from gradwire.server.access.quotas import Quotas
 from gradwire.wire.errors import Unauthenticated
 
 log = logging.getLogger(__name__)
@@ -33,8 +34,6 @@ class Gate:
         self._path = path
         self._data = read_access_file(path)
         self._list = parse_access_list(self._data)
-        self.version = 0
-        """Rises with each change."""
         self.error = ""
         """Why the file was not taken when it was last looked at."""
         self._lock = threading.Lock()
@@ -73,8 +72,8 @@ class Gate:
             if found is None:
                 raise Unauthenticated("this server wants a token: metadata 'authorization: Bearer TOKEN'")
             found = replace(found, ends=certificate_expires)
-        if found.until is not None and found.until <= time.time():
-            raise Unauthenticated(f"the token or certificate {found.id!r} has expired")
+        if expired := _expired(found):
+            raise Unauthenticated(expired)
         return found
 
     def look(self) -> bool:
@@ -93,7 +92,6 @@ class Gate:
                 self.error = why
                 return False
             self._data, self._list, self.error = data, found, ""
-            self.version += 1
             log.info("%s: %d tokens, %d certificates", self._path, len(found.tokens), len(found.certificates))
             return True
 
@@ -110,6 +108,11 @@ class Gate:
         for other in self._list.by_id.get(identity.id, ()):
             found = replace(other, ends=identity.ends)
             if replace(found, expires=identity.expires) == identity:
-                expired = found.until is not None and found.until <= time.time()
-                return f"the token or certificate {identity.id!r} has expired" if expired else ""
+                return _expired(found)
         return f"the token or certificate {identity.id!r} has been revoked, or allows other things now"
+
+
+def _expired(identity: Identity) -> str:
+    """That it has; empty: it has not."""
+    over = identity.until is not None and identity.until <= time.time()
+    return f"the token or certificate {identity.id!r} has expired" if over else ""

@@ -13,14 +13,11 @@ from enum import IntEnum
 from fnmatch import fnmatchcase
 
 from gradwire.wire.errors import PermissionDenied, RunNotFound, shorten
-from gradwire.wire.layout import parse_run_name
+from gradwire.wire.layout import TENANT_NAME, parse_run_name
 
 DEFAULT_TENANT = "default"
 
-TENANT = re.compile(r"[a-z0-9][a-z0-9-]{0,62}", re.ASCII)
-"""Names of tenants."""
-
-_QUALIFIED = re.compile(rf"tenants/({TENANT.pattern})/(.*)", re.ASCII | re.DOTALL)
+_QUALIFIED = re.compile(rf"tenants/({TENANT_NAME})/(.*)", re.ASCII | re.DOTALL)
 
 
 class Role(IntEnum):
@@ -108,11 +105,7 @@ class Identity:
     def inside(self, name: str) -> str:
         """The name inside the server of the run that the caller calls ``name``, which may be any text. Raises
         RunNotFound for what is another tenant's, PermissionDenied for what the token is not for."""
-        tenant, own = self.tenant, name
-        if found := _QUALIFIED.fullmatch(name):
-            if not self.crosses:
-                raise RunNotFound(f"there is no run {shorten(name)!r} on this server", run=shorten(name))
-            tenant, own = found[1], found[2]
+        tenant, own = self._named(name)
         if not own.startswith("runs/"):
             raise RunNotFound(f"there is no run {shorten(name)!r} on this server", run=shorten(name))
         if not _matches(own.removeprefix("runs/"), self.runs):
@@ -123,14 +116,17 @@ class Identity:
 
     def after(self, token: str) -> str:
         """The place in the order of names inside that a list's page token, which may be any text, stands for."""
-        found = _QUALIFIED.fullmatch(token) if self.crosses else None
-        return qualified(self.tenant, token) if found is None else qualified(found[1], found[2])
+        return qualified(*self._named(token))
 
     def inside_new(self, name: str) -> str:
         """As `inside`, of a run that is to be created. Raises InvalidSpec unless it is a good name."""
-        found = _QUALIFIED.fullmatch(name) if self.crosses else None
-        parse_run_name(name if found is None else found[2])
+        parse_run_name(self._named(name)[1])
         return self.inside(name)
+
+    def _named(self, name: str) -> tuple[str, str]:
+        """Whose run ``name`` is, and the rest of it: of who may name no other tenant all is its own."""
+        found = _QUALIFIED.fullmatch(name) if self.crosses else None
+        return (self.tenant, name) if found is None else (found[1], found[2])
 
     def outside(self, name: str) -> str:
         """What the caller calls the run of this name inside. No tenant stands in it unless it is another one's."""
@@ -145,21 +141,6 @@ class Identity:
     def text(self, text: str) -> str:
         """What is said to the caller of its own runs: their tenant is left out."""
         return text if self.tenant == DEFAULT_TENANT else text.replace(f"tenants/{self.tenant}/runs/", "runs/")
-
-
-@dataclass(frozen=True)
-class Quotas:
-    """None: no bound but the server's own."""
-
-    runs: int | None = None
-    memory: int | None = None
-    """Bytes, counted as ``--max-memory`` is."""
-    streams: int | None = None
-    """Train streams at a time."""
-    parameters: int | None = None
-    """Elements of one run."""
-    tensors: int | None = None
-    """Tensors of one run."""
 
 
 ANYBODY = Identity(DEFAULT_TENANT, Role.ADMIN)

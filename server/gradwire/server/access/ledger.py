@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from gradwire.server.access.gate import Gate
-from gradwire.server.access.identity import Quotas
+from gradwire.server.access.quotas import Quotas
 from gradwire.server.memory.budget import BudgetShare, MemoryBudget
 from gradwire.wire.errors import QuotaExceeded
 

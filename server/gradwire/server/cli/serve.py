@@ -22,7 +22,7 @@ import click
 
 from gradwire.server.cli.logs import set_up_logging
 from gradwire.server.cli.numbers import seconds
-from gradwire.server.config import ConfigError, ServerConfig
+from gradwire.server.config import SIZE_UNITS, ConfigError, ServerConfig
 from gradwire.wire.printable import printable
 
 if TYPE_CHECKING:
@@ -33,15 +33,12 @@ log = logging.getLogger("gradwire.server")
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(ServerConfig)}
 
 
-_UNITS = {"KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
-
-
 def size(text: str | int) -> int:
     """A number of bytes: ``1000``, ``64KiB``, ``512MiB``, ``2GiB``."""
     stripped = str(text).strip()
-    unit = next((unit for unit in _UNITS if stripped.endswith(unit)), "")
+    unit = next((unit for unit in SIZE_UNITS if stripped.endswith(unit)), "")
     try:
-        return int(float(stripped.removesuffix(unit)) * _UNITS.get(unit, 1))
+        return int(float(stripped.removesuffix(unit)) * SIZE_UNITS.get(unit, 1))
     except (ValueError, OverflowError):
         expected = "a number of bytes, or one with KiB, MiB, GiB or TiB"
         raise click.BadParameter(f"{text!r} is no size; expected {expected}") from None

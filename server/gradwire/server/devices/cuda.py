@@ -204,6 +204,7 @@ class CudaDevice(Device):
             mask = self._upload(applied) if applied is not None else self._scratch(1, torch.bool)
             written = uploaded if out is None else out.tensor  # of the type that is compiled, and not written
             lengths = (*gradients.shape, 0 if out is None else out.shape[1])
+            to_write = 0 if out is None else int(write)
             for segment, first in zip(segments, firsts, strict=True):
                 used = segment.kernel.used_slots
                 arrays = [result.params, *[result.slots[name] for name in used]]
@@ -212,7 +213,6 @@ class CudaDevice(Device):
                 if target is not None:
                     arrays = [state.params, *[state.slots[name] for name in used], *arrays]
                 tensors = [*[array.tensor for array in arrays], gradients.tensor, uploaded, mask, written]
-                to_write = 0 if out is None else int(write)
                 where = (first, masked, to_write, out_start, start, segment.start, segment.stop)
                 kernel = _kernel(segment.kernel, scalars.dtype, target is None)
                 blocks = -(-(segment.stop - segment.start) // (self._runtime.threads * TOGETHER))

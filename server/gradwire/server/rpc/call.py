@@ -9,6 +9,11 @@ from gradwire.server.access.identity import Identity
 from gradwire.wire.errors import GradwireError
 
 
+def action_of(method: str) -> str:
+    """What a call of the method is in the audit log, from its beginning on."""
+    return "Attach" if method == "Train" else method
+
+
 @dataclass(eq=False)
 class Call:
     """What each handler gets beside its request."""

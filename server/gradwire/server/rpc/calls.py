@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -15,7 +15,7 @@ from gradwire.server.access.audit import AuditLog
 from gradwire.server.access.gate import LOOK_SECONDS, Gate
 from gradwire.server.access.identity import Identity
 from gradwire.server.engine.run import Run
-from gradwire.server.rpc.call import Call
+from gradwire.server.rpc.call import Call, action_of
 from gradwire.server.rpc.codec import encode_run
 from gradwire.server.rpc.identify import identify
 from gradwire.server.rpc.loop_lag import LoopLag
@@ -138,11 +138,14 @@ class Calls:
         """The run that a caller means. Raises RunNotFound, RunDamaged, PermissionDenied."""
         return self.registry.get(call.run(name), uid)
 
-    def note(self, context: Any, call: Call | None, action: str, reason: str = "") -> None:
-        """For the audit log, where there is one."""
-        if self.audit is not None:
-            resource = "" if call is None else call.resource
-            self.audit.note(None if call is None else call.who, context.peer(), action, resource, reason)
+    def note(self, context: Any, call: Call | None, method: str, reason: str = "") -> None:
+        """For the audit log, where there is one. ``call``: None: nobody knows who calls ``method``."""
+        if self.audit is None:
+            return
+        if call is None:
+            self.audit.note(None, context.peer(), action_of(method), "", reason)
+        else:
+            self.audit.note(call.who, context.peer(), call.action, call.resource, reason)
 
     def require_ready(self) -> None:
         """Raises Starting."""
@@ -155,26 +158,23 @@ class Calls:
         self._calls.add(task)
         task.add_done_callback(self._calls.discard)
 
-    @contextmanager
-    def reading(self, who: Identity) -> Iterator[StreamGuard]:
+    def reading(self, who: Identity) -> AbstractContextManager[StreamGuard]:
         """Reads the requests of a call: who is revoked meanwhile sends none any more."""
-        guard = StreamGuard(self.registry.config.stall_timeout_seconds)
-        self._requests[guard] = who
-        try:
-            yield guard
-        finally:
-            del self._requests[guard]
-            guard.close()
+        return self._guard(self._requests, who)
+
+    def guarded(self, call: Call) -> AbstractContextManager[StreamGuard]:
+        """For a stream of answers, which ends when the server drains, too. Raises PermissionRevoked."""
+        self.require_still(call.who)  # from here on `watch_access` sees to it
+        return self._guard(self._guards, call.who)
 
     @contextmanager
-    def guarded(self, call: Call) -> Iterator[StreamGuard]:
-        self.require_still(call.who)  # from here on `watch_access` sees to it
+    def _guard(self, among: dict[StreamGuard, Identity], who: Identity) -> Iterator[StreamGuard]:
         guard = StreamGuard(self.registry.config.stall_timeout_seconds)
-        self._guards[guard] = call.who
+        among[guard] = who
         try:
             yield guard
         finally:
-            del self._guards[guard]
+            del among[guard]
             guard.close()
 
     async def encoded(self, call: Call, run: Run) -> run_pb2.Run:

@@ -15,7 +15,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
-from gradwire.server.rpc.call import Call
+from gradwire.server.rpc.call import Call, action_of
 from gradwire.server.rpc.calls import Calls, abort
 from gradwire.server.rpc.stream_guard import StreamGuard
 from gradwire.v1 import service_pb2
@@ -26,10 +26,6 @@ log = logging.getLogger(__name__)
 
 BYTES = {"Train"}
 """Methods that read and write serialized messages by themselves: nearly all of these is data, which protobuf copies."""
-
-
-_ACTIONS = {"Train": "Attach"}
-"""What methods are called in the audit log, where it is not their name."""
 
 
 def add_to_server(servicer: Calls, server: grpc.aio.Server) -> None:
@@ -51,14 +47,13 @@ def _wrapped(servicer: Calls, method: Any) -> Callable[[Any, Any], Awaitable[Any
     """Decides who calls, reads, and turns the exceptions of the handler into statuses."""
     name: str = method.name
     raw, streams = name in BYTES, method.client_streaming
-    action = _ACTIONS.get(name, name)
     request = GetMessageClass(method.input_type)
     call = getattr(servicer, name)
 
     async def handle(stream: Any, context: Any) -> Any:
         caller = None
         try:
-            caller = Call(context, servicer.identify(context), action)
+            caller = Call(context, servicer.identify(context), action_of(name))
             caller.who.require(name)
             with servicer.reading(caller.who) as guard:
                 if raw:
@@ -71,7 +66,7 @@ def _wrapped(servicer: Calls, method: Any) -> Callable[[Any, Any], Awaitable[Any
                 servicer.note_call()
                 servicer.require_ready()
                 answer = await call(requests, caller)
-            servicer.note(context, caller, caller.action)
+            servicer.note(context, caller, name)
             return answer
         except GradwireError as error:
             refusal = error if caller is None else caller.refusal(error)
@@ -81,12 +76,12 @@ def _wrapped(servicer: Calls, method: Any) -> Callable[[Any, Any], Awaitable[Any
         except (grpc.aio.AbortError, grpc.aio.UsageError):
             raise
         except asyncio.CancelledError:  # the caller has gone
-            servicer.note(context, caller, caller.action if caller else action, "CANCELLED")
+            servicer.note(context, caller, name, "CANCELLED")
             raise
         except Exception:
             log.exception("unexpected error in %s", name)
             refusal = InternalError(f"unexpected error in {name}; the server's log says more", applied=None)
-        servicer.note(context, caller, caller.action if caller else action, refusal.reason)
+        servicer.note(context, caller, name, refusal.reason)
         await abort(context, refusal)
         return None  # gRPC does not look at it after an abort
 

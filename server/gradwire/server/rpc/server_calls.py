@@ -24,7 +24,7 @@ class ServerCalls(Calls):
             workers=who.workers,
             quotas=[
                 service_pb2.Quota(name=name, used=used, limit=limit)
-                for name, used, limit in self.registry.ledger.use(who.tenant, self.registry.held(who.tenant))
+                for name, used, limit in self.registry.ledger.use(who.tenant, len(self.registry.held(who.tenant)))
             ],
         )
 

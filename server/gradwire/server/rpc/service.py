@@ -117,7 +117,7 @@ class OptimizerServicer(SnapshotCalls, ServerCalls):
             try:
                 if attach.shared_memory and self._may_share_memory(call.peer):
                     await session.share_memory()
-                self.note(call.context, call, call.action)
+                self.note(call.context, call, "Train")
                 call.action = "Detach"
                 stream = TrainStream(guard, call.context, session.memory, encoder)
                 await guard.write(call.context.write, self._attached(session))

@@ -164,7 +164,7 @@ class Registry:
         self._require_free(spec.name, replace)
         self.check_size(spec.layout)
         tenant = tenant_of(spec.name)
-        held = self._held(tenant)
+        held = self.held(tenant)
         more = len(held | {spec.name}) - len(held)
         self.ledger.require_run(tenant, len(held), more, spec.layout.elements, len(spec.layout.tensors))
         budget = self.ledger.budget_of(tenant)
@@ -176,11 +176,7 @@ class Registry:
         self._creations.add(creation)
         return creation
 
-    def held(self, tenant: str) -> int:
-        """How many runs a tenant has."""
-        return sum(tenant_of(name) == tenant for name in self.names())
-
-    def _held(self, tenant: str) -> set[str]:
+    def held(self, tenant: str) -> set[str]:
         """Runs of a tenant that are there, or on their way: also while they are being written to the disk."""
         names = {*self.names(), *(creation.run.spec.name for creation in self._creations if not creation.run.ended)}
         return {name for name in names if tenant_of(name) == tenant}
