@@ -44,6 +44,8 @@ class Receipt:
     """Encoded gradients of the block that the server received on the stream on which it was applied."""
     sent_bytes: int = field(default=0, compare=False)
     """Encoded parameters of its answer. Receipts are equal where steps did the same, however they travelled."""
+    paced_seconds: float = field(default=0.0, compare=False)
+    """For so long the server did not listen before this block: this token's tenant had gone faster than its rates."""
 
     @property
     def skipped(self) -> bool:
@@ -118,6 +120,7 @@ def decode_receipt(message: train_pb2.Receipt) -> Receipt:
         durability=durability_name(message.durability),
         received_bytes=message.received_bytes,
         sent_bytes=message.sent_bytes,
+        paced_seconds=message.paced_seconds,
     )
 
 

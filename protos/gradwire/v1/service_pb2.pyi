@@ -126,9 +126,9 @@ class Quota(google.protobuf.message.Message):
     USED_FIELD_NUMBER: builtins.int
     LIMIT_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """"runs", "memory" in bytes, or "streams"."""
+    """"runs", "memory" in bytes, "streams", "steps_per_second" or "bytes_per_second"."""
     used: builtins.int
-    """So much is held."""
+    """So much is held; of a rate: has been used lately, what is above the limit being waited for."""
     limit: builtins.int
     """So much may be."""
     def __init__(

@@ -102,7 +102,8 @@ class OptimizerServiceStub:
       TOO_MANY_PARAMETERS    RESOURCE_EXHAUSTED  false   no     more elements than the server takes (--max-parameters)
       MEMORY_LIMIT_EXCEEDED  RESOURCE_EXHAUSTED  any     later  no room within --max-memory: others may free some
       QUOTA_EXCEEDED         RESOURCE_EXHAUSTED  false   no     the tenant's `quota` has `used` of its `limit`: delete
-                                                                runs, close streams
+                                                                runs, close streams (a RetryInfo says when it may be
+                                                                worth asking); `max_steps`: fewer steps at once
       RESULT_TOO_LARGE       RESOURCE_EXHAUSTED  false   no     a trajectory beyond `max_bytes`: fewer steps, or LAST
       STALLED                DEADLINE_EXCEEDED   any     attach you did not read for 60 s (--stall-timeout)
       DRAINING               UNAVAILABLE         false   later  the server is about to stop: try until it is back
@@ -330,7 +331,8 @@ class OptimizerServiceAsyncStub:
       TOO_MANY_PARAMETERS    RESOURCE_EXHAUSTED  false   no     more elements than the server takes (--max-parameters)
       MEMORY_LIMIT_EXCEEDED  RESOURCE_EXHAUSTED  any     later  no room within --max-memory: others may free some
       QUOTA_EXCEEDED         RESOURCE_EXHAUSTED  false   no     the tenant's `quota` has `used` of its `limit`: delete
-                                                                runs, close streams
+                                                                runs, close streams (a RetryInfo says when it may be
+                                                                worth asking); `max_steps`: fewer steps at once
       RESULT_TOO_LARGE       RESOURCE_EXHAUSTED  false   no     a trajectory beyond `max_bytes`: fewer steps, or LAST
       STALLED                DEADLINE_EXCEEDED   any     attach you did not read for 60 s (--stall-timeout)
       DRAINING               UNAVAILABLE         false   later  the server is about to stop: try until it is back
@@ -557,7 +559,8 @@ class OptimizerServiceServicer(metaclass=abc.ABCMeta):
       TOO_MANY_PARAMETERS    RESOURCE_EXHAUSTED  false   no     more elements than the server takes (--max-parameters)
       MEMORY_LIMIT_EXCEEDED  RESOURCE_EXHAUSTED  any     later  no room within --max-memory: others may free some
       QUOTA_EXCEEDED         RESOURCE_EXHAUSTED  false   no     the tenant's `quota` has `used` of its `limit`: delete
-                                                                runs, close streams
+                                                                runs, close streams (a RetryInfo says when it may be
+                                                                worth asking); `max_steps`: fewer steps at once
       RESULT_TOO_LARGE       RESOURCE_EXHAUSTED  false   no     a trajectory beyond `max_bytes`: fewer steps, or LAST
       STALLED                DEADLINE_EXCEEDED   any     attach you did not read for 60 s (--stall-timeout)
       DRAINING               UNAVAILABLE         false   later  the server is about to stop: try until it is back

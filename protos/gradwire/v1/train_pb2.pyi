@@ -504,6 +504,7 @@ class Receipt(google.protobuf.message.Message):
     REPEATED_FIELD_NUMBER: builtins.int
     RECEIVED_BYTES_FIELD_NUMBER: builtins.int
     SENT_BYTES_FIELD_NUMBER: builtins.int
+    PACED_SECONDS_FIELD_NUMBER: builtins.int
     step: builtins.int
     """Steps applied to the run after this block."""
     gradient_norm: builtins.float
@@ -518,6 +519,10 @@ class Receipt(google.protobuf.message.Message):
     """Bytes of `data` in the Gradients messages of this block, on the stream on which it was applied."""
     sent_bytes: builtins.int
     """Bytes of `data` in the Parameters messages of this answer, the one with this receipt included."""
+    paced_seconds: builtins.float
+    """Seconds for which the server did not read this stream before this block, because the tenant had used more than its
+    rates of steps and bytes.
+    """
     @property
     def learning_rates(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
         """Learning rate of each group at the block's last step."""
@@ -537,8 +542,9 @@ class Receipt(google.protobuf.message.Message):
         repeated: builtins.bool = ...,
         received_bytes: builtins.int = ...,
         sent_bytes: builtins.int = ...,
+        paced_seconds: builtins.float = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["durability", b"durability", "gradient_norm", b"gradient_norm", "learning_rates", b"learning_rates", "received_bytes", b"received_bytes", "repeated", b"repeated", "sent_bytes", b"sent_bytes", "skipped_steps", b"skipped_steps", "step", b"step"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["durability", b"durability", "gradient_norm", b"gradient_norm", "learning_rates", b"learning_rates", "paced_seconds", b"paced_seconds", "received_bytes", b"received_bytes", "repeated", b"repeated", "sent_bytes", b"sent_bytes", "skipped_steps", b"skipped_steps", "step", b"step"]) -> None: ...
 
 global___Receipt = Receipt
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
-from google.protobuf import any_pb2
 from google.protobuf.message import DecodeError
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
@@ -32,7 +31,8 @@ class GradwireError(Exception):
     """Root of everything that gradwire refuses.
 
     ``applied`` says whether the step or write that was asked for took effect; None means that this is not known.
-    ``metadata`` holds what was expected, as strings.
+    ``metadata`` holds what was expected, as strings. ``retry_seconds``: after so long it may be
+    otherwise; None: nothing is known of that.
     """
 
     code: ClassVar[int] = code_pb2.UNKNOWN
@@ -42,6 +42,7 @@ class GradwireError(Exception):
         super().__init__(message)
         self.message = message
         self.applied = applied
+        self.retry_seconds: float | None = None
         self.metadata: dict[str, str] = {key: str(value) for key, value in metadata.items()}
 
     def within(self, place: str) -> GradwireError:
@@ -154,7 +155,8 @@ class MemoryLimitExceeded(GradwireError):
 
 
 class QuotaExceeded(GradwireError):
-    """Raised when a tenant holds as much as it may: of runs, streams, or elements or tensors in one run."""
+    """Raised when a tenant holds as much as it may: of runs, streams, disk, or elements or tensors in one run; and for
+    a block of more steps than its rates allow in a minute."""
 
     code, reason = code_pb2.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"
 
@@ -258,7 +260,7 @@ def shorten(text: str, limit: int = 100) -> str:
 
 
 def to_status(error: GradwireError) -> status_pb2.Status:
-    """``error`` as a ``google.rpc.Status`` whose only detail is the ErrorInfo."""
+    """``error`` as a ``google.rpc.Status`` whose first detail is the ErrorInfo; a RetryInfo may follow."""
     info = error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN)
     info.metadata["applied"] = _APPLIED_TO_TEXT[error.applied]
     room = MAX_METADATA_BYTES
@@ -268,9 +270,13 @@ def to_status(error: GradwireError) -> status_pb2.Status:
         if room < 0:
             break
         info.metadata[key] = value
-    detail = any_pb2.Any()
-    detail.Pack(info)
-    return status_pb2.Status(code=error.code, message=shorten(error.message, MAX_MESSAGE_CHARACTERS), details=[detail])
+    status = status_pb2.Status(code=error.code, message=shorten(error.message, MAX_MESSAGE_CHARACTERS))
+    status.details.add().Pack(info)
+    if error.retry_seconds is not None:
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromNanoseconds(int(error.retry_seconds * 1e9))
+        status.details.add().Pack(retry)
+    return status
 
 
 def from_status(status: status_pb2.Status) -> GradwireError | None:
@@ -289,5 +295,17 @@ def from_status(status: status_pb2.Status) -> GradwireError | None:
             applied = _TEXT_TO_APPLIED.get(metadata.pop("applied", "unknown"))
             error = TABLE.get(info.reason, GradwireError)(printable(status.message), applied=applied)
             error.metadata = metadata
+            error.retry_seconds = _retry_seconds(status)
             return error
+    return None
+
+
+def _retry_seconds(status: status_pb2.Status) -> float | None:
+    for detail in status.details:
+        retry = error_details_pb2.RetryInfo()
+        try:
+            if detail.Unpack(retry):
+                return float(retry.retry_delay.ToNanoseconds()) / 1e9
+        except DecodeError:
+            continue
     return None

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gradwire.server.access.identity import DEFAULT_TENANT, Identity, Role
-from gradwire.server.access.quotas import Quotas
+from gradwire.server.access.quotas import RATES, SIZES, Quotas
 from gradwire.server.config import SIZE_UNITS
 from gradwire.wire.layout import TENANT_NAME
 
@@ -115,12 +115,13 @@ def _tenants(found: Any) -> dict[str, Quotas]:
 
 
 def _amount(value: Any, key: str, where: str) -> int:
-    if key == "memory" and isinstance(value, str) and (found := _SIZE.fullmatch(value)):
-        if (amount := int(found[1]) * SIZE_UNITS[found[2]]) <= MAX_AMOUNT:
-            return amount
-    elif isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_AMOUNT:
-        return value
-    expected = "a number of bytes, or one with KiB, MiB, GiB or TiB" if key == "memory" else "a number, 0 or more"
+    least = 1 if key in RATES else 0
+    amount = value
+    if key in SIZES and isinstance(value, str) and (found := _SIZE.fullmatch(value)):
+        amount = int(found[1]) * SIZE_UNITS[found[2]]
+    if isinstance(amount, int) and not isinstance(amount, bool) and least <= amount <= MAX_AMOUNT:
+        return amount
+    expected = "a number of bytes, or one with KiB, MiB, GiB or TiB" if key in SIZES else f"a number, {least} or more"
     raise BadAccessFile(f"{where}: {key} is {value!r}; expected {expected}")
 
 

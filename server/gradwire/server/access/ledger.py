@@ -8,9 +8,13 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from gradwire.server.access.gate import Gate
-from gradwire.server.access.quotas import Quotas
+from gradwire.server.access.pacing import Pace
+from gradwire.server.access.quotas import RATES, Quotas
 from gradwire.server.memory.budget import BudgetShare, MemoryBudget
 from gradwire.wire.errors import QuotaExceeded
+
+RETRY_SECONDS = 60.0
+"""After so long it is worth asking again whether there is room: somebody must have deleted or closed something."""
 
 
 class Use(NamedTuple):
@@ -33,7 +37,16 @@ class Ledger:
         self._shares: dict[str, BudgetShare] = {}
         self._streams: defaultdict[str, Counter[str]] = defaultdict(Counter)
         """Of each tenant, by runs."""
+        self._paces: dict[str, Pace] = {}
         self.enforced = True
+
+    def pace_of(self, tenant: str) -> Pace | None:
+        """How fast it may go; None: there is no access file, so that nothing need be counted."""
+        if self._gate is None:
+            return None
+        if tenant not in self._paces:
+            self._paces[tenant] = Pace(lambda: self._quotas(tenant))
+        return self._paces[tenant]
 
     def budget_of(self, tenant: str) -> MemoryBudget:
         """Where the memory of its runs is counted."""
@@ -80,9 +93,15 @@ class Ledger:
 
     def use(self, tenant: str, runs: int) -> list[Use]:
         """Of each quota that counts through all runs and has a bound."""
-        quotas, memory = self._quotas(tenant), self.budget_of(tenant).used_bytes
-        used = (("runs", runs, quotas.runs), ("memory", memory, quotas.memory))
-        found = (*used, ("streams", len(self._streams[tenant]), quotas.streams))
+        quotas, memory, pace = self._quotas(tenant), self.budget_of(tenant).used_bytes, self.pace_of(tenant)
+        found = [
+            ("runs", runs, quotas.runs),
+            ("memory", memory, quotas.memory),
+            ("streams", len(self._streams[tenant]), quotas.streams),
+        ]
+        if pace is not None:
+            rates = [(name, getattr(quotas, name)) for name in RATES]
+            found += [(name, pace.level(name, rate), rate) for name, rate in rates if rate is not None]
         return [Use(name, count, limit) for name, count, limit in found if limit is not None]
 
     def _quotas(self, tenant: str) -> Quotas:
@@ -93,7 +112,12 @@ class Ledger:
 
 def _require(quota: str, wanted: int, limit: int | None, text: str) -> None:
     if limit is not None and wanted > limit:
-        used = wanted - 1 if quota in ("runs", "streams") else wanted
-        raise QuotaExceeded(
-            f"quota {quota!r}: {text.format(used=wanted, limit=limit)}", quota=quota, used=used, limit=limit
+        counts = quota in ("runs", "streams")  # through all runs: others may end, which makes none of them smaller
+        error = QuotaExceeded(
+            f"quota {quota!r}: {text.format(used=wanted, limit=limit)}",
+            quota=quota,
+            used=wanted - 1 if counts else wanted,
+            limit=limit,
         )
+        error.retry_seconds = RETRY_SECONDS if counts else None
+        raise error

@@ -1,4 +1,4 @@
-"""How much a tenant may hold."""
+"""How much a tenant may hold, and how fast it may go."""
 
 from __future__ import annotations
 
@@ -18,3 +18,14 @@ class Quotas:
     """Elements of one run."""
     tensors: int | None = None
     """Tensors of one run."""
+    steps_per_second: int | None = None
+    """Through all streams; see `pacing`."""
+    bytes_per_second: int | None = None
+    """Of gradients, parameters, uploads, downloads, in both directions together."""
+
+
+SIZES = frozenset({"memory", "bytes_per_second"})
+"""What may be written with a unit."""
+
+RATES = ("steps_per_second", "bytes_per_second")
+"""What may not be 0: one would wait for ever."""

@@ -10,10 +10,12 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import grpc
+from google.protobuf.message import Message
 
 from gradwire.server.access.audit import AuditLog
 from gradwire.server.access.gate import LOOK_SECONDS, Gate
 from gradwire.server.access.identity import Identity
+from gradwire.server.access.pacing import Pace
 from gradwire.server.engine.run import Run
 from gradwire.server.rpc.call import Call, action_of
 from gradwire.server.rpc.codec import encode_run
@@ -146,6 +148,19 @@ class Calls:
             self.audit.note(None, context.peer(), action_of(method), "", reason)
         else:
             self.audit.note(call.who, context.peer(), call.action, call.resource, reason)
+
+    def pace_of(self, call: Call) -> Pace | None:
+        """How fast the caller's tenant may go; None: nothing need be counted."""
+        return self.registry.ledger.pace_of(call.who.tenant)
+
+    async def write(self, call: Call, guard: StreamGuard, message: Message) -> None:
+        """Writes a message of a download, when the caller's tenant may have it."""
+        pace = self.pace_of(call)
+        if pace is not None:
+            if seconds := pace.wait_seconds():
+                await guard.pause(seconds)
+            pace.use(0, message.ByteSize())
+        await guard.write(call.context.write, message)
 
     def require_ready(self) -> None:
         """Raises Starting."""

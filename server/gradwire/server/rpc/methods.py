@@ -15,6 +15,7 @@ import grpc
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 
+from gradwire.server.access.pacing import Pace
 from gradwire.server.rpc.call import Call, action_of
 from gradwire.server.rpc.calls import Calls, abort
 from gradwire.server.rpc.stream_guard import StreamGuard
@@ -59,7 +60,7 @@ def _wrapped(servicer: Calls, method: Any) -> Callable[[Any, Any], Awaitable[Any
                 if raw:
                     requests = stream
                 elif streams:
-                    requests = _messages(guard, context, request)
+                    requests = _messages(guard, context, request, servicer.pace_of(caller))
                 else:
                     requests = await _message(guard, context, request)
                 servicer.require_still(caller.who)
@@ -96,10 +97,16 @@ async def _message(guard: StreamGuard, context: Any, request: type[Message]) -> 
     return _decoded(serialized, request)
 
 
-async def _messages(guard: StreamGuard, context: Any, request: type[Message]) -> AsyncIterator[Message]:
-    """The requests of a call, one after another. Raises ProtocolViolation."""
+async def _messages(
+    guard: StreamGuard, context: Any, request: type[Message], pace: Pace | None
+) -> AsyncIterator[Message]:
+    """The requests of a call, one after another, as fast as ``pace`` has them. Raises ProtocolViolation."""
     while (serialized := await guard.read(context.read)) is not grpc.aio.EOF:
         yield _decoded(serialized, request)
+        if pace is not None:
+            pace.use(0, len(serialized))
+            if seconds := pace.wait_seconds():
+                await guard.pause(seconds)
 
 
 def _decoded(serialized: bytes, request: type[Message]) -> Message:

@@ -100,7 +100,7 @@ class OptimizerServicer(SnapshotCalls, ServerCalls):
             call.who.require_worker(attach.worker_id)
             run = self.run_of(call, attach.run, attach.run_uid)
             decoder, encoder = await in_thread(self.registry.executor, lambda: encodings_of(attach, run))
-            local = is_local(call.peer)
+            local, pace = is_local(call.peer), self.pace_of(call)
             streams.enter_context(self.registry.ledger.stream(tenant_of(run.spec.name), run.spec.name))
             session = await Session.attach(
                 run,
@@ -113,13 +113,14 @@ class OptimizerServicer(SnapshotCalls, ServerCalls):
                 max_result_bytes=self.registry.config.max_result,
                 executor=self.registry.executor,
                 local=local,
+                admit=None if pace is None else pace.require,
             )
             try:
                 if attach.shared_memory and self._may_share_memory(call.peer):
                     await session.share_memory()
                 self.note(call.context, call, "Train")
                 call.action = "Detach"
-                stream = TrainStream(guard, call.context, session.memory, encoder)
+                stream = TrainStream(guard, call.context, session.memory, encoder, pace)
                 await guard.write(call.context.write, self._attached(session))
                 while (part := await stream.receive()) is not None:
                     only = await session.receive_whole(part)
@@ -162,10 +163,10 @@ class OptimizerServicer(SnapshotCalls, ServerCalls):
         with self.guarded(call) as guard:
             async with snapshot(run, parameters_of, 1) as copy:
                 header = service_pb2.ReadParametersHeader(step=copy.step, epoch=copy.epoch)
-                await guard.write(call.context.write, service_pb2.ReadParametersResponse(header=header))
+                await self.write(call, guard, service_pb2.ReadParametersResponse(header=header))
                 for _, offset, values in copy.slices(wire.itemsize):
                     part = run_pb2.Slice(offset=offset, data=encode(values, wire))
-                    await guard.write(call.context.write, service_pb2.ReadParametersResponse(slice=part))
+                    await self.write(call, guard, service_pb2.ReadParametersResponse(slice=part))
 
     async def ReadState(self, request: service_pb2.ReadStateRequest, call: Call) -> None:
         await open_stream(call.context)
@@ -173,10 +174,10 @@ class OptimizerServicer(SnapshotCalls, ServerCalls):
         with self.guarded(call) as guard:
             async with snapshot(run, slots_of, len(run.spec.slots)) as copy:
                 header = service_pb2.StateHeader(step=copy.step, tensor_steps=copy.tensor_steps, slots=run.spec.slots)
-                await guard.write(call.context.write, service_pb2.ReadStateResponse(header=header))
+                await self.write(call, guard, service_pb2.ReadStateResponse(header=header))
                 for slot, offset, values in copy.slices(run.spec.dtype.itemsize):
                     part = service_pb2.SlotSlice(slot=slot, offset=offset, data=encode(values, run.spec.dtype))
-                    await guard.write(call.context.write, service_pb2.ReadStateResponse(slice=part))
+                    await self.write(call, guard, service_pb2.ReadStateResponse(slice=part))
 
     async def WriteParameters(self, requests: Any, call: Call) -> service_pb2.WriteParametersResponse:
         self.registry.require_open()

@@ -65,10 +65,10 @@ class SnapshotCalls(Calls):
             async with operations.source(self.registry, run, request.snapshot_id) as snapshot:
                 file = files.export(run, snapshot, request.weights_only, split(run.spec.name)[1])
                 header = service_pb2.ExportRunHeader(step=file.step, size_bytes=file.size_bytes)
-                await guard.write(call.context.write, service_pb2.ExportRunResponse(header=header))
+                await self.write(call, guard, service_pb2.ExportRunResponse(header=header))
                 pieces = file.pieces()
                 while (data := await in_thread(self.registry.executor, lambda: next(pieces, None))) is not None:
-                    await guard.write(call.context.write, service_pb2.ExportRunResponse(data=data))
+                    await self.write(call, guard, service_pb2.ExportRunResponse(data=data))
 
     async def ImportRun(self, requests: Any, call: Call) -> service_pb2.ImportRunResponse:
         self.registry.require_open()

@@ -70,6 +70,10 @@ class StreamGuard:
         finally:
             self._reading = False
 
+    async def pause(self, seconds: float) -> None:
+        """Lets the peer wait. Whatever would end a read ends this, too."""
+        await self.read(lambda: asyncio.sleep(seconds))
+
     async def write(self, write: Callable[[Any], Awaitable[None]], message: object) -> None:
         await self._within_stall_timeout(write, message)
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from typing import Any
 
 import grpc
 
+from gradwire.server.access.pacing import Pace
 from gradwire.server.encodings.encoders import Encoder
 from gradwire.server.engine.block import GradientSlice, Placed, Reply
 from gradwire.server.memory.shared_memory import SharedMemory
@@ -30,13 +32,26 @@ class TrainStream:
     Args:
         memory: what the client was offered; None: nothing.
         encoder: of the replies.
+        pace: what a block costs is waited for before the next one is read; None: nobody counts.
     """
 
-    def __init__(self, guard: StreamGuard, context: Any, memory: SharedMemory | None, encoder: Encoder) -> None:
+    def __init__(
+        self,
+        guard: StreamGuard,
+        context: Any,
+        memory: SharedMemory | None,
+        encoder: Encoder,
+        pace: Pace | None = None,
+    ) -> None:
         self._guard = guard
         self._context = context
         self._memory = memory
         self._encoder = encoder
+        self._pace = pace
+        self._steps = 0  # of the block that is arriving
+        self._paced_seconds = 0.0  # what it has waited for
+        self._between = True  # no block is arriving
+        self._early: asyncio.Future[Any] | None = None  # a read that has begun already
         self._kept: deque[Request | None] = deque()
         self._received = 0  # slices of gradients, in shared memory
         self._owed = False  # the client waits to be told how many of them have been taken
@@ -48,8 +63,10 @@ class TrainStream:
         if self._owed:
             self._owed = False
             await self._guard.write(self._context.write, encode_taken(self._received))
+        if self._between and self._pace is not None and (seconds := self._pace.wait_seconds()):
+            await self._wait(seconds)
         while True:
-            request = self._kept.popleft() if self._kept else _opened(await self._guard.read(self._context.read))
+            request = self._kept.popleft() if self._kept else _opened(await self._guard.read(self._read))
             if request is None:
                 return None
             if request.message.WhichOneof("message") == "gradients":
@@ -67,13 +84,36 @@ class TrainStream:
                 self._owed = False
                 parameters.shared.CopyFrom(encode_shared(placed, self._received))
             if last:
-                self._answered = True
+                self._answered = self._between = True
+                parameters.receipt.paced_seconds = self._paced_seconds
+                self._paced_seconds = 0.0
+            if self._pace is not None:
+                steps = self._steps if last and not parameters.receipt.repeated else 0
+                self._pace.use(steps, 0 if data is None else data.nbytes)
             for piece, values in cut(parameters, None if placed else data):
                 if values is None:
                     message = train_pb2.TrainResponse(parameters=piece).SerializeToString()
                 else:
                     message = parameters_response(piece, values)
                 await self._guard.write(self._context.write, message)
+
+    async def _wait(self, seconds: float) -> None:
+        """Looks at nothing more of the client's for so long, unless it ends the stream."""
+        self._paced_seconds = seconds
+        began = asyncio.get_running_loop().time()
+        if self._kept:
+            await self._guard.pause(seconds)
+            return
+        self._early = reading = asyncio.ensure_future(self._context.read())
+        reading.add_done_callback(_look_at)  # the stream may end before anybody else does
+        await self._guard.read(lambda: asyncio.wait({reading}, timeout=seconds))
+        rest = seconds - (asyncio.get_running_loop().time() - began)
+        if not (reading.done() and reading.result() is grpc.aio.EOF) and rest > 0:
+            await self._guard.pause(rest)
+
+    async def _read(self) -> Any:
+        early, self._early = self._early, None
+        return await (self._context.read() if early is None else early)
 
     def _slice(self, request: Request) -> GradientSlice:
         message: train_pb2.Gradients = request.message.gradients
@@ -82,7 +122,7 @@ class TrainStream:
             memory.all_taken()
         self._answered = False
         if not message.HasField("shared"):
-            return decode_gradients(message, request.data)
+            return self._counted(decode_gradients(message, request.data))
         shared = message.shared
         if request.data:
             raise ProtocolViolation("a slice has both data and a place in shared memory; expected one of them")
@@ -92,7 +132,15 @@ class TrainStream:
         memory.taken(shared.taken)
         self._received += 1
         self._owed = self._owed or shared.acknowledge
-        return decode_gradients(message, data)
+        return self._counted(decode_gradients(message, data))
+
+    def _counted(self, part: GradientSlice) -> GradientSlice:
+        self._between = False
+        if part.header is not None:
+            self._steps = part.header.steps
+        if self._pace is not None:
+            self._pace.use(0, len(part.data))
+        return part
 
     def _hear(self, message: train_pb2.TrainRequest) -> None:
         kind = message.WhichOneof("message")
@@ -126,7 +174,7 @@ class TrainStream:
         while (place := memory.place(size, 0, last=last)) is None:
             if self._kept and (self._kept[-1] is None or self._kept[-1].data or len(self._kept) == MAX_KEPT):
                 return None
-            request = _opened(await self._guard.hear(self._context.read))
+            request = _opened(await self._guard.hear(self._read))
             if request is not None and request.message.WhichOneof("message") == "taken":
                 self._hear(request.message)
                 continue
@@ -134,6 +182,11 @@ class TrainStream:
             if request is not None and request.message.gradients.HasField("shared"):
                 memory.taken(request.message.gradients.shared.taken)
         return place
+
+
+def _look_at(reading: asyncio.Future[Any]) -> None:
+    if not reading.cancelled():
+        reading.exception()
 
 
 def _opened(serialized: Any) -> Request | None:

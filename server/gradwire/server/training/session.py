@@ -45,6 +45,7 @@ class Session:
         encoder: cuts the replies, which whoever sends them passes through it, one after another.
         local: whether the peer's address is one of this host.
         max_result_bytes: largest trajectory that is remembered, and therefore computed.
+        admit: called with the steps of a new block and the bytes of its gradients; raises where it is too much at once.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class Session:
         max_result_bytes: int,
         executor: Executor,
         local: bool = False,
+        admit: Callable[[int, int], None] | None = None,
     ) -> None:
         self.run = run
         self.holder = holder
@@ -66,6 +68,7 @@ class Session:
         self._results = Results(run, holder, encoder)
         self._straight_path = StraightPath(run, holder, decoder, encoder)
         self._answering = NOTHING
+        self._admit = admit
 
     @classmethod
     async def attach(
@@ -102,7 +105,10 @@ class Session:
 
     async def receive_whole(self, part: GradientSlice) -> Reply | None:
         """As `receive`, for what comes and is answered in one message; `answered` is to be called once that is sent.
-        None: nothing has happened, and the message must be received."""
+        None: nothing has happened, and the message must be received. It is tried first for every message."""
+        header = part.header
+        if self._admit is not None and header is not None and self._receipt_of_repeat(part) is None:
+            self._admit(header.steps, header.steps * self._decoder.vector_bytes(self.run.spec.layout.elements))
         block = self._straight_path.plan(part) if self._receiver.idle else None
         if block is None:
             return None

@@ -1,0 +1,204 @@
+"""A tenant that goes faster than it may waits, before its next block and with nothing held; the others do not."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradwire.client import AMSGrad, connect
+from gradwire.server.rpc.stream_guard import StreamGuard
+from gradwire.v1 import run_pb2, service_pb2
+from gradwire.wire.errors import Draining, GradwireError
+from tests.contract.bare import BareClient, BareStream, Refusal, group, refused, whole
+from tests.faults.hosted import HostedServer, eventually
+from tests.integration.access import AccessFile, secret_of
+
+
+@pytest.fixture
+def access(tmp_path: Path) -> AccessFile:
+    file = AccessFile(tmp_path / "access.toml")
+    file.add("lab", "lab")
+    file.add("other", "other")
+    return file
+
+
+@pytest.fixture
+def hosted(access: AccessFile, monkeypatch: pytest.MonkeyPatch) -> Iterator[HostedServer]:
+    monkeypatch.setattr("gradwire.server.rpc.calls.LOOK_SECONDS", 0.02)
+    access.quotas["lab"] = "steps_per_second = 10"
+    access.write()
+    with HostedServer(access=str(access.path)) as server:
+        yield server
+
+
+@pytest.fixture
+def lab(hosted: HostedServer) -> Iterator[BareClient]:
+    with BareClient(hosted.target, secret_of("lab")) as client:
+        client.create("a", [group(w=[1])], [0.0], request_id="a")
+        yield client
+
+
+@pytest.fixture
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What would have been waited for; nobody waits."""
+    found: list[float] = []
+
+    async def pause(guard: StreamGuard, seconds: float) -> None:
+        found.append(seconds)
+        await guard.read(lambda: asyncio.sleep(0))
+
+    monkeypatch.setattr(StreamGuard, "pause", pause)
+    return found
+
+
+def block(stream: BareStream, sequence: int, steps: int) -> Any:
+    return stream.step(sequence, [1.0] * steps, steps=steps)[1]
+
+
+def in_debt(lab: BareClient, name: str = "a") -> BareStream:
+    """A stream that waits for most of a minute."""
+    stream = lab.attach(name)
+    block(stream, 1, 600)
+    return stream
+
+
+def test_the_block_is_answered_and_the_next_one_waits(lab: BareClient, pauses: list[float]) -> None:
+    with lab.attach("a") as stream:
+        assert block(stream, 1, 10).paced_seconds == 0.0
+        block(stream, 2, 100)
+        paced = block(stream, 3, 1).paced_seconds
+        assert 0 < paced <= 10.0
+
+
+def test_it_is_really_waited(lab: BareClient, hosted: HostedServer) -> None:
+    with connect(hosted.target, token=secret_of("lab")) as server, server.attach("a") as run:
+        run.step_many({"w": np.ones((13, 1), np.float32)})
+        receipt = run.step({"w": np.ones(1, np.float32)})
+        assert 0 < receipt.paced_seconds <= 0.3
+
+
+def test_a_new_stream_pays_for_the_old_one(lab: BareClient, pauses: list[float]) -> None:
+    with lab.attach("a") as stream:
+        block(stream, 1, 50)
+
+    with lab.attach("a") as stream:
+        assert block(stream, 2, 1).paced_seconds > 0
+
+
+def test_a_repeat_is_no_step(lab: BareClient, pauses: list[float]) -> None:
+    with lab.attach("a") as stream:
+        block(stream, 1, 10)
+    with lab.attach("a") as stream:
+        for _ in range(100):
+            assert block(stream, 1, 10).repeated
+    assert all(seconds < 0.2 for seconds in pauses)
+
+
+def test_who_closes_its_side_does_not_wait(lab: BareClient, pauses: list[float]) -> None:
+    with in_debt(lab):
+        pass
+    assert not pauses
+
+
+def test_others_do_not_wait(hosted: HostedServer, lab: BareClient) -> None:
+    with BareClient(hosted.target, secret_of("other")) as other, in_debt(lab):
+        other.create("a", [group(w=[1])], [0.0], request_id="a")
+        with other.attach("a") as stream:
+            for sequence in range(1, 20):
+                assert block(stream, sequence, 100).paced_seconds == 0.0
+
+
+def test_too_many_steps_at_once_are_refused(lab: BareClient, access: AccessFile) -> None:
+    with lab.attach("a") as stream:
+        error = refused("QUOTA_EXCEEDED", lambda: block(stream, 1, 601))
+    assert (error.info.metadata["quota"], error.info.metadata["max_steps"]) == ("steps_per_second", "600")
+    with lab.attach("a") as stream:
+        block(stream, 1, 600)
+    access.quotas["lab"] = "steps_per_second = 1"
+    access.write()
+
+    def limits() -> str:
+        return str(lab.call("WhoAmI", service_pb2.WhoAmIRequest()))
+
+    eventually(lambda: "limit: 1\n" in limits(), "the file is taken")
+
+
+def test_a_repeat_of_what_would_be_too_much_now_is_answered(
+    lab: BareClient, access: AccessFile, pauses: list[float]
+) -> None:
+    with lab.attach("a") as stream:
+        block(stream, 1, 600)
+    access.quotas["lab"] = "steps_per_second = 1"
+    access.write()
+    eventually(lambda: "limit: 1\n" in str(lab.call("WhoAmI", service_pb2.WhoAmIRequest())), "the file is taken")
+    with lab.attach("a") as stream:
+        assert block(stream, 1, 600).repeated
+        refused("QUOTA_EXCEEDED", lambda: block(stream, 2, 600))
+
+
+def refusal_of(stream: BareStream) -> Refusal:
+    with pytest.raises(Refusal) as caught:
+        stream.receive()
+    return caught.value
+
+
+def test_a_drain_ends_the_wait(hosted: HostedServer, lab: BareClient) -> None:
+    stream = in_debt(lab)
+    stream.send(whole(2, [1.0]))
+    hosted.drain()
+    error = refusal_of(stream)
+    assert (error.reason, error.applied) == (Draining.reason, "false")
+
+
+def test_a_revocation_ends_the_wait(lab: BareClient, access: AccessFile) -> None:
+    stream = in_debt(lab)
+    stream.send(whole(2, [1.0]))
+    access.remove("lab")
+    error = refusal_of(stream)
+    assert (error.reason, error.applied) == ("PERMISSION_REVOKED", "false")
+
+
+def test_a_fence_ends_the_wait(lab: BareClient) -> None:
+    stream = in_debt(lab)
+    with lab.attach("a"):  # which holds no lock
+        assert refusal_of(stream).reason == "FENCED"
+
+
+def test_bytes_count_in_both_directions(lab: BareClient, access: AccessFile, pauses: list[float]) -> None:
+    elements = 300_000
+    access.quotas["lab"] = 'bytes_per_second = "1MiB"'
+    access.write()
+    eventually(lambda: "bytes_per_second" in str(lab.call("WhoAmI", service_pb2.WhoAmIRequest())), "it is taken")
+    values = [0.0] * elements
+    lab.create("big", [group(w=[elements])], values, durability=run_pb2.DURABILITY_MEMORY)  # in one message
+    uploaded = list(pauses)
+    assert uploaded
+    assert uploaded[-1] <= 1.2
+    lab.read("big")
+    assert pauses[-1] > uploaded[-1]  # in three messages
+    with lab.attach("big") as stream:
+        before = stream.step(1, values)[1].paced_seconds
+        after = stream.step(2, values)[1].paced_seconds
+    assert before + 2 * 4 * elements / 2**20 - 5.0 < after <= before + 2 * 4 * elements / 2**20  # less what it took
+
+
+def test_use_of_rates_is_told(lab: BareClient) -> None:
+    found = {q.name: (q.used, q.limit) for q in lab.call("WhoAmI", service_pb2.WhoAmIRequest()).quotas}
+    assert found["steps_per_second"] == (0, 10)
+    with in_debt(lab):
+        used = {q.name: q.used for q in lab.call("WhoAmI", service_pb2.WhoAmIRequest()).quotas}
+    assert 100 < used["steps_per_second"] <= 610
+
+
+def test_a_refusal_says_when_to_try_again(lab: BareClient, access: AccessFile, hosted: HostedServer) -> None:
+    access.quotas["lab"] = "runs = 1"
+    access.write()
+    eventually(lambda: '"runs"' in str(lab.call("WhoAmI", service_pb2.WhoAmIRequest())), "the file is taken")
+    with connect(hosted.target, token=secret_of("lab")) as server, pytest.raises(GradwireError) as caught:
+        server.create_run("b", {"w": np.ones(1, np.float32)}, AMSGrad())
+    assert caught.value.retry_seconds == 60.0
