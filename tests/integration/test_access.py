@@ -6,6 +6,7 @@ import json
 import queue
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -226,6 +227,25 @@ def test_no_tenant_stands_in_what_its_own_callers_get(hosted: HostedServer) -> N
         text += "".join(f"{refusal}{refusal.info}" for refusal in (busy, twice, lost))
     assert "tenants" not in text
     assert "runs/x" in text
+
+
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_each_tenant_sees_snapshots_one_two_three(access: AccessFile, tmp_path: Path, on_disk: bool) -> None:
+    """What others do shows in no id."""
+    data_dir = str(tmp_path / "data") if on_disk else ""
+    with HostedServer(access=str(access.path), data_dir=data_dir) as hosted, ExitStack() as opened:
+        callers = [opened.enter_context(client(hosted, name)) for name in ("train", "other-train")]
+        for bare in callers:
+            create(bare)
+        for label in ("a", "b", "c"):
+            for bare in callers:
+                bare.call("SaveSnapshot", service_pb2.SaveSnapshotRequest(name="runs/x", label=label))
+        seen = [
+            [each.id for each in bare.call("ListSnapshots", service_pb2.ListSnapshotsRequest(name="runs/x")).snapshots]
+            for bare in callers
+        ]
+        first = 1 if on_disk else 0  # a run that is stored has a snapshot from its beginning on
+        assert seen == [[number for number in range(first + 3, 0, -1)]] * 2
 
 
 def test_an_export_may_be_imported_by_another_tenant(hosted: HostedServer) -> None:
