@@ -245,7 +245,7 @@ def test_each_tenant_sees_snapshots_one_two_three(access: AccessFile, tmp_path: 
             for bare in callers
         ]
         first = 1 if on_disk else 0  # a run that is stored has a snapshot from its beginning on
-        assert seen == [[number for number in range(first + 3, 0, -1)]] * 2
+        assert seen == [list(range(first + 3, 0, -1))] * 2
 
 
 def test_an_export_may_be_imported_by_another_tenant(hosted: HostedServer) -> None:
