@@ -275,6 +275,17 @@ def test_an_admin_reaches_all_tenants_by_whole_names(hosted: HostedServer) -> No
         assert other.read("made")[1] == [0.0, 0.0]
 
 
+@pytest.mark.parametrize("method", ["CreateRun", "ForkRun", "ImportRun"])
+def test_an_admin_makes_no_tenant_by_a_slip(hosted: HostedServer, method: str) -> None:
+    with client(hosted, "admin") as admin:
+        create(admin)
+        fork = service_pb2.ForkRunRequest(name="runs/x", new_name="tenants/lbas/runs/x", request_id="f")
+        call = CALLS[method] if method != "ForkRun" else lambda bare, name: bare.call("ForkRun", fork)
+        reason, text = outcome(call, admin, "tenants/lbas/runs/x")
+        assert reason == "INVALID_SPEC"
+        assert "expected a table [tenants.lbas]" in text
+
+
 def test_a_token_for_some_runs_and_workers(hosted: HostedServer, access: AccessFile) -> None:
     secret = access.add("phone", "lab", "train", 'runs = ["phone-*"]', 'workers = ["phone-7"]')
     with client(hosted, "train") as owner, BareClient(hosted.target, secret) as phone:
@@ -558,6 +569,18 @@ def test_a_server_does_not_start_with_a_bad_file(tmp_path: Path, text: str) -> N
     path.write_text(text)
     with pytest.raises(ConfigError, match=f"the access file {path}"):
         HostedServer(access=str(path)).close()
+
+
+def test_lines_that_the_disk_does_not_take_are_counted(access: AccessFile) -> None:
+    with HostedServer(access=str(access.path), audit_log="/dev/full") as hosted, client(hosted, "admin") as admin:
+
+        def lost() -> int:
+            status: service_pb2.GetServerStatusResponse = admin.call(
+                "GetServerStatus", service_pb2.GetServerStatusRequest()
+            )
+            return status.audit_lines_lost
+
+        eventually(lambda: lost() > 1, "what is lost is told")
 
 
 def test_no_secret_is_logged_or_kept(access: AccessFile, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -154,7 +154,7 @@ class MemoryLimitExceeded(GradwireError):
 
 
 class QuotaExceeded(GradwireError):
-    """Raised when a tenant holds as much as it may: of runs, streams, or elements or tensors in one run."""
+    """Raised when a tenant holds as much as it may: of runs, memory, streams, or elements or tensors in one run."""
 
     code, reason = code_pb2.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"
 
