@@ -238,6 +238,7 @@ class OneRun(service_pb2_grpc.OptimizerServiceServicer):
             certificate_expires_seconds=1_800_000_000.0,
             access_error="line 3\nis no token",
             event_loop_lag_seconds=0.0125,
+            audit_lines_lost=7,
         )
 
     def _found(self, context: Any) -> run_pb2.Run:

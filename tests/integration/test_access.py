@@ -6,6 +6,7 @@ import json
 import queue
 import struct
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,25 @@ def test_no_tenant_stands_in_what_its_own_callers_get(hosted: HostedServer) -> N
     assert "runs/x" in text
 
 
+@pytest.mark.parametrize("on_disk", [False, True])
+def test_each_tenant_sees_snapshots_one_two_three(access: AccessFile, tmp_path: Path, on_disk: bool) -> None:
+    """What others do shows in no id."""
+    data_dir = str(tmp_path / "data") if on_disk else ""
+    with HostedServer(access=str(access.path), data_dir=data_dir) as hosted, ExitStack() as opened:
+        callers = [opened.enter_context(client(hosted, name)) for name in ("train", "other-train")]
+        for bare in callers:
+            create(bare)
+        for label in ("a", "b", "c"):
+            for bare in callers:
+                bare.call("SaveSnapshot", service_pb2.SaveSnapshotRequest(name="runs/x", label=label))
+        seen = [
+            [each.id for each in bare.call("ListSnapshots", service_pb2.ListSnapshotsRequest(name="runs/x")).snapshots]
+            for bare in callers
+        ]
+        first = 1 if on_disk else 0  # a run that is stored has a snapshot from its beginning on
+        assert seen == [list(range(first + 3, 0, -1))] * 2
+
+
 def test_an_export_may_be_imported_by_another_tenant(hosted: HostedServer) -> None:
     with client(hosted, "train") as lab, client(hosted, "other-train") as other:
         create(lab)
@@ -253,6 +273,17 @@ def test_an_admin_reaches_all_tenants_by_whole_names(hosted: HostedServer) -> No
             assert admin.call("GetRun", service_pb2.GetRunRequest(name=name)).run.spec.name == name
         creating(admin, "tenants/other/runs/made")
         assert other.read("made")[1] == [0.0, 0.0]
+
+
+@pytest.mark.parametrize("method", ["CreateRun", "ForkRun", "ImportRun"])
+def test_an_admin_makes_no_tenant_by_a_slip(hosted: HostedServer, method: str) -> None:
+    with client(hosted, "admin") as admin:
+        create(admin)
+        fork = service_pb2.ForkRunRequest(name="runs/x", new_name="tenants/lbas/runs/x", request_id="f")
+        call = CALLS[method] if method != "ForkRun" else lambda bare, name: bare.call("ForkRun", fork)
+        reason, text = outcome(call, admin, "tenants/lbas/runs/x")
+        assert reason == "INVALID_SPEC"
+        assert "expected a table [tenants.lbas]" in text
 
 
 def test_a_token_for_some_runs_and_workers(hosted: HostedServer, access: AccessFile) -> None:
@@ -538,6 +569,18 @@ def test_a_server_does_not_start_with_a_bad_file(tmp_path: Path, text: str) -> N
     path.write_text(text)
     with pytest.raises(ConfigError, match=f"the access file {path}"):
         HostedServer(access=str(path)).close()
+
+
+def test_lines_that_the_disk_does_not_take_are_counted(access: AccessFile) -> None:
+    with HostedServer(access=str(access.path), audit_log="/dev/full") as hosted, client(hosted, "admin") as admin:
+
+        def lost() -> int:
+            status: service_pb2.GetServerStatusResponse = admin.call(
+                "GetServerStatus", service_pb2.GetServerStatusRequest()
+            )
+            return status.audit_lines_lost
+
+        eventually(lambda: lost() > 1, "what is lost is told")
 
 
 def test_no_secret_is_logged_or_kept(access: AccessFile, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

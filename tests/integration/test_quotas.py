@@ -106,7 +106,7 @@ def test_size_of_one_run(lab: BareClient, other: BareClient) -> None:
 def test_memory_is_counted_as_the_servers_is(hosted: HostedServer, lab: BareClient, other: BareClient) -> None:
     create(lab, "a", SMALL)
     create(lab, "b", SMALL)
-    error = refused("MEMORY_LIMIT_EXCEEDED", lambda: create(lab, "b", 1999, replace=True))
+    error = refused("QUOTA_EXCEEDED", lambda: create(lab, "b", 1999, replace=True))
     assert (error.info.metadata["quota"], error.info.metadata["limit"]) == ("memory", str(40 * 1024))
     assert error.info.metadata["used"] == str(2 * 17_024)
     assert lab.read("a")[1] == [0.0] * SMALL  # 4,000 bytes more for the copy, which is given back

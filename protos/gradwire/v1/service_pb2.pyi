@@ -172,6 +172,7 @@ class GetServerStatusResponse(google.protobuf.message.Message):
     CERTIFICATE_ERROR_FIELD_NUMBER: builtins.int
     ACCESS_ERROR_FIELD_NUMBER: builtins.int
     EVENT_LOOP_LAG_SECONDS_FIELD_NUMBER: builtins.int
+    AUDIT_LINES_LOST_FIELD_NUMBER: builtins.int
     version: builtins.str
     """Of gradwire."""
     server_instance: builtins.str
@@ -196,6 +197,8 @@ class GetServerStatusResponse(google.protobuf.message.Message):
     """Why the access file was not taken when it was last looked at; empty: it was, or there is none."""
     event_loop_lag_seconds: builtins.float
     """The longest time of the last minute for which the server's event loop did not come to what was due."""
+    audit_lines_lost: builtins.int
+    """Lines of the audit log that could not be written since the server was started; 0: none, or there is no such log."""
     def __init__(
         self,
         *,
@@ -211,8 +214,9 @@ class GetServerStatusResponse(google.protobuf.message.Message):
         certificate_error: builtins.str = ...,
         access_error: builtins.str = ...,
         event_loop_lag_seconds: builtins.float = ...,
+        audit_lines_lost: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["access_error", b"access_error", "certificate_error", b"certificate_error", "certificate_expires_seconds", b"certificate_expires_seconds", "damaged_runs", b"damaged_runs", "event_loop_lag_seconds", b"event_loop_lag_seconds", "memory_bytes", b"memory_bytes", "memory_limit_bytes", b"memory_limit_bytes", "recovered", b"recovered", "runs", b"runs", "server_instance", b"server_instance", "uptime_seconds", b"uptime_seconds", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["access_error", b"access_error", "audit_lines_lost", b"audit_lines_lost", "certificate_error", b"certificate_error", "certificate_expires_seconds", b"certificate_expires_seconds", "damaged_runs", b"damaged_runs", "event_loop_lag_seconds", b"event_loop_lag_seconds", "memory_bytes", b"memory_bytes", "memory_limit_bytes", b"memory_limit_bytes", "recovered", b"recovered", "runs", b"runs", "server_instance", b"server_instance", "uptime_seconds", b"uptime_seconds", "version", b"version"]) -> None: ...
 
 global___GetServerStatusResponse = GetServerStatusResponse
 
@@ -838,7 +842,9 @@ class Snapshot(google.protobuf.message.Message):
     SHA256_FIELD_NUMBER: builtins.int
     DURABILITY_FIELD_NUMBER: builtins.int
     id: builtins.int
-    """Tells it from the other snapshots of the run."""
+    """Tells it from the other snapshots of the run, which count from 1; a server of before they did so counted those of
+    all runs together. No two snapshots of a run ever have the same.
+    """
     step: builtins.int
     """Steps that had been applied."""
     created_seconds: builtins.float

@@ -89,7 +89,7 @@ class OptimizerServiceStub(object):
     another token, as after a broken stream
     TOO_MANY_PARAMETERS    RESOURCE_EXHAUSTED  false   no     more elements than the server takes (--max-parameters)
     MEMORY_LIMIT_EXCEEDED  RESOURCE_EXHAUSTED  any     later  no room within --max-memory: others may free some
-    QUOTA_EXCEEDED         RESOURCE_EXHAUSTED  false   no     the tenant's `quota` has `used` of its `limit`: delete
+    QUOTA_EXCEEDED         RESOURCE_EXHAUSTED  any     no     the tenant's `quota` has `used` of its `limit`: delete
     runs, close streams (a RetryInfo says when it may be
     worth asking); `max_steps`: fewer steps at once
     RESULT_TOO_LARGE       RESOURCE_EXHAUSTED  false   no     a trajectory beyond `max_bytes`: fewer steps, or LAST
@@ -288,7 +288,7 @@ class OptimizerServiceServicer(object):
     another token, as after a broken stream
     TOO_MANY_PARAMETERS    RESOURCE_EXHAUSTED  false   no     more elements than the server takes (--max-parameters)
     MEMORY_LIMIT_EXCEEDED  RESOURCE_EXHAUSTED  any     later  no room within --max-memory: others may free some
-    QUOTA_EXCEEDED         RESOURCE_EXHAUSTED  false   no     the tenant's `quota` has `used` of its `limit`: delete
+    QUOTA_EXCEEDED         RESOURCE_EXHAUSTED  any     no     the tenant's `quota` has `used` of its `limit`: delete
     runs, close streams (a RetryInfo says when it may be
     worth asking); `max_steps`: fewer steps at once
     RESULT_TOO_LARGE       RESOURCE_EXHAUSTED  false   no     a trajectory beyond `max_bytes`: fewer steps, or LAST
@@ -627,7 +627,7 @@ class OptimizerService(object):
     another token, as after a broken stream
     TOO_MANY_PARAMETERS    RESOURCE_EXHAUSTED  false   no     more elements than the server takes (--max-parameters)
     MEMORY_LIMIT_EXCEEDED  RESOURCE_EXHAUSTED  any     later  no room within --max-memory: others may free some
-    QUOTA_EXCEEDED         RESOURCE_EXHAUSTED  false   no     the tenant's `quota` has `used` of its `limit`: delete
+    QUOTA_EXCEEDED         RESOURCE_EXHAUSTED  any     no     the tenant's `quota` has `used` of its `limit`: delete
     runs, close streams (a RetryInfo says when it may be
     worth asking); `max_steps`: fewer steps at once
     RESULT_TOO_LARGE       RESOURCE_EXHAUSTED  false   no     a trajectory beyond `max_bytes`: fewer steps, or LAST

@@ -155,8 +155,8 @@ class MemoryLimitExceeded(GradwireError):
 
 
 class QuotaExceeded(GradwireError):
-    """Raised when a tenant holds as much as it may: of runs, streams, disk, or elements or tensors in one run; and for
-    a block of more steps than its rates allow in a minute."""
+    """Raised when a tenant holds as much as it may: of runs, memory, streams, or elements or tensors in one run;
+    and for a block of more steps than its rates allow in a minute."""
 
     code, reason = code_pb2.RESOURCE_EXHAUSTED, "QUOTA_EXCEEDED"
 

@@ -30,6 +30,9 @@ from gradwire.wire.service import MESSAGE_OPTIONS, SERVICE_NAME
 
 log = logging.getLogger(__name__)
 
+HANDSHAKE_SECONDS = 10.0
+"""For which a connection may take until it says what gRPC, or TLS, begins with; then it is closed."""
+
 _LAST_WORDS_SECONDS = 1.0
 """What gRPC gets at the end of a drain to deliver the last statuses; a peer that does not read would take for ever."""
 
@@ -71,7 +74,7 @@ class Server:
                 ("grpc.http2.max_ping_strikes", 0),  # a client that probes often is no reason to end its steps
                 # What strangers can hold. A client that is sent away for idling connects again by itself.
                 ("grpc.max_allowed_incoming_connections", config.max_connections),
-                ("grpc.server_handshake_timeout_ms", 10_000),
+                ("grpc.server_handshake_timeout_ms", int(1000 * HANDSHAKE_SECONDS)),
                 ("grpc.max_connection_idle_ms", 300_000),
                 ("grpc.max_concurrent_streams", 1000),  # a client's further streams would wait, without a word
             ]

@@ -10,7 +10,8 @@ import pytest
 
 from gradwire.server.access.access_file import BadAccessFile, digest_of
 from gradwire.server.access.gate import Gate
-from gradwire.wire.errors import Unauthenticated
+from gradwire.server.access.token_edits import add_token, remove_token
+from gradwire.wire.errors import InvalidSpec, Unauthenticated
 
 SECRET = "gw_0123456789"
 
@@ -134,7 +135,7 @@ def test_what_the_reader_of_toml_chokes_on_is_a_bad_file_like_others(path: Path,
     path.write_text(text)
     assert not gate.look()
     assert "no TOML" in gate.error
-    path.write_text("")
+    path.write_text("# none")
     assert gate.look()
 
 
@@ -176,12 +177,41 @@ def test_a_file_that_cannot_be_taken_leaves_all_as_it_was(path: Path, what: str)
     assert gate.error == ""
 
 
-def test_an_empty_file_turns_all_away(path: Path) -> None:
+@pytest.mark.parametrize("text", ["# nobody", "[tenants.x]"])
+def test_a_file_without_tokens_turns_all_away(path: Path, text: str) -> None:
     gate = Gate(path)
     one = gate.identify(f"Bearer {SECRET}")
-    path.write_text("")
+    path.write_text(text)
     assert gate.look()
     assert "revoked" in gate.over(one)
+    path.write_text("")  # there is nobody left to be turned away
+    assert gate.look()
+
+
+@pytest.mark.parametrize("text", ["", " \n\n"])
+def test_an_empty_file_is_a_truncated_one(path: Path, text: str) -> None:
+    gate = Gate(path)
+    path.write_text(text)
+    assert not gate.look()
+    assert gate.error.startswith("it is empty")
+    assert gate.identify(f"Bearer {SECRET}").id == "one"
+
+
+def test_who_takes_the_last_token_away_means_it(tmp_path: Path) -> None:
+    path = tmp_path / "edited.toml"
+    secret = add_token(path, "only", "default", "train")
+    gate = Gate(path)
+    only = gate.identify(f"Bearer {secret}")
+    remove_token(path, "only")
+    assert gate.look()
+    assert "revoked" in gate.over(only)
+
+
+def test_a_tenant_without_a_table_is_refused_by_name(path: Path) -> None:
+    gate = Gate(path)
+    gate.require_tenant("default")
+    with pytest.raises(InvalidSpec, match=r"no tenant 'lbas'; expected a table \[tenants\.lbas\]"):
+        gate.require_tenant("lbas")
 
 
 def test_a_link_that_is_turned_counts_though_its_target_is_older(path: Path, tmp_path: Path) -> None:

@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 from click.testing import CliRunner, Result
 
 from gradwire.client.doctor.command import command as doctor_command
 from gradwire.server.cli.about import whoami_command
 from gradwire.server.cli.commands import cli
+from tests.integration.certificates import Files
 from tests.integration.guarded import Guarded
 
 SECRET = "s3cret-of-the-test"
@@ -35,6 +37,7 @@ memory:            10 of 20 bytes
 event loop lag:    12.5 ms
 certificate:       until 2027-01-15T08:00:00+00:00
 access file error: line 3\\nis no token
+audit lines lost:  7
 """
 
 
@@ -95,6 +98,25 @@ def test_to_another_host_it_goes_through_tls_alone(guarded: Guarded, environment
     assert result.exit_code == 1
     assert "it does not speak TLS, and this client does (TLS is spoken because there is a token)" in result.output
     assert not guarded.calls
+
+
+def test_health_speaks_tls_where_the_others_do(
+    guarded: Guarded, environment: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Beside a token, to another host; the token itself is not sent."""
+    for module in ("wire.tokens", "server.cli.target"):
+        environment.setattr(f"gradwire.{module}.is_loopback", lambda target: False)
+    result = called("health", "--target", guarded.target)
+    assert result.exit_code == 1
+    assert "it does not speak TLS, and this client does" in result.output
+    files = Files(tmp_path / "files")
+    environment.setenv("GRADWIRE_TLS_CA", files.path("ca.pem"))
+    credentials = grpc.ssl_server_credentials(
+        [(Path(files.path("server.key")).read_bytes(), Path(files.path("server.pem")).read_bytes())]
+    )
+    with Guarded(SECRET, credentials=credentials) as encrypted:
+        assert called("health", "--target", encrypted.target).exit_code == 0
+        assert encrypted.calls == [("Check", None)]
 
 
 def test_a_token_is_no_option_and_a_malformed_one_is_not_shown(

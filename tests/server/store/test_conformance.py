@@ -116,6 +116,49 @@ def test_the_last_snapshots_are_kept_and_those_with_a_label(make: Callable[[], S
         store.load(uid, ids[0])
 
 
+def test_snapshots_of_each_run_are_numbered_by_themselves(make: Callable[[], Store]) -> None:
+    store = make()
+    ids: dict[str, list[int]] = {name: [] for name in "ab"}
+    for name in "ab":
+        create(store, name)
+    for step in (1, 2, 3):
+        for name in "ab":
+            ids[name].append(save(store, uid_of(name), step, label="kept"))
+        store = make()
+    assert ids == {"a": [2, 3, 4], "b": [2, 3, 4]}
+    assert [info.id for info in store.snapshots(uid_of("a"))] == [4, 3, 2, 1]
+    create(store, "c", replaces=uid_of("b"))
+    assert [info.id for info in store.snapshots(uid_of("c"))] == [1]
+
+
+def test_snapshots_that_are_recorded_together_have_numbers_of_their_own(make: Callable[[], Store]) -> None:
+    store = make()
+    uid = create(store)
+    written = [store.write(uid, snapshot(step, store.position(uid))) for step in (1, 2, 3)]
+    futures = [store.record(uid, each, label="kept") for each in written]
+    epoch = store.raise_epoch(uid, 5)
+    assert [future.result(WAIT_SECONDS).id for future in futures] == [2, 3, 4]
+    epoch.result(WAIT_SECONDS)
+    store = make()
+    assert store.runs()[0].epoch == 5
+    assert save(store, uid, 4) == 5
+
+
+def test_a_number_is_never_given_again(make: Callable[[], Store]) -> None:
+    store = make()
+    uid = create(store)
+    here, (first,) = store.position(uid), store.snapshots(uid)
+    append(store, uid, 1)
+    assert save(store, uid, 1, label="cut away") == 2
+    store.cut(uid, first.id, here, 0)
+    store = make()
+    store.raise_epoch(uid, 1).result(WAIT_SECONDS)
+    store = make()
+    assert save(store, uid, 0) == 3
+    with pytest.raises(KeyError):
+        store.load(uid, 2)
+
+
 def test_what_is_journaled_after_a_barrier_is_never_applied_before_it(make: Callable[[], Store]) -> None:
     store = make()
     uid = create(store)

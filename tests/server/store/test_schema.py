@@ -17,7 +17,7 @@ from gradwire.server.store.base import Position, SnapshotInfo, StoreError
 from gradwire.server.store.disk import DiskStore
 from gradwire.server.store.schema import SCHEMA
 from tests.server.durability.write_old_store import ARCHIVES
-from tests.server.store.older import database, tables_of, to_schema_3, version_of
+from tests.server.store.older import database, tables_of, to_schema_3, version_of, without_numbers
 from tests.server.store.stored import append, create, killed, same, save, snapshot, steps_after, stored_run
 
 STATEMENTS = 5
@@ -164,15 +164,15 @@ def test_what_is_extra_lasts_and_is_covered_by_the_digests(tmp_path: Path) -> No
     store.create(run, store.write(run.uid, snapshot(0))).result()
     store.raise_epoch(run.uid, 2).result()
     store.close()
-    info = SnapshotInfo(0, 0, 0, 0.0, 0, "sha256", "labelled", '{"number": 1}')
+    info = SnapshotInfo(7, 0, 0, 0.0, 0, "sha256", "labelled", '{"of": 1}')
     with database(tmp_path) as opened:
         journal.insert_snapshot(opened, 1, "file", info, Position(0, b"chain").chain)
     store = DiskStore(tmp_path)
     assert store.runs() == [stored_run(extra=extra, epoch=2)]
-    assert [info.extra for info in store.snapshots(run.uid)] == ['{"number": 1}', "{}"]
+    assert [(info.id, info.extra) for info in store.snapshots(run.uid)] == [(7, '{"of": 1}'), (1, "{}")]
     store.close()
     for table, where, other in (
-        ("snapshots", "label != ''", '{"number": 2}'),
+        ("snapshots", "label != ''", '{"of": 1, "number": 2}'),
         ("snapshots", "label != ''", "{}"),
         ("snapshots", "label = ''", '{"number": 2}'),
         ("runs", "TRUE", '{"ttl_seconds": 61}'),
@@ -186,3 +186,29 @@ def test_what_is_extra_lasts_and_is_covered_by_the_digests(tmp_path: Path) -> No
         if table == "snapshots":
             assert len(store.snapshots(run.uid)) == 1
         store.close()
+
+
+def test_snapshots_that_were_numbered_together_keep_their_ids(old: Path) -> None:
+    store = DiskStore(old)
+    uid, other = (run.uid for run in store.runs())
+    assert [info.id for info in store.snapshots(uid)] == [2, 1]
+    assert [info.id for info in store.snapshots(other)] == [3]
+    assert [save(store, uid, step, label="kept") for step in (4, 5)] == [3, 4]
+    assert save(store, other, 8) == 4
+    store.close()
+
+
+def test_a_server_that_numbers_them_together_may_come_in_between(tmp_path: Path) -> None:
+    store = DiskStore(tmp_path / "data")
+    uid, other = create(store), create(store, "y")
+    save(store, other, 1, label="kept")
+    assert save(store, uid, 1, label="kept") == 2
+    store.close()
+    info = SnapshotInfo(0, 2, 0, 0.0, 0, "sha256", "of the old server")
+    with database(tmp_path / "data") as opened:
+        row = journal.insert_snapshot(opened, 1, "file", info, Position(0, b"chain").chain)
+    without_numbers(tmp_path / "data")
+    store = DiskStore(tmp_path / "data")
+    assert [each.id for each in store.snapshots(uid)] == [row, 4, 1]
+    assert save(store, uid, 3) == row + 1
+    store.close()

@@ -64,6 +64,8 @@ class ServerStatus:
     """Why the access file was not taken when it was last looked at; empty: it was, or there is none."""
     event_loop_lag_seconds: float
     """The longest time of the last minute for which the server's event loop did not come to what was due."""
+    audit_lines_lost: int
+    """Lines of the audit log that could not be written since the server was started."""
 
 
 def who_am_i(link: Link) -> WhoAmI:

@@ -22,7 +22,7 @@ from gradwire.client.run import Run
 from gradwire.client.transport.retry import RetryPolicy
 from gradwire.v1 import run_pb2, train_pb2
 from gradwire.wire.encoding import SLICE_BYTES
-from gradwire.wire.errors import GradwireError, MemoryLimitExceeded, TooManyParameters
+from gradwire.wire.errors import GradwireError, MemoryLimitExceeded, QuotaExceeded, TooManyParameters
 
 ENCODINGS = {"float32": 4.0, "bfloat16": 2.0, "float16": 2.0, "int8": 1 + 4 / 256}
 """The encodings that are tried, and their bytes an element."""
@@ -212,7 +212,7 @@ def _long_vector(server: Server, seconds: float) -> int:
             with TemporaryRun(server, elements) as temporary:
                 run = temporary.attach()
                 taken = _median_seconds(lambda: run.step_many(gradient, returns="none"), 0)  # noqa: B023, called at once
-        except (MemoryLimitExceeded, TooManyParameters):
+        except (MemoryLimitExceeded, QuotaExceeded, TooManyParameters):
             if not fits:
                 raise
             break

@@ -12,7 +12,7 @@ from pathlib import Path
 from gradwire.server.access.access_file import BadAccessFile, digest_of, parse_access_list, read_access_file
 from gradwire.server.access.identity import Identity
 from gradwire.server.access.quotas import Quotas
-from gradwire.wire.errors import Unauthenticated
+from gradwire.wire.errors import InvalidSpec, Unauthenticated
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +76,11 @@ class Gate:
             raise Unauthenticated(expired)
         return found
 
+    def require_tenant(self, tenant: str) -> None:
+        """Raises InvalidSpec for a tenant that the file does not have: it would be made by a slip of the pen."""
+        if tenant not in self._list.quotas:
+            raise InvalidSpec(f"there is no tenant {tenant!r}; expected a table [tenants.{tenant}] in the access file")
+
     def look(self) -> bool:
         """Takes the file as it is now; returns whether anything has changed. Blocks; any thread may call it."""
         with self._lock:
@@ -84,6 +89,8 @@ class Gate:
                 if data == self._data:
                     self.error = ""
                     return False
+                if not data.strip() and self._list.by_id:
+                    raise BadAccessFile("it is empty, as one that is half written is; a comment alone lets nobody in")
                 found = parse_access_list(data)
             except (BadAccessFile, OSError) as error:
                 why = str(error) if isinstance(error, BadAccessFile) else f"it cannot be read: {error.strerror}"

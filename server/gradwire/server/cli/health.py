@@ -12,7 +12,7 @@ from typing import Any
 import click
 import grpc
 
-from gradwire.server.cli.target import channel_to, unanswered, with_target
+from gradwire.server.cli.target import channel_to, spoken_beside_a_token, unanswered, with_target
 from gradwire.wire.printable import printable
 from gradwire.wire.service import SERVICE_NAME
 from gradwire.wire.tls import TLS
@@ -37,6 +37,7 @@ def _seconds(ctx: click.Context, parameter: click.Parameter, value: float) -> fl
 @click.option("--timeout", default=3.0, show_default=True, callback=_seconds, help="Seconds.")
 def health_command(target: str, tls: TLS | None, timeout: float) -> None:
     """Exit 0 if a gradwire server is SERVING at TARGET, else 1."""
+    tls = spoken_beside_a_token(target, tls)
     with channel_to(target, tls) as channel:
         check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
         try:

@@ -9,6 +9,7 @@ from typing import Any
 import click
 import grpc
 
+from gradwire.wire.hosts import is_loopback
 from gradwire.wire.printable import printable
 from gradwire.wire.proxies import proxy_to
 from gradwire.wire.service import local_options
@@ -47,6 +48,19 @@ def with_target(function: Callable[..., None]) -> Callable[..., None]:
         "--target", default="localhost:50051", envvar="GRADWIRE_TARGET", show_default=True, show_envvar=True
     )
     return option(command)
+
+
+def spoken_beside_a_token(target: str, tls: TLS | None) -> TLS | None:
+    """How a command speaks to ``target`` that sends no token: as the others do, which have one. Over loopback, where
+    that changes nothing, nobody looks for one. Raises click.ClickException for a token that cannot be read."""
+    if tls is not None or is_loopback(target):
+        return tls
+    from gradwire.wire.tokens import tokens_to  # not before: health checks go to loopback
+
+    try:
+        return tokens_to(target, tls)[1]
+    except (OSError, ValueError) as error:
+        raise click.ClickException(printable(str(error))) from None
 
 
 def unanswered(error: Any, target: str, tls: TLS | None) -> str:

@@ -17,8 +17,9 @@ from gradwire.server.durability.run_snapshot import copied, room_for, snapshot_o
 from gradwire.server.durability.run_storage import RunStorage, storage_of
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.threads import to_the_end
+from gradwire.server.memory.budget import NO_ROOM
 from gradwire.server.store.base import Snapshot, SnapshotInfo, Written
-from gradwire.wire.errors import GradwireError, MemoryLimitExceeded, RunNotFound
+from gradwire.wire.errors import GradwireError, RunNotFound
 
 log = logging.getLogger(__name__)
 
@@ -97,7 +98,7 @@ class Snapshotter:
                 room, cpu_seconds = await self._room(run, storage)
                 snapshot, version = await self._copy(run, storage, room)
                 written = await self._write(run, storage, snapshot, cpu_seconds)
-            except MemoryLimitExceeded:
+            except NO_ROOM:
                 log.warning("no memory for a copy of %s: its steps wait while it is saved", run.spec.name)
                 return await self._save_in_place(run, storage, label)
             finally:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from gradwire.wire.errors import MemoryLimitExceeded
+from gradwire.wire.errors import MemoryLimitExceeded, QuotaExceeded
+
+NO_ROOM = (MemoryLimitExceeded, QuotaExceeded)
+"""What `MemoryBudget.reserve` raises: the server is full, or the tenant has as much as it may."""
 
 
 class Reservation:
@@ -82,11 +85,11 @@ class BudgetShare(MemoryBudget):
         return self._whole.free_bytes if bound is None else min(self._whole.free_bytes, bound - self.used_bytes)
 
     def reserve(self, size_bytes: int, purpose: str) -> Reservation:
-        """Raises MemoryLimitExceeded, with ``quota``, ``used`` and ``limit`` where the bound is the reason."""
+        """Raises QuotaExceeded where the bound is the reason, MemoryLimitExceeded where the whole is full."""
         with self._lock:
             bound = self._bound()
             if bound is not None and self.used_bytes + size_bytes > bound:
-                raise MemoryLimitExceeded(
+                raise QuotaExceeded(
                     f"quota 'memory': {purpose} needs {size_bytes} bytes, and {max(0, bound - self.used_bytes)} of the "
                     f"{bound} of {self._whose} are free",
                     needed_bytes=size_bytes,

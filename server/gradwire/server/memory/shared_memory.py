@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gradwire.server.memory.budget import MemoryBudget, Reservation
+from gradwire.server.memory.budget import NO_ROOM, MemoryBudget, Reservation
 from gradwire.wire.encoding import SLICE_BYTES
-from gradwire.wire.errors import MemoryLimitExceeded, ProtocolViolation
+from gradwire.wire.errors import ProtocolViolation
 from gradwire.wire.shared import (
     FILE_NAME,
     HEADER_BYTES,
@@ -217,7 +217,7 @@ def share(budget: MemoryBudget, gradient_bytes: int, parameter_bytes: int) -> Sh
         if size_bytes > free // LARGEST_SHARE:
             raise OSError(f"{size_bytes} bytes are more than 1/{LARGEST_SHARE} of the {free} that are free")
         return SharedMemory(budget, gradient_bytes, parameter_bytes)
-    except (OSError, MemoryLimitExceeded) as error:
+    except (OSError, *NO_ROOM) as error:
         log.info("no shared memory for a stream, its values go through gRPC: %s", error)
         return None
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from gradwire.server.access.identity import Identity
+from gradwire.server.access.gate import Gate
+from gradwire.server.access.identity import Identity, tenant_of
 from gradwire.wire.errors import GradwireError
 
 
@@ -23,6 +24,8 @@ class Call:
     who: Identity
     action: str
     """What its end is in the audit log."""
+    gate: Gate | None = None
+    """Knows the tenants; None: nobody is asked for one."""
     resource: str = ""
     """The run that it is about, by its name inside, once that is known."""
 
@@ -34,6 +37,8 @@ class Call:
     def new_run(self, name: str) -> str:
         """The name inside of a run that is to be made. Raises InvalidSpec, PermissionDenied."""
         self.resource = self.who.inside_new(name)
+        if self.gate is not None:
+            self.gate.require_tenant(tenant_of(self.resource))
         return self.resource
 
     @property

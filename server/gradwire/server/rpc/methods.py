@@ -54,7 +54,7 @@ def _wrapped(servicer: Calls, method: Any) -> Callable[[Any, Any], Awaitable[Any
     async def handle(stream: Any, context: Any) -> Any:
         caller = None
         try:
-            caller = Call(context, servicer.identify(context), action_of(name))
+            caller = Call(context, servicer.identify(context), action_of(name), servicer.gate)
             caller.who.require(name)
             with servicer.reading(caller.who) as guard:
                 if raw:

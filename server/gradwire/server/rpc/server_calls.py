@@ -43,6 +43,7 @@ class ServerCalls(Calls):
             memory_limit_bytes=registry.budget.limit_bytes,
             access_error="" if self.gate is None else self.gate.error,
             event_loop_lag_seconds=self.loop_lag.longest_seconds,
+            audit_lines_lost=0 if self.audit is None else self.audit.lost,
         )
         if certificates is not None:
             status.certificate_expires_seconds = certificates.renew().expires.timestamp()

@@ -112,9 +112,10 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class SnapshotInfo:
-    """A snapshot as it is listed. No two of a store have the same ``id``."""
+    """A snapshot as it is listed."""
 
     id: int
+    """Counts from 1 through the run's own, and is never given to two of a run: what one run does shows in no other."""
     step: int
     number: int
     """Its place in the run's history: the newest snapshot has the highest, and of those the highest id."""

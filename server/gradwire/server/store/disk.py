@@ -111,13 +111,14 @@ class DiskStore(Store):
             self._count(transaction)
             if replaces:
                 self._delete(transaction, replaces)
-            number = journal.insert_run(transaction.database, run)
-            kept = self._insert_snapshot(transaction, number, first, position, label)
+            number = journal.insert_run(transaction.database, run, next_snapshot=2)
+            kept = self._insert_snapshot(transaction, number, 1, first, position, label)
 
             def after() -> None:
                 self._index.numbers[run.uid] = number
                 self._index.runs[run.uid] = run
                 self._index.kept[run.uid] = [kept]
+                self._index.next_snapshot[run.uid] = 2
                 self._index.note(run.uid, Head(position, first.snapshot.step))
 
             transaction.after.append(after)
@@ -151,14 +152,11 @@ class DiskStore(Store):
     def raise_epoch(self, uid: str, epoch: int) -> Future[None]:
         def work(transaction: Transaction) -> None:
             number = self._number(transaction, uid)
-            run = transaction.changes.get(("run", uid), self._index.runs[uid])
+            run, next_snapshot = self._row(transaction, uid)
             if epoch <= run.epoch:
                 return
-            run = replace(run, epoch=epoch)
             self._count(transaction)
-            journal.set_epoch(transaction.database, number, run)
-            transaction.changes["run", uid] = run
-            transaction.after.append(lambda: self._index.runs.update({uid: run}))
+            self._update(transaction, number, replace(run, epoch=epoch), next_snapshot)
 
         return self._writer.submit(work)
 
@@ -222,13 +220,15 @@ class DiskStore(Store):
             if barrier:
                 before = self._index.heads[uid].position
                 position = Position(before.number + 1, barrier_link(before.chain, written.sha256))
-            kept = self._insert_snapshot(transaction, number, written, position, label)
+            run, snapshot_id = self._row(transaction, uid)
+            kept = self._insert_snapshot(transaction, number, snapshot_id, written, position, label)
+            self._update(transaction, number, run, snapshot_id + 1)
             files = sorted(
                 [*transaction.changes.get(("kept", uid), self._index.kept[uid]), kept], key=lambda kept: kept.age
             )
             surplus = [old for old in files if not old.info.label][: -self._keep]
             for old in surplus:
-                journal.delete_snapshot(transaction.database, old.info.id)
+                journal.delete_snapshot(transaction.database, old.row)
             remaining = [old for old in files if old not in surplus]
 
             transaction.changes["kept", uid] = remaining
@@ -268,7 +268,7 @@ class DiskStore(Store):
                 self._count(transaction)
                 journal.delete_entries(transaction.database, number, position.number + 1, journal.MAX_NUMBER)
                 for kept in newer:
-                    journal.delete_snapshot(transaction.database, kept.info.id)
+                    journal.delete_snapshot(transaction.database, kept.row)
 
             def after() -> None:
                 self._index.kept[uid] = [kept for kept in self._index.kept[uid] if kept not in newer]
@@ -290,14 +290,29 @@ class DiskStore(Store):
             raise RunNotFound("the run has been deleted")
         return self._index.numbers[uid]
 
+    def _row(self, transaction: Transaction, uid: str) -> tuple[StoredRun, int]:
+        """The run and the id of its next snapshot, as earlier jobs of the transaction have left them."""
+        before = self._index.runs[uid], self._index.next_snapshot[uid]
+        row: tuple[StoredRun, int] = transaction.changes.get(("run", uid), before)
+        return row
+
+    def _update(self, transaction: Transaction, number: int, run: StoredRun, next_snapshot: int) -> None:
+        journal.update_run(transaction.database, number, run, next_snapshot)
+        transaction.changes["run", run.uid] = run, next_snapshot
+
+        def after() -> None:
+            self._index.runs[run.uid] = run
+            self._index.next_snapshot[run.uid] = next_snapshot
+
+        transaction.after.append(after)
+
     def _insert_snapshot(
-        self, transaction: Transaction, number: int, written: Written, position: Position, label: str
+        self, transaction: Transaction, number: int, snapshot_id: int, written: Written, position: Position, label: str
     ) -> StoredSnapshot:
-        info = SnapshotInfo(
-            0, written.snapshot.step, position.number, time.time(), written.size_bytes, written.sha256, label
-        )
-        info = journal.insert_snapshot(transaction.database, number, written.name, info, position.chain)
-        return StoredSnapshot(info, written.name, position.chain)
+        step, place = written.snapshot.step, position.number
+        info = SnapshotInfo(snapshot_id, step, place, time.time(), written.size_bytes, written.sha256, label)
+        row = journal.insert_snapshot(transaction.database, number, written.name, info, position.chain)
+        return StoredSnapshot(row, info, written.name, position.chain)
 
     def _prune(self, uid: str, last: int) -> None:
         """Deletes the journal up to block ``last``, a few rows at a time: others wait for each transaction."""

@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 class StoredSnapshot:
     """A snapshot and where it is."""
 
+    row: int
     info: SnapshotInfo
     file: str
     chain: bytes
@@ -53,22 +54,28 @@ class Index:
         self.runs: dict[str, StoredRun] = {}
         self.kept: dict[str, list[StoredSnapshot]] = {}
         """The snapshots of each run, the oldest first."""
+        self.next_snapshot: dict[str, int] = {}
+        """The id that each run's next snapshot gets."""
         self.heads: dict[str, Head] = {}
         self.damaged: list[tuple[StoredRun, str]] = []
         self.losses: list[str] = []
         uids: dict[int, str] = {}
         check(database)
-        for number, run, good in journal.read_runs(database):
+        for number, run, next_snapshot, good in journal.read_runs(database):
             uids[number] = run.uid
             self.numbers[run.uid] = number
             self.kept[run.uid] = []
+            self.next_snapshot[run.uid] = next_snapshot
             if good:
                 self.runs[run.uid] = run
             else:
                 self.damaged.append((run, "its description in the journal is damaged"))
-        for number, file, chain, info in journal.read_snapshots(database):
+        for row, number, file, chain, info in journal.read_snapshots(database):
             if number in uids:
-                self.kept[uids[number]].append(StoredSnapshot(info, file, chain))
+                uid = uids[number]
+                self.kept[uid].append(StoredSnapshot(row, info, file, chain))
+                # A server that knows no numbers may have been here, and has left rows that have their own.
+                self.next_snapshot[uid] = max(self.next_snapshot[uid], info.id + 1)
         for snapshots in self.kept.values():
             snapshots.sort(key=lambda kept: kept.age)
         self.acknowledged = {uid: marks.read(number, uid) for number, uid in uids.items()}
@@ -95,6 +102,7 @@ class Index:
         self.numbers.pop(uid, None)
         self.runs.pop(uid, None)
         self.heads.pop(uid, None)
+        self.next_snapshot.pop(uid, None)
         self.damaged = [(run, why) for run, why in self.damaged if run.uid != uid]
         return self.kept.pop(uid, [])
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 from gradwire.server.store.base import EMPTY, Entry, Position, SnapshotInfo, StoredRun
 from gradwire.server.store.chain import digest
+from gradwire.server.store.own_keys import NEXT_SNAPSHOT, NUMBER, with_key, without_key
 
 _NUMBER_BITS = 36
 MAX_NUMBER = 2**_NUMBER_BITS - 1
@@ -18,8 +20,9 @@ MAX_NUMBER = 2**_NUMBER_BITS - 1
 # --- runs ------------------------------------------------------------------------------------------------------------
 
 
-def insert_run(database: sqlite3.Connection, run: StoredRun) -> int:
+def insert_run(database: sqlite3.Connection, run: StoredRun, next_snapshot: int) -> int:
     """Returns the run's number."""
+    run = _as_stored(run, next_snapshot)
     cursor = database.execute(
         "INSERT INTO runs (uid, name, spec, request_id, epoch, extra, digest) VALUES (?, ?, ?, ?, ?, ?, ?)",
         (run.uid, run.name, run.spec, run.request_id, run.epoch, run.extra, _run_digest(run)),
@@ -28,8 +31,13 @@ def insert_run(database: sqlite3.Connection, run: StoredRun) -> int:
     return cursor.lastrowid
 
 
-def set_epoch(database: sqlite3.Connection, run_id: int, run: StoredRun) -> None:
-    database.execute("UPDATE runs SET epoch = ?, digest = ? WHERE id = ?", (run.epoch, _run_digest(run), run_id))
+def update_run(database: sqlite3.Connection, run_id: int, run: StoredRun, next_snapshot: int) -> None:
+    """Writes what may change of a run: its epoch, what is extra, the id of its next snapshot."""
+    run = _as_stored(run, next_snapshot)
+    database.execute(
+        "UPDATE runs SET epoch = ?, extra = ?, digest = ? WHERE id = ?",
+        (run.epoch, run.extra, _run_digest(run), run_id),
+    )
 
 
 def delete_run(database: sqlite3.Connection, run_id: int) -> None:
@@ -38,17 +46,23 @@ def delete_run(database: sqlite3.Connection, run_id: int) -> None:
     database.execute("DELETE FROM runs WHERE id = ?", (run_id,))
 
 
-def read_runs(database: sqlite3.Connection) -> Iterator[tuple[int, StoredRun, bool]]:
-    """(number, run, whether it is what was written). Raises sqlite3.Error."""
+def read_runs(database: sqlite3.Connection) -> Iterator[tuple[int, StoredRun, int, bool]]:
+    """(number, run, id of its next snapshot, whether it is what was written). Raises sqlite3.Error."""
+    last_rows = dict(database.execute("SELECT run, max(id) FROM snapshots GROUP BY run"))
     for number, *row, check in database.execute(
         "SELECT id, uid, name, spec, request_id, epoch, extra, digest FROM runs"
     ):
         run = StoredRun(*row)
         if check == _run_digest(run):
-            yield number, run, True
+            extra, next_snapshot = without_key(run.extra, NEXT_SNAPSHOT)
+            yield number, replace(run, extra=extra), next_snapshot or last_rows.get(number, 0) + 1, True
         else:
             uid, name, spec, request_id = map(str, row[:4])
-            yield number, StoredRun(uid, name, spec, request_id), False
+            yield number, StoredRun(uid, name, spec, request_id), 1, False
+
+
+def _as_stored(run: StoredRun, next_snapshot: int) -> StoredRun:
+    return replace(run, extra=with_key(run.extra, NEXT_SNAPSHOT, next_snapshot))
 
 
 def _run_digest(run: StoredRun) -> bytes:
@@ -63,33 +77,34 @@ def _digested(extra: str) -> tuple[str, ...]:
 # --- snapshots -------------------------------------------------------------------------------------------------------
 
 
-def insert_snapshot(
-    database: sqlite3.Connection, run_id: int, file: str, info: SnapshotInfo, chain: bytes
-) -> SnapshotInfo:
-    """Returns ``info`` with its id."""
+def insert_snapshot(database: sqlite3.Connection, run_id: int, file: str, info: SnapshotInfo, chain: bytes) -> int:
+    """Returns the row's number."""
     row = (run_id, file, info.step, info.number, chain, info.created, info.size_bytes, info.sha256, info.label)
+    extra = with_key(info.extra, NUMBER, info.id)
     cursor = database.execute(
         "INSERT INTO snapshots (run, file, step, number, chain, created, size, sha256, label, extra, digest) "
         "VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (*row, info.extra, _snapshot_digest(row, info.extra)),
+        (*row, extra, _snapshot_digest(row, extra)),
     )
     assert cursor.lastrowid is not None
-    return SnapshotInfo(cursor.lastrowid, *(getattr(info, name) for name in list(vars(info))[1:]))
+    return cursor.lastrowid
 
 
-def delete_snapshot(database: sqlite3.Connection, snapshot_id: int) -> None:
-    database.execute("DELETE FROM snapshots WHERE id = ?", (snapshot_id,))
+def delete_snapshot(database: sqlite3.Connection, row: int) -> None:
+    database.execute("DELETE FROM snapshots WHERE id = ?", (row,))
 
 
-def read_snapshots(database: sqlite3.Connection) -> Iterator[tuple[int, str, bytes, SnapshotInfo]]:
-    """(run's number, file, chain, info) of those rows that are what was written. Raises sqlite3.Error."""
-    for snapshot_id, *row, extra, check in database.execute(
+def read_snapshots(database: sqlite3.Connection) -> Iterator[tuple[int, int, str, bytes, SnapshotInfo]]:
+    """(row's number, run's, file, chain, info) of those that are what was written. Raises sqlite3.Error."""
+    for number, *row, text, check in database.execute(
         "SELECT id, run, file, step, number, chain, created, size, sha256, label, extra, digest FROM snapshots "
         "ORDER BY id"
     ):
-        if check == _snapshot_digest(row, extra):
-            run_id, file, step, number, chain, created, size, sha256, label = row
-            yield run_id, file, chain, SnapshotInfo(snapshot_id, step, number, created, size, sha256, label, extra)
+        if check == _snapshot_digest(row, text):
+            run_id, file, step, place, chain, created, size, sha256, label = row
+            extra, snapshot_id = without_key(text, NUMBER)
+            info = SnapshotInfo(snapshot_id or number, step, place, created, size, sha256, label, extra)
+            yield number, run_id, file, chain, info
 
 
 def _snapshot_digest(row: Any, extra: str) -> bytes:

@@ -34,6 +34,7 @@ T = TypeVar("T")
 class _Kept:
     run: StoredRun
     position: Position
+    next_snapshot: int = 1
     snapshots: list[tuple[SnapshotInfo, Snapshot]] = field(default_factory=list)
     entries: list[tuple[Position, Entry]] = field(default_factory=list)
 
@@ -48,7 +49,6 @@ class MemoryStore(Store):
         self._keep = keep
         self._lock = threading.RLock()
         self._runs: dict[str, _Kept] = {}
-        self._next_id = 1
 
     def runs(self) -> list[StoredRun]:
         return sorted((kept.run for kept in self._runs.values()), key=lambda run: run.name)
@@ -166,7 +166,7 @@ class MemoryStore(Store):
     def _add(self, kept: _Kept, written: Written, label: str) -> SnapshotInfo:
         snapshot = written.snapshot
         info = SnapshotInfo(
-            self._next_id,
+            kept.next_snapshot,
             snapshot.step,
             snapshot.position.number,
             time.time(),
@@ -174,7 +174,7 @@ class MemoryStore(Store):
             written.sha256,
             label,
         )
-        self._next_id += 1
+        kept.next_snapshot += 1
         kept.snapshots.append((info, snapshot))
         kept.snapshots.sort(key=lambda pair: (pair[0].number, pair[0].id))
         return info

@@ -6,8 +6,9 @@ SCHEMA 4 IS MEANT TO LAST. What is still to be kept goes into JSON that is there
 ``runs.name``       the name inside: of tenant T ``tenants/T/runs/NAME``, of tenant ``default`` ``runs/NAME``
 ``runs.spec``       what a run is from its creation on. The chain of its journal begins with it: it never changes
 ``runs.extra``      what changes of a run and is none of its values: how long it may lie unused and when it was used
-                    last, leases, where its parts are, the number of its next snapshot
-``snapshots.extra`` what is known of a snapshot and is not in its file: its number among its run's own
+                    last, leases, where its parts are, ``next_snapshot``: the id of its next snapshot
+``snapshots.extra`` what is known of a snapshot and is not in its file: ``number``: its id among its run's own (a row
+                    without one, of an older server, has its row's id)
 ``journal.block``   all that a record says besides its gradients: the header and receipt of a block, the contributors of
                     a round (whose worker is ""), the part and the epoch of a row that prepares one
 ==================  ====================================================================================================

@@ -16,9 +16,8 @@ from gradwire.server.devices.chunks import NORM_CHUNK, in_order, range_of, whole
 from gradwire.server.engine.block import Returns
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.staged_block import StagedBlock, clip_segments
-from gradwire.server.memory.budget import Reservation
+from gradwire.server.memory.budget import NO_ROOM, Reservation
 from gradwire.server.training.gradient_array import GradientArray
-from gradwire.wire.errors import MemoryLimitExceeded
 from gradwire.wire.layout import Range
 
 Array = npt.NDArray[Any]
@@ -44,7 +43,7 @@ class SpareState:
                 return None
             try:
                 self._memory = run.budget.reserve(size_bytes, f"the next state of {spec.name}")
-            except MemoryLimitExceeded:  # somebody else was faster
+            except NO_ROOM:  # somebody else was faster
                 return None
             try:
                 self.state = run.device.allocate_state(spec.slots, spec.layout.elements, spec.dtype)

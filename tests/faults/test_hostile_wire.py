@@ -1,0 +1,178 @@
+"""What no client of gRPC would send: the server serves those whom it knows meanwhile, and is left as it was."""
+
+from __future__ import annotations
+
+import tomllib
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gradwire.v1 import service_pb2, train_pb2
+from tests.contract.bare import BareClient, BareStream, group
+from tests.faults.hosted import HostedServer, eventually
+from tests.faults.raw_http2 import (
+    CANCEL,
+    CONTINUATION,
+    END_HEADERS,
+    HEADERS,
+    MAX_FRAME_BYTES,
+    PING,
+    RST_STREAM,
+    SETTINGS,
+    RawConnection,
+    bomb,
+    frame,
+    headers,
+)
+from tests.integration.access import AccessFile, secret_of
+from tests.serving import ServerProcess
+
+METHODS = [method.name for method in service_pb2.DESCRIPTOR.services_by_name["OptimizerService"].methods]
+BOMB_MEBIBYTES = 1000
+STREAMS = 3000
+UNAUTHENTICATED, RESOURCE_EXHAUSTED = (b"\x0bgrpc-status" + status for status in (b"\x0216", b"\x018"))
+
+
+@pytest.fixture
+def access(tmp_path: Path) -> AccessFile:
+    file = AccessFile(tmp_path / "access.toml")
+    file.add("owner", "lab", "train")
+    return file
+
+
+@pytest.fixture
+def hosted(access: AccessFile) -> Iterator[HostedServer]:
+    with HostedServer(access=str(access.path)) as server:
+        yield server
+
+
+@pytest.fixture
+def owner(hosted: HostedServer) -> Iterator[BareClient]:
+    with BareClient(hosted.target, secret_of("owner")) as client:
+        client.create("x", [group(w=[2])], [0.0, 0.0])
+        client.create("y", [group(w=[2])], [0.0, 0.0])
+        yield client
+
+
+@pytest.fixture
+def bystander(owner: BareClient) -> Iterator[BareStream]:
+    """Somebody who trains."""
+    with owner.attach("x") as stream:
+        yield stream
+
+
+def steps_on(stream: BareStream, until: int) -> None:
+    for sequence in range(until - 2, until + 1):
+        _, receipt = stream.step(sequence, [1.0, 1.0])
+        assert receipt.step == sequence
+
+
+@pytest.mark.parametrize("encoding", ["gzip", "deflate"])
+@pytest.mark.parametrize("method", ["Train", "CreateRun", "GetRun"])
+def test_a_message_that_inflates_to_gigabytes_is_not_inflated(
+    server: ServerProcess, method: str, encoding: str
+) -> None:
+    """A mebibyte that would become 1,000. What gRPC inflates is bounded by what a message may have, 16 MiB."""
+    content = bomb(BOMB_MEBIBYTES) if encoding == "gzip" else zlib.compress(bytes(BOMB_MEBIBYTES // 10 * 2**20), 9)
+    before = most_resident_mebibytes(server)
+    with BareClient(server.target, secret_of("owner")) as owner:
+        owner.create(f"{method}-{encoding}", [group(w=[2])], [0.0, 0.0])
+        with owner.attach(f"{method}-{encoding}") as stream, RawConnection(server.target, secret_of("owner")) as raw:
+            call = raw.open(method, [("grpc-encoding", encoding)])
+            raw.message(call, content, compressed=True)
+            assert RESOURCE_EXHAUSTED in raw.end_of(call)
+            steps_on(stream, 3)
+    assert most_resident_mebibytes(server) < before + 64
+
+
+def test_a_server_is_not_installed_beside_a_grpc_that_inflates_them() -> None:
+    """1.82.1 did: a mebibyte took a gigabyte of memory. Clients may be older."""
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert "grpcio>=1.82.3" in project["optional-dependencies"]["server"]
+
+
+@pytest.fixture
+def server(access: AccessFile) -> Iterator[ServerProcess]:
+    with ServerProcess("--access", str(access.path)) as process:
+        yield process
+
+
+def most_resident_mebibytes(server: ServerProcess) -> int:
+    """The most that the process has ever had."""
+    status = Path(f"/proc/{server.pid}/status").read_text()
+    (line,) = (line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) // 1024
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_headers_and_nothing_more(hosted: HostedServer, owner: BareClient, bystander: BareStream, method: str) -> None:
+    """A stranger is refused before a message has come; who is known holds nothing with it, and a dead connection ends
+    it."""
+    used, tasks = hosted.used_bytes, hosted.handler_tasks()
+    with RawConnection(hosted.target) as raw:
+        assert UNAUTHENTICATED in raw.end_of(raw.open(method))
+    with RawConnection(hosted.target, secret_of("owner")) as raw:
+        for _ in range(20):
+            raw.open(method)
+        steps_on(bystander, 3)
+        assert hosted.used_bytes == used
+    eventually(lambda: hosted.handler_tasks() == tasks, "the handlers have ended")
+
+
+@pytest.mark.parametrize("token", ["", secret_of("owner")], ids=["stranger", "owner"])
+def test_thousands_of_streams_that_are_opened_and_reset(
+    hosted: HostedServer, bystander: BareStream, token: str
+) -> None:
+    """Rapid reset: a request costs the sender nothing. Connections that do it may be closed."""
+    used, tasks = hosted.used_bytes, hosted.handler_tasks()
+    reset = frame(RST_STREAM, 0, 0, CANCEL.to_bytes(4, "big"))
+    with RawConnection(hosted.target, token) as raw:
+        for number in range(STREAMS):
+            try:
+                call = raw.open("Train")
+                raw.send(reset[:5] + call.to_bytes(4, "big") + reset[9:])
+            except ConnectionError:
+                break
+            if number == STREAMS // 2:
+                steps_on(bystander, 3)
+        steps_on(bystander, 6)
+    eventually(lambda: (hosted.used_bytes, hosted.handler_tasks()) == (used, tasks), "nothing is left of them")
+
+
+def test_a_stream_that_is_reset_behind_its_attachment_lets_the_run_go(
+    hosted: HostedServer, owner: BareClient, bystander: BareStream
+) -> None:
+    used = hosted.used_bytes
+    attach = train_pb2.Attach(run="runs/y", worker_id="w")
+    message = train_pb2.TrainRequest(attach=attach).SerializeToString()
+    with RawConnection(hosted.target, secret_of("owner")) as raw:
+        for _ in range(200):
+            call = raw.open("Train")
+            raw.message(call, message)
+            raw.send(frame(RST_STREAM, 0, call, CANCEL.to_bytes(4, "big")))
+        steps_on(bystander, 3)
+        eventually(lambda: not owner.get("y").attached_worker_id, "the run is free")
+    eventually(lambda: hosted.used_bytes == used, "the memory is given back")
+
+
+@pytest.mark.parametrize("flood", ["continuation", "ping", "settings"])
+def test_frames_without_end(hosted: HostedServer, bystander: BareStream, flood: str) -> None:
+    """Headers that never end are not kept; answers that nobody takes neither."""
+    used = hosted.used_bytes
+    more = {
+        "continuation": frame(CONTINUATION, 0, 1, headers([("x", "y" * (MAX_FRAME_BYTES - 100))])),
+        "ping": frame(PING, 0, 0, bytes(8)) * 100,
+        "settings": frame(SETTINGS, 0, 0, b"\0\x04\0\0\xff\xff") * 100,
+    }[flood]
+    with RawConnection(hosted.target) as raw:
+        raw.send(frame(HEADERS, 0 if flood == "continuation" else END_HEADERS, 1, headers([(":method", "POST")])))
+        raw.settimeout(0.2)
+        for _ in range(500):
+            try:
+                raw.send(more)
+            except OSError:  # it was closed, or nothing more is taken
+                break
+        steps_on(bystander, 3)
+    assert hosted.used_bytes == used
