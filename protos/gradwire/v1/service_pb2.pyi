@@ -126,7 +126,7 @@ class Quota(google.protobuf.message.Message):
     USED_FIELD_NUMBER: builtins.int
     LIMIT_FIELD_NUMBER: builtins.int
     name: builtins.str
-    """"runs", "memory" in bytes, "streams", "steps_per_second" or "bytes_per_second"."""
+    """"runs", "memory" and "disk" in bytes, "streams", "steps_per_second" or "bytes_per_second"."""
     used: builtins.int
     """So much is held; of a rate: has been used lately, what is above the limit being waited for."""
     limit: builtins.int

@@ -62,7 +62,7 @@ TOKEN = f'[[tokens]]\nid = "one"\nsha256 = "{DIGEST}"\ntenant = "default"\nrole 
         ("[tenants]\nlab = 3", "tenant 'lab' is no table"),
         (
             "[tenants.lab]\nquota = 1",
-            "tenant 'lab': 'quota' is not known; expected bytes_per_second, memory, par",
+            "tenant 'lab': 'quota' is not known; expected bytes_per_second, disk, memory, par",
         ),
         ("[tenants.lab]\nruns = -1", "tenant 'lab': runs is -1; expected a number, 0 or more"),
         ("[tenants.lab]\nruns = true", "runs is True"),

@@ -69,6 +69,28 @@ class Ledger:
             "that would be run number {used} of yours; expected at most {limit}",
         )
 
+    def require_disk(self, tenant: str, used: int, more: int, what: str) -> None:
+        """Raises QuotaExceeded unless a tenant whose runs take ``used`` bytes of the disk may have ``more``.
+
+        Args:
+            what: would take them; for the refusal.
+        """
+        limit = self.disk_limit(tenant)
+        if limit is not None and used + more > limit:
+            error = QuotaExceeded(
+                f"quota 'disk': {what} may take {more} bytes, and {max(0, limit - used)} of your {limit} are free",
+                quota="disk",
+                used=used,
+                limit=limit,
+                needed_bytes=more,
+            )
+            error.retry_seconds = RETRY_SECONDS
+            raise error
+
+    def disk_limit(self, tenant: str) -> int | None:
+        """What its runs may take of the disk; None: all that there is."""
+        return self._quotas(tenant).disk
+
     @contextmanager
     def stream(self, tenant: str, run: str) -> Iterator[None]:
         """While a stream to one of its runs is open. Raises QuotaExceeded for one too many.
@@ -91,12 +113,13 @@ class Ledger:
             if not open_to[run]:
                 del open_to[run]
 
-    def use(self, tenant: str, runs: int) -> list[Use]:
+    def use(self, tenant: str, runs: int, disk: int) -> list[Use]:
         """Of each quota that counts through all runs and has a bound."""
         quotas, memory, pace = self._quotas(tenant), self.budget_of(tenant).used_bytes, self.pace_of(tenant)
         found = [
             ("runs", runs, quotas.runs),
             ("memory", memory, quotas.memory),
+            ("disk", disk, quotas.disk),
             ("streams", len(self._streams[tenant]), quotas.streams),
         ]
         if pace is not None:

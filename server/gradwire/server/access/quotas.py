@@ -18,13 +18,15 @@ class Quotas:
     """Elements of one run."""
     tensors: int | None = None
     """Tensors of one run."""
+    disk: int | None = None
+    """Bytes of stored runs, as `gradwire.server.durability.run_storage` counts them."""
     steps_per_second: int | None = None
     """Through all streams; see `pacing`."""
     bytes_per_second: int | None = None
     """Of gradients, parameters, uploads, downloads, in both directions together."""
 
 
-SIZES = frozenset({"memory", "bytes_per_second"})
+SIZES = frozenset({"memory", "disk", "bytes_per_second"})
 """What may be written with a unit."""
 
 RATES = ("steps_per_second", "bytes_per_second")

@@ -47,7 +47,7 @@ async def commit_journaled(
         refusal = row.exception()
         if refusal is not None:
             raise interrupted or refusal
-        storage.journal_bytes += len(entry.gradients)
+        storage.journal_bytes += entry.size_bytes
 
         def apply() -> Receipt:
             failpoint("commit.before-apply")

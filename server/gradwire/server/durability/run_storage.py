@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from gradwire.server.devices.base import State
 from gradwire.server.engine.run import Run
+from gradwire.server.engine.spec import Durability, RunSpec
 from gradwire.server.memory.budget import Reservation
 from gradwire.server.store.base import Store
 
@@ -37,12 +38,31 @@ class RunStorage:
     saved_at: float = field(default_factory=time.monotonic)
     journal_bytes: int = 0
     """What has been journaled since the newest snapshot."""
+    older_journal_bytes: int = 0
+    """What had been journaled between the newest two: it goes when there is a newer one."""
+    reserved_bytes: int = 0
+    """Of the disk, for the snapshots that the server takes by itself; see `reserved_bytes`."""
+    labelled_bytes: int = 0
+    """Of snapshots that are kept until the run is deleted."""
+    saving_bytes: int = 0
+    """Of those that are being written."""
 
     room: State | None = None
     """Room for a copy of the run's values."""
     room_memory: Reservation | None = None
     put_off_until: float = 0.0
     """A snapshot has failed; before this, by the monotonic clock, none is due for other reasons than the time."""
+
+    @property
+    def disk_bytes(self) -> int:
+        """What the run takes of the disk, or may any time. Room for the server's own snapshots is reserved from the
+        beginning; a journal that grows beyond a quota makes them come sooner, and is never refused."""
+        labelled = self.labelled_bytes + self.saving_bytes
+        return self.reserved_bytes + labelled + self.journal_bytes + self.older_journal_bytes
+
+    def note_labelled(self, uid: str) -> None:
+        """Looks how much those snapshots take of the run with this uid."""
+        self.labelled_bytes = sum(info.size_bytes for info in self.store.snapshots(uid) if info.label)
 
     def due(self, step: int) -> bool:
         """Whether a snapshot is due, however recent the last one is."""
@@ -67,7 +87,13 @@ class RunStorage:
         self.saved_version = version
         self.saved_step = step
         self.saved_at = time.monotonic()
-        self.journal_bytes = 0
+        self.older_journal_bytes, self.journal_bytes = self.journal_bytes, 0
+
+
+def reserved_bytes(spec: RunSpec, kept: int) -> int:
+    """What the snapshots of a run may take of the disk, of which ``kept`` are kept: a new one is written before an old
+    one goes."""
+    return 0 if spec.durability is Durability.MEMORY else (kept + 1) * spec.state_bytes
 
 
 def storage_of(run: Run) -> RunStorage | None:

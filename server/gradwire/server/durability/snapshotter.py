@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 
 _LONGEST_TICK_SECONDS = 1.0
 
+LEAST_JOURNAL_BYTES = 2**20
+"""A journal that is smaller is not worth a snapshot, however little room there is."""
+
 
 @dataclass
 class Costs:
@@ -44,9 +47,16 @@ class Snapshotter:
     Args:
         runs: all runs that there are now.
         interval_seconds: how often a run that has changed is saved.
+        crowded: whether a run's journal should go, which is more than `LEAST_JOURNAL_BYTES`, before its time.
     """
 
-    def __init__(self, runs: Callable[[], Iterable[Run]], interval_seconds: float) -> None:
+    def __init__(
+        self,
+        runs: Callable[[], Iterable[Run]],
+        interval_seconds: float,
+        crowded: Callable[[Run], bool] = lambda run: False,
+    ) -> None:
+        self._crowded = crowded
         self._runs = runs
         self._interval_seconds = interval_seconds
         self._writing = ThreadPoolExecutor(1, thread_name_prefix="gradwire-snapshots")
@@ -73,8 +83,13 @@ class Snapshotter:
                 storage = storage_of(run)
                 if storage is None or run.ended or run.version == storage.saved_version:
                     continue
-                if storage.due(run.step) or now - storage.saved_at >= self._interval_seconds:
+                old = now - storage.saved_at >= self._interval_seconds
+                if old or storage.due(run.step) or self._is_crowded(run, storage):
                     await self._try_to_save(run, storage)
+
+    def _is_crowded(self, run: Run, storage: RunStorage) -> bool:
+        large = storage.journal_bytes + storage.older_journal_bytes >= LEAST_JOURNAL_BYTES
+        return large and time.monotonic() >= storage.put_off_until and self._crowded(run)
 
     async def _try_to_save(self, run: Run, storage: RunStorage) -> None:
         """Saves a run that is due; where that fails, it is due again an interval later."""
@@ -120,7 +135,7 @@ class Snapshotter:
 
         if storage.room is not None:
             return storage.room, 0.0
-        size_bytes = run.spec.vector_bytes * (1 + len(run.spec.slots))
+        size_bytes = run.spec.state_bytes
         storage.room_memory = run.budget.reserve(size_bytes, f"a copy of {run.spec.name}")
         try:
             room, seconds = await to_the_end(asyncio.get_running_loop().run_in_executor(self._writing, make))

@@ -13,7 +13,7 @@ from gradwire.server.durability.changes import on_disk
 from gradwire.server.durability.records import spec_to_text
 from gradwire.server.durability.restorer import Restorer
 from gradwire.server.durability.run_snapshot import snapshot_of
-from gradwire.server.durability.run_storage import RunStorage
+from gradwire.server.durability.run_storage import RunStorage, reserved_bytes
 from gradwire.server.durability.snapshotter import Snapshotter
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.spec import Durability, RunSpec
@@ -38,6 +38,8 @@ class DamagedRun:
     name: str
     uid: str
     why: str
+    disk_bytes: int = 0
+    """Of its snapshots."""
 
 
 class StoredRuns:
@@ -47,11 +49,20 @@ class StoredRuns:
         store: keeps the runs.
         fingerprint: of the kernels of this server.
         runs: all runs that there are now.
+        crowded: whether a run's owner uses more of the disk than it may.
     """
 
-    def __init__(self, store: Store, fingerprint: str, config: ServerConfig, runs: Callable[[], Iterable[Run]]) -> None:
+    def __init__(
+        self,
+        store: Store,
+        fingerprint: str,
+        config: ServerConfig,
+        runs: Callable[[], Iterable[Run]],
+        crowded: Callable[[Run], bool],
+    ) -> None:
         self.store = store
-        self.snapshotter = Snapshotter(runs, config.snapshot_interval_seconds)
+        self.snapshotter = Snapshotter(runs, config.snapshot_interval_seconds, crowded)
+        self.snapshots_kept = config.snapshots_kept
         self._fingerprint = fingerprint
         self._snapshot_steps = config.snapshot_steps
 
@@ -92,7 +103,9 @@ class StoredRuns:
             due_after_bytes=max(_JOURNAL_BYTES, 8 * run.spec.vector_bytes),
             wake=self.snapshotter.wake,
             loss=loss,
+            reserved_bytes=reserved_bytes(run.spec, self.snapshots_kept),
         )
+        storage.note_labelled(run.uid)
         run.on_delete.append(storage.free_room)
         return storage
 
@@ -102,7 +115,7 @@ class StoredRuns:
             log.error("%s", loss)
         for stored, why in self.store.damaged():
             log.error("%s is damaged: %s", stored.name, why)
-            yield DamagedRun(stored.name, stored.uid, why)
+            yield DamagedRun(stored.name, stored.uid, why, self._snapshot_bytes(stored.uid))
         for stored in self.store.runs():
             started = time.perf_counter()
             try:
@@ -112,7 +125,7 @@ class StoredRuns:
             except Unrecoverable as error:
                 restorer.give_up()
                 log.error("%s cannot be brought back: %s", stored.name, error)
-                yield DamagedRun(stored.name, stored.uid, str(error))
+                yield DamagedRun(stored.name, stored.uid, str(error), self._snapshot_bytes(stored.uid))
                 continue
             run = restorer.finish()
             for note in found.notes:
@@ -130,6 +143,9 @@ class StoredRuns:
             if found.replayed or found.notes:
                 storage.saved_version = -1  # due: what it was made from is older
             yield run
+
+    def _snapshot_bytes(self, uid: str) -> int:
+        return sum(info.size_bytes for info in self.store.snapshots(uid))
 
     def close(self) -> None:
         """Gives the store back."""

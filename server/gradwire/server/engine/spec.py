@@ -104,6 +104,11 @@ class RunSpec:
         return self.layout.elements * self.dtype.itemsize
 
     @property
+    def state_bytes(self) -> int:
+        """Size of all flat vectors: parameters and slots."""
+        return self.vector_bytes * (1 + len(self.slots))
+
+    @property
     def memory_bytes(self) -> int:
         """What the run takes: parameters, slots, and the names and shapes of its tensors."""
-        return self.vector_bytes * (1 + len(self.slots)) + TENSOR_BYTES * len(self.layout.tensors)
+        return self.state_bytes + TENSOR_BYTES * len(self.layout.tensors)

@@ -14,7 +14,8 @@ class ServerCalls(Calls):
     """See ``gradwire/v1/service.proto``."""
 
     async def WhoAmI(self, request: service_pb2.WhoAmIRequest, call: Call) -> service_pb2.WhoAmIResponse:
-        who = call.who
+        who, registry = call.who, self.registry
+        runs, disk = len(registry.held(who.tenant)), registry.disk_bytes(who.tenant)
         return service_pb2.WhoAmIResponse(
             tenant=who.tenant,
             role=int(who.role),  # type: ignore[arg-type]
@@ -24,7 +25,7 @@ class ServerCalls(Calls):
             workers=who.workers,
             quotas=[
                 service_pb2.Quota(name=name, used=used, limit=limit)
-                for name, used, limit in self.registry.ledger.use(who.tenant, len(self.registry.held(who.tenant)))
+                for name, used, limit in registry.ledger.use(who.tenant, runs, disk)
             ],
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from gradwire.server.access.identity import split
+from gradwire.server.access.identity import split, tenant_of
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.threads import in_thread
 from gradwire.server.rpc.call import Call
@@ -74,7 +74,7 @@ class SnapshotCalls(Calls):
         self.registry.require_open()
         header: service_pb2.ImportRunHeader = (await first_of(requests)).header
         name = call.new_run(header.name)
-        with files.importing(self.registry) as upload:
+        with files.importing(self.registry, tenant_of(name)) as upload:
             async for request in requests:
                 require(request, "data")
                 upload.add(request.data)

@@ -111,22 +111,27 @@ def _description(run: Run, snapshot: Snapshot, name: str) -> str:
 class Import:
     """A file on its way in."""
 
-    def __init__(self, registry: Registry, path: Path) -> None:
+    def __init__(self, registry: Registry, path: Path, tenant: str) -> None:
         self._registry = registry
+        self._tenant = tenant
         self._path = path
         with refusing():
             self._file = path.open("wb")
         self._size_bytes = 0
 
     def add(self, data: bytes) -> None:
-        """Takes the next bytes. Raises MemoryLimitExceeded for a file that no run of this server can come from, and
-        StorageFull, StorageFailed."""
-        self._size_bytes += len(data)
+        """Takes the next bytes. Raises MemoryLimitExceeded for a file that no run of this server can come from,
+        QuotaExceeded where the tenant may not have it on the disk, StorageFull, StorageFailed."""
         limit = self._registry.budget.limit_bytes
-        if self._size_bytes > limit:
+        if self._size_bytes + len(data) > limit:
             raise MemoryLimitExceeded(
                 f"the file has more than {limit} bytes, and a run of it would have more than this server may hold"
             )
+        # What arrives is no run yet; it has its end with the call.
+        registry, arriving = self._registry, self._registry.arriving_files
+        registry.ledger.require_disk(self._tenant, arriving[self._tenant], len(data), "the file")
+        arriving[self._tenant] += len(data)
+        self._size_bytes += len(data)
         with refusing():
             self._file.write(data)
 
@@ -171,19 +176,21 @@ class Import:
 
     def close(self) -> None:
         """May be called more than once."""
+        self._registry.arriving_files[self._tenant] -= self._size_bytes
+        self._size_bytes = 0
         with suppress(OSError):  # what is not written yet is of no use any more
             self._file.close()
 
 
 @contextmanager
-def importing(registry: Registry) -> Iterator[Import]:
+def importing(registry: Registry, tenant: str) -> Iterator[Import]:
     """A file of its own for an import, which is gone afterwards. Raises StorageFull, StorageFailed."""
     scratch = None if registry.stored_runs is None else registry.stored_runs.store.scratch
     with refusing():
         descriptor, path = tempfile.mkstemp(prefix="import-", suffix=".tmp", dir=scratch)
     os.close(descriptor)
     try:
-        upload = Import(registry, Path(path))
+        upload = Import(registry, Path(path), tenant)
         try:
             yield upload
         finally:

@@ -11,11 +11,13 @@ from functools import partial
 
 import numpy as np
 
+from gradwire.server.access.identity import tenant_of
 from gradwire.server.durability import changes
 from gradwire.server.durability.records import groups_from_data, spec_to_text
 from gradwire.server.durability.restorer import fill_state
 from gradwire.server.durability.run_snapshot import PARAMETERS, copied, room_for, snapshot_of
-from gradwire.server.durability.run_storage import storage_of
+from gradwire.server.durability.run_storage import RunStorage, storage_of
+from gradwire.server.durability.snapshotter import Snapshotter
 from gradwire.server.engine.run import Run, Values
 from gradwire.server.engine.spec import Durability
 from gradwire.server.engine.staged_block import override_groups
@@ -35,14 +37,29 @@ async def save(registry: Registry, run: Run, label: str) -> SnapshotInfo:
     """Takes a snapshot that is kept until the run is deleted. Raises StorageFull, MemoryLimitExceeded and the like."""
     if len(label.encode()) > MAX_LABEL_BYTES:
         raise ProtocolViolation(f"the label has {len(label.encode())} bytes; expected at most {MAX_LABEL_BYTES}")
-    if registry.stored_runs is not None and run.storage is not None:
-        return await registry.stored_runs.snapshotter.save(run, label or "saved")
+    storage = storage_of(run)
+    if registry.stored_runs is not None and storage is not None:
+        return await _save_on_disk(registry, registry.stored_runs.snapshotter, run, storage, label or "saved")
     return await _save_in_memory(registry, run, label or "in memory")
+
+
+async def _save_on_disk(
+    registry: Registry, snapshotter: Snapshotter, run: Run, storage: RunStorage, label: str
+) -> SnapshotInfo:
+    tenant, size_bytes = tenant_of(run.spec.name), run.spec.state_bytes
+    registry.ledger.require_disk(tenant, registry.disk_bytes(tenant), size_bytes, "the snapshot")
+    storage.saving_bytes += size_bytes
+    try:
+        return await snapshotter.save(run, label)
+    finally:
+        storage.saving_bytes -= size_bytes
+        if not run.ended:
+            storage.note_labelled(run.uid)
 
 
 async def _save_in_memory(registry: Registry, run: Run, label: str) -> SnapshotInfo:
     store = registry.memory_store
-    size_bytes = run.spec.vector_bytes * (1 + len(run.spec.slots))
+    size_bytes = run.spec.state_bytes
     reservation = run.budget.reserve(size_bytes, f"a snapshot of {run.spec.name}")
     try:
         async with source(registry, run, NOW) as snapshot:
@@ -81,7 +98,7 @@ async def source(registry: Registry, run: Run, snapshot_id: int) -> AsyncIterato
         yield await in_thread(registry.executor, partial(_load, _store_of(registry, run), run, snapshot_id))
         return
 
-    size_bytes = run.spec.vector_bytes * (1 + len(run.spec.slots))
+    size_bytes = run.spec.state_bytes
     with run.budget.reserve(size_bytes, f"a copy of {run.spec.name}"):
         room = await in_thread(registry.executor, partial(room_for, run))
 
@@ -109,7 +126,7 @@ async def roll_back(registry: Registry, run: Run, snapshot_id: int) -> tuple[int
     if snapshot_id == NOW:
         raise SnapshotNotFound(f"{run.spec.name} has no snapshot {NOW}", run=run.spec.name)
     spec = run.spec
-    size_bytes = spec.vector_bytes * (1 + len(spec.slots))
+    size_bytes = spec.state_bytes
 
     def make(snapshot: Snapshot) -> Values:
         state = run.device.allocate_state(spec.slots, spec.layout.elements, spec.dtype)

@@ -6,6 +6,7 @@ import asyncio
 import uuid
 import weakref
 from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
@@ -19,6 +20,7 @@ from gradwire.server.config import ServerConfig
 from gradwire.server.devices.base import Device
 from gradwire.server.durability.fingerprint import fingerprint
 from gradwire.server.durability.restorer import Restorer
+from gradwire.server.durability.run_storage import reserved_bytes, storage_of
 from gradwire.server.durability.stored_runs import DamagedRun, StoredRuns, with_durability
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.spec import RunSpec
@@ -60,6 +62,8 @@ class Registry:
         self.device = device
         self.budget = MemoryBudget(config.max_memory)
         self.ledger = Ledger(self.budget, gate)
+        self.arriving_files: Counter[str] = Counter()
+        """Bytes of files that are being imported, by tenant."""
         self._creations: weakref.WeakSet[Creation] = weakref.WeakSet()
         self.executor = ThreadPoolExecutor(config.worker_threads, thread_name_prefix="gradwire-bulk")
         self.server_instance = uuid.uuid4().hex
@@ -70,7 +74,7 @@ class Registry:
         self.memory_store = MemoryStore()
         """Has the snapshots of runs that live in memory."""
         if store is not None:
-            self.stored_runs = StoredRuns(store, fingerprint(device), config, self.runs)
+            self.stored_runs = StoredRuns(store, fingerprint(device), config, self.runs, self._is_crowded)
         self._damaged: dict[str, DamagedRun] = {}
         self._structure = asyncio.Lock()
         """Held while the store learns which runs there are."""
@@ -134,7 +138,8 @@ class Registry:
         del self._runs[name]
         if run.storage is not None:
             why = f"it {run.ended}; the next start of the server brings it back"
-            self._damaged[name] = DamagedRun(name, run.uid, why)
+            storage = storage_of(run)
+            self._damaged[name] = DamagedRun(name, run.uid, why, 0 if storage is None else storage.disk_bytes)
 
     def _require_free(self, name: str, replace: bool) -> None:
         run = self._living(name)
@@ -167,8 +172,9 @@ class Registry:
         held = self.held(tenant)
         more = len(held | {spec.name}) - len(held)
         self.ledger.require_run(tenant, len(held), more, spec.layout.elements, len(spec.layout.tensors))
-        budget = self.ledger.budget_of(tenant)
-        run = Run(with_durability(spec, self.stored_runs is not None), self.device, budget, self.executor, request_id)
+        spec = with_durability(spec, self.stored_runs is not None)
+        self.ledger.require_disk(tenant, self.disk_bytes(tenant, spec.name), self._reserved_bytes(spec), "the run")
+        run = Run(spec, self.device, self.ledger.budget_of(tenant), self.executor, request_id)
         upload = None
         if wire is not None:
             upload = Upload(self.device, spec.layout, [run.state.params], wire, "the initial values")
@@ -180,6 +186,30 @@ class Registry:
         """Runs of a tenant that are there, or on their way: also while they are being written to the disk."""
         names = {*self.names(), *(creation.run.spec.name for creation in self._creations if not creation.run.ended)}
         return {name for name in names if tenant_of(name) == tenant}
+
+    def disk_bytes(self, tenant: str, besides: str = "") -> int:
+        """What the runs of a tenant take of the disk, ``besides`` left out: those too that are on their way there."""
+        if self.stored_runs is None or self.ledger.disk_limit(tenant) is None:
+            return 0
+        names = {name for name in self.names() if tenant_of(name) == tenant and name != besides}
+        total = sum(self._damaged[name].disk_bytes for name in names if name in self._damaged)
+        for name in names:
+            storage = storage_of(self._runs[name]) if name in self._runs else None
+            total += 0 if storage is None else storage.disk_bytes
+        for creation in list(self._creations):
+            spec = creation.run.spec
+            arriving = not creation.run.ended and self._runs.get(spec.name) is not creation.run
+            if arriving and tenant_of(spec.name) == tenant and spec.name != besides:
+                total += self._reserved_bytes(spec)
+        return total
+
+    def _reserved_bytes(self, spec: RunSpec) -> int:
+        return 0 if self.stored_runs is None else reserved_bytes(spec, self.stored_runs.snapshots_kept)
+
+    def _is_crowded(self, run: Run) -> bool:
+        tenant = tenant_of(run.spec.name)
+        limit = self.ledger.disk_limit(tenant)
+        return limit is not None and self.disk_bytes(tenant) > limit
 
     async def prepare(self, spec: RunSpec) -> None:
         """Compiles what the run's steps will call, in a thread: never at a step, never on the event loop."""

@@ -18,6 +18,10 @@ MAX_ENTRY_BYTES = 768 * 2**20
 """Gradients of one block in a journal; SQLite takes no value of 1 GB."""
 
 
+_ROW_BYTES = 200
+"""Of a journal's row besides its texts and its gradients: keys, hashes, what the database adds."""
+
+
 EMPTY = "{}"
 """A JSON object that says nothing."""
 
@@ -69,6 +73,11 @@ class Entry:
     """The gradients of the present elements as they were staged, ``[K, present]``, in the run's dtype."""
     fingerprint: str
     """Of the kernels that have applied it."""
+
+    @property
+    def size_bytes(self) -> int:
+        """What it takes of a journal, about."""
+        return len(self.gradients) + len(self.block) + _ROW_BYTES
 
 
 @dataclass(frozen=True)

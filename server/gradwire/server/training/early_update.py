@@ -38,7 +38,7 @@ class SpareState:
         """A state that holds anything; None: there is no room for one."""
         if self.state is None:
             run, spec = self._run, self._run.spec
-            size_bytes = spec.vector_bytes * (1 + len(spec.slots))
+            size_bytes = spec.state_bytes
             if run.budget.free_bytes - size_bytes < run.budget.limit_bytes // 4:
                 return None
             try:
