@@ -166,7 +166,7 @@ class Registry:
         tenant = tenant_of(spec.name)
         held = self.held(tenant)
         more = len(held | {spec.name}) - len(held)
-        self.ledger.require_run(tenant, len(held), more, spec.layout.elements, len(spec.layout.tensors))
+        self.ledger.require_run(tenant, len(held), more, spec.layout.elements, len(spec.layout.names))
         budget = self.ledger.budget_of(tenant)
         run = Run(with_durability(spec, self.stored_runs is not None), self.device, budget, self.executor, request_id)
         upload = None
