@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from gradwire.server.access.identity import split
@@ -63,7 +64,8 @@ class SnapshotCalls(Calls):
         run = self.run_of(call, request.name, request.run_uid)
         with self.guarded(call) as guard:
             async with operations.source(self.registry, run, request.snapshot_id) as snapshot:
-                file = files.export(run, snapshot, request.weights_only, split(run.spec.name)[1])
+                export = partial(files.export, run, snapshot, request.weights_only, split(run.spec.name)[1])
+                file = await in_thread(self.registry.executor, export)
                 header = service_pb2.ExportRunHeader(step=file.step, size_bytes=file.size_bytes)
                 await guard.write(call.context.write, service_pb2.ExportRunResponse(header=header))
                 pieces = file.pieces()

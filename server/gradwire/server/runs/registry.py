@@ -19,14 +19,14 @@ from gradwire.server.config import ServerConfig
 from gradwire.server.devices.base import Device
 from gradwire.server.durability.fingerprint import fingerprint
 from gradwire.server.durability.restorer import Restorer
-from gradwire.server.durability.stored_runs import DamagedRun, StoredRuns, with_durability
+from gradwire.server.durability.stored_runs import DamagedRun, FirstSnapshot, StoredRuns, with_durability
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.spec import RunSpec
 from gradwire.server.engine.workers import check_id
 from gradwire.server.memory.budget import MemoryBudget
 from gradwire.server.runs.creation import Creation
 from gradwire.server.runs.upload import Upload
-from gradwire.server.store.base import Store, Written
+from gradwire.server.store.base import Store
 from gradwire.server.store.memory import MemoryStore
 from gradwire.wire.errors import (
     Draining,
@@ -231,7 +231,7 @@ class Registry:
         stored.discard(first)
         return earlier
 
-    async def _take_place(self, stored: StoredRuns, run: Run, first: Written | None) -> None:
+    async def _take_place(self, stored: StoredRuns, run: Run, first: FirstSnapshot | None) -> None:
         """The new run instead of the old one: first in the store, in one transaction, then for all to see."""
         name = run.spec.name
         old = self._living(name)
