@@ -30,7 +30,8 @@ from gradwire.client.transport.link import Link
 from gradwire.v1 import run_pb2, train_pb2
 from gradwire.wire.encoding import state_dtype
 from gradwire.wire.hosts import is_local
-from gradwire.wire.layout import Layout, Range
+from gradwire.wire.layout import Range
+from gradwire.wire.layout_message import decode_layout
 
 
 class Run:
@@ -51,7 +52,7 @@ class Run:
     ) -> None:
         spec = message.spec
         self.name = spec.name.removeprefix("runs/")
-        self.layout = Layout([[(t.name, tuple(t.shape)) for t in group.tensors] for group in spec.groups])
+        self.layout = decode_layout(spec.groups)
         self.dtype = state_dtype(spec.dtype)
         self.server_instance = message.server_instance
         self.slots = tuple(message.slots)

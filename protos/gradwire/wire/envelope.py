@@ -8,6 +8,7 @@ protobuf has written is read here.
 
 from __future__ import annotations
 
+import functools
 from typing import Generic, NamedTuple, TypeVar
 
 from google.protobuf.message import DecodeError, Message
@@ -68,12 +69,12 @@ def _wrapped(outer: bytes, message: Message, inner: bytes, values: Array) -> byt
     Python's bytes objects begin at. The room for that is made in the two lengths, which may have leading zeros."""
     data = encoded(values)
     fields = message.SerializeToString()
-    size = _varint(data.nbytes)
-    length = _varint(len(fields) + len(inner) + len(size) + data.nbytes)
+    size = varint(data.nbytes)
+    length = varint(len(fields) + len(inner) + len(size) + data.nbytes)
     if data.nbytes > _WHOLE_BYTES:
         missing = -(len(outer) + len(length) + len(fields) + len(inner) + len(size)) % _ALIGNMENT
         size = _widened(size, min(len(size) + missing, _LONGEST_LENGTH))
-        length = _varint(len(fields) + len(inner) + len(size) + data.nbytes)
+        length = varint(len(fields) + len(inner) + len(size) + data.nbytes)
         missing = -(len(outer) + len(length) + len(fields) + len(inner) + len(size)) % _ALIGNMENT
         length = _widened(length, min(len(length) + missing, _LONGEST_LENGTH))
     return b"".join((outer, length, fields, inner, size, data))
@@ -102,7 +103,7 @@ def _found(serialized: bytes, outer: bytes, inner: bytes) -> tuple[bytes, memory
             fields = serialized[start:position] + serialized[end:]
             if len(fields) > _WHOLE_BYTES or inner in fields:
                 return None  # perhaps a second data field, of which the last counts
-            return outer + _varint(len(fields)) + fields, memoryview(serialized)[begin:end]
+            return outer + varint(len(fields)) + fields, memoryview(serialized)[begin:end]
         position = _skip(serialized, position)
     return None
 
@@ -134,11 +135,19 @@ def _read_varint(serialized: bytes, position: int) -> tuple[int, int]:
     raise DecodeError("a number without an end")
 
 
-def _tag(field: int) -> bytes:
-    return _varint(field << 3 | _LENGTH_DELIMITED)
+def field(number: int) -> bytes:
+    """The key of a field that is a message, a text or bytes."""
+    return varint(number << 3 | _LENGTH_DELIMITED)
 
 
-def _varint(value: int) -> bytes:
+def length_delimited(key: bytes, *parts: bytes) -> bytes:
+    """A field: its ``key``, as `field` returns it, its size, and ``parts``, which are serialized already."""
+    return b"".join((key, varint(sum(map(len, parts))), *parts))
+
+
+@functools.lru_cache(4096)
+def varint(value: int) -> bytes:
+    """A number as it is written."""
     out = bytearray()
     while value > 0x7F:
         out.append(value & 0x7F | 0x80)
@@ -147,7 +156,7 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-_GRADIENTS = _tag(train_pb2.TrainRequest.GRADIENTS_FIELD_NUMBER)
-_GRADIENTS_DATA = _tag(train_pb2.Gradients.DATA_FIELD_NUMBER)
-_PARAMETERS = _tag(train_pb2.TrainResponse.PARAMETERS_FIELD_NUMBER)
-_PARAMETERS_DATA = _tag(train_pb2.Parameters.DATA_FIELD_NUMBER)
+_GRADIENTS = field(train_pb2.TrainRequest.GRADIENTS_FIELD_NUMBER)
+_GRADIENTS_DATA = field(train_pb2.Gradients.DATA_FIELD_NUMBER)
+_PARAMETERS = field(train_pb2.TrainResponse.PARAMETERS_FIELD_NUMBER)
+_PARAMETERS_DATA = field(train_pb2.Parameters.DATA_FIELD_NUMBER)

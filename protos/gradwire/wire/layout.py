@@ -7,10 +7,15 @@ from __future__ import annotations
 
 import math
 import re
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import cached_property
+from itertools import accumulate, chain
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import numpy.typing as npt
 
 from gradwire.wire.errors import InvalidSpec, shorten
 
@@ -53,6 +58,15 @@ class TensorLayout:
         return self.start + self.size
 
 
+class Columns(NamedTuple):
+    """The tensors of a layout as arrays."""
+
+    starts: npt.NDArray[np.int64]
+    """Elements."""
+    stops: npt.NDArray[np.int64]
+    groups: npt.NDArray[np.int64]
+
+
 class Layout:
     """The ordered tensors of a run.
 
@@ -63,46 +77,74 @@ class Layout:
     """
 
     def __init__(self, groups: Sequence[Sequence[tuple[str, tuple[int, ...]]]]) -> None:
-        tensors: list[TensorLayout] = []
-        index: dict[str, int] = {}
-        start = 0
         if not groups:
             raise InvalidSpec("a run needs at least one group of tensors")
         check_tensor_count(sum(len(members) for members in groups))
-        for group, members in enumerate(groups):
-            if not members:
-                raise InvalidSpec(f"group {group} has no tensors; every group needs at least one")
-            for name, shape in members:
-                _check_tensor(name, shape)
-                if name in index:
-                    raise InvalidSpec(f"tensor name {shorten(name)!r} appears twice; names must be unique in a run")
-                index[name] = len(tensors)
-                tensors.append(TensorLayout(name, shape, group, start, math.prod(shape)))
-                start = tensors[-1].stop
-        self.tensors = tuple(tensors)
-        self.index = index
+        self.names = [name for members in groups for name, _ in members]
+        self.shapes = [shape for members in groups for _, shape in members]
+        self.index = dict(zip(self.names, range(len(self.names)), strict=True))
+        if not self._is_good(groups):
+            _refuse(groups)
         self.groups = len(groups)
-        self.elements = start
-        self._starts = [tensor.start for tensor in tensors]
-        self._whole = (Range(0, start),) if start else ()
+        self.first_tensors = [0, *accumulate(map(len, groups))][:-1]
+        """Of each group."""
+        bounds = [0, *accumulate(map(math.prod, self.shapes))]
+        self.elements = bounds.pop()
+        self._starts = bounds
+        self._whole = (Range(0, self.elements),) if self.elements else ()
+
+    def _is_good(self, groups: Sequence[Sequence[Any]]) -> bool:
+        """Whether there is nothing to refuse. Looks at all tensors at once: a run may have many."""
+        if not all(groups) or len(self.index) != len(self.names) or "" in self.index:
+            return False
+        sizes = map(len, self.names) if "".join(self.names).isascii() else (len(name.encode()) for name in self.names)
+        if max(sizes) > MAX_TENSOR_NAME_BYTES or max(map(len, self.shapes)) > MAX_DIMENSIONS:
+            return False
+        return min(chain.from_iterable(self.shapes), default=0) >= 0
+
+    @cached_property
+    def tensors(self) -> tuple[TensorLayout, ...]:
+        """All of them, each with its place. Where there may be many, what only counts or compares takes columns."""
+        return tuple(self._tensor(index) for index in range(len(self.names)))
+
+    def _tensor(self, index: int) -> TensorLayout:
+        start = self._starts[index]
+        size = math.prod(self.shapes[index])
+        group = bisect_right(self.first_tensors, index) - 1
+        return TensorLayout(self.names[index], self.shapes[index], group, start, size)
+
+    @cached_property
+    def columns(self) -> Columns:
+        """For a vector of at most MAX_ELEMENTS, which is all that can be trained."""
+        bounds = np.array([*self._starts, self.elements], np.int64)
+        lengths = np.diff([*self.first_tensors, len(self.names)])
+        return Columns(bounds[:-1], bounds[1:], np.repeat(np.arange(self.groups), lengths))
+
+    def present(self, absent: Collection[int]) -> npt.NDArray[np.bool_]:
+        """Whether each tensor is not in ``absent``."""
+        found = np.ones(len(self.names), np.bool_)
+        found[np.fromiter(absent, np.intp, len(absent))] = False
+        return found
 
     def present_ranges(self, absent: Collection[int]) -> tuple[Range, ...]:
         """The flat vector without the tensors whose indices are in ``absent``, as few ranges as possible, in order."""
         if not absent:
             return self._whole
-        return merge(Range(t.start, t.stop) for i, t in enumerate(self.tensors) if i not in absent)
+        starts, stops, _ = self.columns
+        kept = self.present(absent) & (starts < stops)
+        starts, stops = starts[kept], stops[kept]
+        apart = starts[1:] != stops[:-1]
+        first, last = np.append(True, apart), np.append(apart, True)
+        return tuple(map(Range, starts[first].tolist(), stops[last].tolist())) if starts.size else ()
 
     def tensors_in(self, part: Range) -> range:
         """Indices of the tensors that have elements in ``part``; empty tensors between them are included."""
         first = bisect_right(self._starts, part.start) - 1
-        stop = first
-        while stop < len(self.tensors) and self.tensors[stop].start < part.stop:
-            stop += 1
-        return range(max(first, 0), stop)
+        return range(max(first, 0), max(bisect_left(self._starts, part.stop), first))
 
     def tensor_at(self, element: int) -> TensorLayout:
         """The tensor that holds ``element`` of the flat vector."""
-        return self.tensors[bisect_right(self._starts, element) - 1]
+        return self._tensor(bisect_right(self._starts, element) - 1)
 
 
 def shape_text(tensor: TensorLayout) -> str:
@@ -147,6 +189,20 @@ def run_resource(name: str) -> str:
     whole = name if tenant else f"runs/{name}"
     parse_run_name(whole[tenant.end() :] if tenant else whole)
     return whole
+
+
+def _refuse(groups: Sequence[Sequence[tuple[str, tuple[int, ...]]]]) -> NoReturn:
+    """Raises InvalidSpec for the first thing that is wrong."""
+    seen: set[str] = set()
+    for group, members in enumerate(groups):
+        if not members:
+            raise InvalidSpec(f"group {group} has no tensors; every group needs at least one")
+        for name, shape in members:
+            _check_tensor(name, shape)
+            if name in seen:
+                raise InvalidSpec(f"tensor name {shorten(name)!r} appears twice; names must be unique in a run")
+            seen.add(name)
+    raise AssertionError("a layout that is good was about to be refused")
 
 
 def _check_tensor(name: str, shape: tuple[int, ...]) -> None:

@@ -14,7 +14,8 @@ from gradwire.server.engine.run import Run
 from gradwire.server.engine.spec import NonFinitePolicy, RunSpec
 from gradwire.server.memory.budget import MemoryBudget
 from gradwire.server.optimizers.adam import AdamHyperparameters
-from gradwire.server.rpc.codec import decode_spec, encode_run
+from gradwire.server.rpc.codec import decode_spec
+from gradwire.server.rpc.run_message import report
 from gradwire.v1 import run_pb2
 from gradwire.wire.errors import InvalidHyperparameter
 from gradwire.wire.layout import Layout, Range
@@ -62,7 +63,7 @@ def test_spec_comes_back_as_it_was_sent(clipping: dict[str, Any]) -> None:
     for maximize in (False, True):
         sent.groups.add(adam=run_pb2.Adam(maximize=maximize)).tensors.add(name=f"w{maximize}", shape=[1])
     run = Run(decode_spec(sent, "runs/x"), CpuDevice(1), MemoryBudget(2**20), executor=None)  # type: ignore[arg-type]
-    back = encode_run(run, "runs/x", "instance").spec
+    back = run_pb2.Run.FromString(report(run, "runs/x", "instance").serialize()).spec
     for field in ("clip_value", "clip_norm"):
         assert getattr(run.spec, field) == clipping.get(field)
         assert back.HasField(field) == (field in clipping)

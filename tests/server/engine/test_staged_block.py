@@ -7,13 +7,17 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gradwire.server.devices.base import Segment
 from gradwire.server.devices.cpu import CpuDevice
 from gradwire.server.engine.block import BlockHeader
+from gradwire.server.engine.block_plan import planning_work
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.spec import RunSpec
-from gradwire.server.engine.staged_block import clip_segments, override_groups, segments_of
+from gradwire.server.engine.staged_block import clip_segments, override_groups, scalar_bytes, segments_of
+from gradwire.server.engine.threads import is_short
 from gradwire.server.memory.budget import MemoryBudget
 from gradwire.server.optimizers.adam import AdamHyperparameters
 from gradwire.wire.errors import InvalidHyperparameter, ProtocolViolation
@@ -55,6 +59,63 @@ def test_tensors_of_different_t_are_apart_and_share_no_scalars(run: Run) -> None
     assert np.array_equal(found[0].varying, GROUPS[0].varying(1, 8, 2, dtype))
     assert np.array_equal(found[1].varying, GROUPS[0].varying(1, 4, 2, dtype))
     assert np.array_equal(found[2].varying, GROUPS[1].varying(1, 8, 2, dtype))
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(st.lists(st.tuples(st.integers(0, 3), st.integers(0, 2)), min_size=1, max_size=6), min_size=1, max_size=3),
+    st.data(),
+)
+def test_segments_are_those_of_a_walk_from_tensor_to_tensor(
+    groups: list[list[tuple[int, int]]], data: st.DataObject
+) -> None:
+    """``groups``: (elements, t) of their tensors."""
+    sizes = [[(f"{g}.{i}", (size,)) for i, (size, _) in enumerate(group)] for g, group in enumerate(groups)]
+    hypers = tuple(AdamHyperparameters(lr=0.1 * (g + 1)) for g in range(len(groups)))
+    spec = RunSpec("runs/x", Layout(sizes), np.dtype(np.float32), hypers)
+    steps = np.array([t for group in groups for _, t in group], np.int64)
+    absent = frozenset(data.draw(st.sets(st.integers(0, len(steps) - 1))))
+    expected: list[tuple[int, int, int, int]] = []  # start, stop, group, t
+    joined = False
+    for index, tensor in enumerate(spec.layout.tensors):
+        if index in absent and tensor.size:
+            joined = False
+        elif tensor.size:
+            if joined and expected[-1][2:] == (tensor.group, steps[index]):
+                expected[-1] = (expected[-1][0], tensor.stop, *expected[-1][2:])
+            else:
+                expected.append((tensor.start, tensor.stop, tensor.group, int(steps[index])))
+            joined = True
+    header = BlockHeader(absent_tensors=absent)
+    found = segments_of(spec, 5, steps, header, hypers)
+    assert spans(found) == [part[:2] for part in expected]
+    for segment, (_, _, group, t) in zip(found, expected, strict=True):
+        assert np.array_equal(segment.varying, hypers[group].varying(6, t + 1, 1, spec.dtype))
+    keys = {part[2:] for part in expected}
+    assert scalar_bytes(spec, steps, header) == 4 * sum(hypers[group].kernel.varying for group, _ in keys)
+
+
+def test_tensors_of_equal_numbers_share_their_scalars(run: Run) -> None:
+    """A run may have as many groups as tensors."""
+    same = (GROUPS[0], GROUPS[0])
+    one, other = segments_of(run.spec, 0, run.tensor_steps, BlockHeader(), same)
+    assert one.varying is other.varying
+    assert one.constants is other.constants
+
+
+def test_a_block_of_many_pieces_is_planned_off_the_event_loop() -> None:
+    layout = Layout([[(str(index), (1,)) for index in range(4000)]])
+    spec = RunSpec("runs/x", layout, np.dtype(np.float32), GROUPS[:1])
+    with ThreadPoolExecutor(1) as executor:
+        run = Run(spec, CpuDevice(1), MemoryBudget(2**24), executor)
+        assert is_short(planning_work(run, BlockHeader()))
+        assert is_short(planning_work(run, BlockHeader(absent_tensors=frozenset({7}))))
+        assert not is_short(planning_work(run, BlockHeader(absent_tensors=frozenset(range(0, 4000, 2)))))
+        run.tensor_steps[::2] = 1
+        assert not is_short(planning_work(run, BlockHeader()))
+        run.groups *= 4000
+        run.tensor_steps[:] = 1
+        assert not is_short(planning_work(run, BlockHeader()))
 
 
 def test_clipping_keeps_what_lies_in_the_part(run: Run) -> None:

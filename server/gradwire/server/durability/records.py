@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from enum import IntEnum
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from gradwire.server.engine.spec import Durability, NonFinitePolicy, RunSpec
 from gradwire.server.optimizers.adam import AdamHyperparameters, EpsilonPlacement, MaximumOf, WeightDecayMode
 from gradwire.server.optimizers.base import Hyperparameters
 from gradwire.server.optimizers.schedules import Schedule
+from gradwire.server.store.json_text import joined, list_text
 from gradwire.wire.layout import Layout
 
 VERSION = 1
@@ -50,22 +52,22 @@ _ENUMS: dict[str, type[IntEnum]] = {
 
 
 def spec_to_text(spec: RunSpec) -> str:
-    """The run's spec, from which `spec_from_text` makes an equal one."""
-    tensors: list[list[Any]] = [[] for _ in spec.groups]
-    for tensor in spec.layout.tensors:
-        tensors[tensor.group].append([tensor.name, tensor.shape])
-    return json.dumps(
-        {
-            "name": spec.name,
-            "dtype": spec.dtype.name,
-            "tensors": tensors,
-            "groups": groups_to_data(spec.groups),
-            "non_finite_policy": spec.non_finite_policy.name,
-            "clip_value": spec.clip_value,
-            "clip_norm": spec.clip_norm,
-            "durability": None if spec.durability is None else spec.durability.name,
-        }
-    )
+    """The run's spec, from which `spec_from_text` makes an equal one. Not for the event loop: there may be many tensors
+    and groups."""
+    layout = spec.layout
+    tensors = list(zip(layout.names, layout.shapes, strict=True))
+    stops = [*layout.first_tensors[1:], len(tensors)]
+    parts = {
+        "name": json.dumps(spec.name),
+        "dtype": json.dumps(spec.dtype.name),
+        "tensors": joined("[]", (list_text(tensors[i:j]) for i, j in zip(layout.first_tensors, stops, strict=True))),
+        "groups": list_text(groups_to_data(spec.groups)),
+        "non_finite_policy": json.dumps(spec.non_finite_policy.name),
+        "clip_value": json.dumps(spec.clip_value),
+        "clip_norm": json.dumps(spec.clip_norm),
+        "durability": json.dumps(None if spec.durability is None else spec.durability.name),
+    }
+    return joined("{}", (f"{json.dumps(key)}: {part}" for key, part in parts.items()))
 
 
 def spec_from_text(text: str) -> RunSpec:
@@ -75,7 +77,7 @@ def spec_from_text(text: str) -> RunSpec:
         raise ValueError(f"{len(data['groups'])} groups have hyperparameters, {len(data['tensors'])} have tensors")
     return RunSpec(
         name=data["name"],
-        layout=Layout([[(str(name), _shape(shape)) for name, shape in group] for group in data["tensors"]]),
+        layout=Layout([_tensors(group) for group in data["tensors"]]),
         dtype=_DTYPES[data["dtype"]],
         groups=groups_from_data(data["groups"]),
         non_finite_policy=NonFinitePolicy[data["non_finite_policy"]],
@@ -85,10 +87,12 @@ def spec_from_text(text: str) -> RunSpec:
     )
 
 
-def _shape(dimensions: Sequence[Any]) -> tuple[int, ...]:
-    if not all(type(dimension) is int for dimension in dimensions):
-        raise ValueError(f"{dimensions} is no shape")
-    return tuple(dimensions)
+def _tensors(group: Sequence[Any]) -> list[tuple[str, tuple[int, ...]]]:
+    shapes = [tuple(shape) for _, shape in group]
+    if not {*map(type, chain.from_iterable(shapes))} <= {int}:  # True and 1.0 are equal to numbers
+        wrong = next(shape for _, shape in group if {*map(type, shape)} - {int})
+        raise ValueError(f"{wrong} is no shape")
+    return [(str(name), shape) for (name, _), shape in zip(group, shapes, strict=True)]
 
 
 def groups_to_data(groups: Sequence[Hyperparameters]) -> list[dict[str, Any]]:

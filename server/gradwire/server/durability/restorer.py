@@ -147,7 +147,7 @@ def fill_state(spec: RunSpec, device: Device, state: State, snapshot: Snapshot) 
     for name in spec.slots:
         fill(device, state.slots[name], snapshot.vectors[name])
     tensor_steps = np.array(meta["tensor_steps"], np.int64)
-    if tensor_steps.shape != (len(spec.layout.tensors),):
+    if tensor_steps.shape != (len(spec.layout.names),):
         raise ValueError("it has another number of tensors")
     return Values(state, snapshot.step, tensor_steps, groups_from_data(meta["groups"]))
 

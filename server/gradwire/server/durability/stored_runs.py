@@ -42,6 +42,14 @@ class DamagedRun:
     """Of its snapshots."""
 
 
+@dataclass(frozen=True)
+class FirstSnapshot:
+    """Of a run that the store does not know yet, and what it will know it as."""
+
+    stored: StoredRun
+    written: Written
+
+
 class StoredRuns:
     """Those runs of a server that outlive it.
 
@@ -66,23 +74,27 @@ class StoredRuns:
         self._fingerprint = fingerprint
         self._snapshot_steps = config.snapshot_steps
 
-    async def write_first(self, run: Run) -> Written | None:
+    async def write_first(self, run: Run) -> FirstSnapshot | None:
         """Writes the first snapshot of a run that nobody sees yet; None for a run that lives in memory."""
+
+        def write() -> FirstSnapshot:
+            snapshot = snapshot_of(run, Position(0, b""), self._fingerprint)
+            stored = StoredRun(run.uid, run.spec.name, spec_to_text(run.spec), run.request_id, run.epoch)
+            return FirstSnapshot(stored, self.store.write(run.uid, snapshot))
+
         if run.spec.durability is Durability.MEMORY:
             return None
-        snapshot = snapshot_of(run, Position(0, b""), self._fingerprint)
-        return await in_thread(run.lock.executor, partial(self.store.write, run.uid, snapshot))
+        return await in_thread(run.lock.executor, write)
 
-    def discard(self, first: Written | None) -> None:
+    def discard(self, first: FirstSnapshot | None) -> None:
         """Drops what `write_first` has written."""
         if first is not None:
-            self.store.discard(first)
+            self.store.discard(first.written)
 
-    async def create(self, run: Run, first: Written | None, replaces: str) -> None:
+    async def create(self, run: Run, first: FirstSnapshot | None, replaces: str) -> None:
         """The run is stored from now on, in the place of the stored run with the uid ``replaces``, if any."""
         if first is not None:
-            stored = StoredRun(run.uid, run.spec.name, spec_to_text(run.spec), run.request_id, run.epoch)
-            await on_disk(self.store.create(stored, first, replaces))
+            await on_disk(self.store.create(first.stored, first.written, replaces))
             self._note(run)
         elif replaces:
             await self.delete(replaces)

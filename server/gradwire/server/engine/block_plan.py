@@ -10,6 +10,7 @@ from gradwire.server.engine.block import BlockHeader, Returns
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.spec import NonFinitePolicy, RunSpec
 from gradwire.server.engine.staged_block import StagedBlock, override_groups, scalar_bytes, segments_of
+from gradwire.server.engine.threads import pieces, updates
 from gradwire.server.optimizers.base import Hyperparameters
 from gradwire.server.store.base import MAX_ENTRY_BYTES
 from gradwire.wire.encoding import MAX_ROW_BYTES
@@ -39,7 +40,7 @@ def check_header(run: Run, header: BlockHeader, max_result_bytes: int) -> tuple[
 
     Raises ProtocolViolation, InvalidHyperparameter, and ResultTooLarge for a trajectory beyond ``max_result_bytes``.
     """
-    tensors = len(run.spec.layout.tensors)
+    tensors = len(run.spec.layout.names)
     if header.absent_tensors and max(header.absent_tensors) >= tensors:
         index = max(header.absent_tensors)
         raise ProtocolViolation(f"absent tensor {index} is not there; this run has tensors 0 to {tensors - 1}")
@@ -60,6 +61,13 @@ def check_header(run: Run, header: BlockHeader, max_result_bytes: int) -> tuple[
     return groups
 
 
+def planning_work(run: Run, header: BlockHeader) -> int:
+    """The work of `plan_block`, and no less than that of what it plans beside its updates."""
+    steps = run.tensor_steps
+    segments = len(run.groups) + len(header.absent_tensors) + int(np.count_nonzero(steps[1:] != steps[:-1]))
+    return updates(len(steps), header.steps) + pieces(segments)
+
+
 def plan_block(run: Run, sequence: int, header: BlockHeader, groups: tuple[Hyperparameters, ...]) -> StagedBlock:
     """What the gradients of a block will be applied as, once they are whole, from the run as it is now.
 
@@ -69,10 +77,10 @@ def plan_block(run: Run, sequence: int, header: BlockHeader, groups: tuple[Hyper
     Raises MemoryLimitExceeded, and then has set nothing aside.
     """
     spec, layout = run.spec, run.spec.layout
-    tensors = len(layout.tensors)
+    tensors = len(layout.names)
     present: Any = slice(None)
     if header.absent_tensors:
-        present = np.array([i for i in range(tensors) if i not in header.absent_tensors], np.intp)
+        present = np.flatnonzero(layout.present(header.absent_tensors))
     trajectory, result_memory = None, None
     # The scalars of a few steps are too small to count, those of a million steps outweigh a small gradient.
     scalars = scalar_bytes(spec, run.tensor_steps, header) if header.steps * tensors >= _COUNTED_SCALARS else 0

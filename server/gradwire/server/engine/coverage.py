@@ -23,7 +23,7 @@ class Coverage:
         self._layout = layout
         self._allowed = allowed
         self._replace = replace
-        self._most = max(MAX_FRAGMENTS, len(layout.tensors))  # each tensor may be one, where others are absent
+        self._most = max(MAX_FRAGMENTS, len(layout.names))  # each tensor may be one, where others are absent
         self._allowed_starts = [part.start for part in allowed]
         self._starts: list[int] = []
         self._stops: list[int] = []
@@ -59,7 +59,10 @@ class Coverage:
         Args:
             required: ranges that must have arrived; default: all that is allowed.
         """
-        for part in self._allowed if required is None else required:
+        required = self._allowed if required is None else required
+        if self._starts == [part.start for part in required] and self._stops == [part.stop for part in required]:
+            return  # the usual case, and there may be many of them
+        for part in required:
             position = part.start
             i = bisect_right(self._starts, position) - 1
             if i >= 0:

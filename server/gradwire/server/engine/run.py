@@ -74,7 +74,7 @@ class Run:
             raise
         self.groups = spec.groups
         self.step = 0
-        self.tensor_steps: npt.NDArray[np.int64] = np.zeros(len(spec.layout.tensors), np.int64)
+        self.tensor_steps: npt.NDArray[np.int64] = np.zeros(len(spec.layout.names), np.int64)
         self.epoch = 0
         self.version = 0
         """Rises with everything that changes parameters, state or hyperparameters; a plan is worth one version."""

@@ -60,8 +60,7 @@ class RunSpec:
     @cached_property
     def group_ranges(self) -> tuple[tuple[int, Range], ...]:
         """(group, its elements), of the groups that have any."""
-        tensors = self.layout.tensors
-        starts = [min(t.start for t in tensors if t.group == group) for group in range(self.layout.groups)]
+        starts = self.layout.columns.starts[self.layout.first_tensors].tolist()
         stops = [*starts[1:], self.layout.elements]
         parts = [Range(start, stop) for start, stop in zip(starts, stops, strict=True)]
         return tuple((group, part) for group, part in enumerate(parts) if part.start < part.stop)
@@ -92,11 +91,12 @@ class RunSpec:
         """Whether nothing but the receipt's norm, which is the last row's, is made of a block's sums of squares."""
         return self.non_finite_policy is NonFinitePolicy.ALLOW and self.clip_norm is None
 
-    @property
+    @cached_property
     def slots(self) -> tuple[str, ...]:
         """The state vectors of the run: those that any group uses, in the optimizer's order."""
-        used = {slot for group in self.groups for slot in group.kernel.used_slots}
-        return tuple(dict.fromkeys(slot for group in self.groups for slot in group.kernel.slots if slot in used))
+        kernels = {id(group): group.kernel for group in self.groups}.values()
+        used = {slot for kernel in kernels for slot in kernel.used_slots}
+        return tuple(dict.fromkeys(slot for kernel in kernels for slot in kernel.slots if slot in used))
 
     @property
     def vector_bytes(self) -> int:
@@ -111,4 +111,4 @@ class RunSpec:
     @property
     def memory_bytes(self) -> int:
         """What the run takes: parameters, slots, and the names and shapes of its tensors."""
-        return self.state_bytes + TENSOR_BYTES * len(self.layout.tensors)
+        return self.state_bytes + TENSOR_BYTES * len(self.layout.names)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -11,6 +12,7 @@ import numpy.typing as npt
 from gradwire.server.devices.base import DeviceArray, Segment, State
 from gradwire.server.engine.block import BlockHeader
 from gradwire.server.engine.spec import RunSpec
+from gradwire.server.engine.threads import pieces
 from gradwire.server.memory.budget import Reservation
 from gradwire.server.optimizers.base import Floats, Hyperparameters
 from gradwire.wire.errors import InvalidHyperparameter, ProtocolViolation
@@ -46,6 +48,11 @@ class StagedBlock:
     def covers(self, layout: Layout) -> bool:
         """Whether no element is absent."""
         return self.ranges == (Range(0, layout.elements),)
+
+    @property
+    def piece_work(self) -> int:
+        """What its segments and ranges take beside the updates of their elements."""
+        return pieces(len(self.segments) + len(self.ranges))
 
     def give_result_memory(self) -> Reservation | None:
         """Hands the trajectory's reservation to whoever remembers the trajectory."""
@@ -91,50 +98,64 @@ def segments_of(
 
     ``step`` and ``tensor_steps`` are the run's and each tensor's before the block.
     """
-    dtype = spec.dtype
     first = int(tensor_steps[0])
     if not header.absent_tensors and (
         len(tensor_steps) == 1 or (tensor_steps == first).all()
     ):  # the usual case: one segment a group
-        return [
-            _segment(part, groups[group], groups[group].varying(step + 1, first + 1, header.steps, dtype))
-            for group, part in spec.group_ranges
-        ]
-    varying: dict[tuple[int, int], Floats] = {}
-    segments: list[Segment] = []
-    last_key: tuple[int, int] | None = None
-    for index, tensor in enumerate(spec.layout.tensors):
-        if tensor.size == 0:
-            continue
-        if index in header.absent_tensors:
-            last_key = None
-            continue
-        key = (tensor.group, int(tensor_steps[index]))
-        if key == last_key:
-            segments[-1] = segments[-1]._replace(stop=tensor.stop)
-            continue
-        last_key = key
-        group = groups[tensor.group]
-        if key not in varying:
-            varying[key] = group.varying(step + 1, key[1] + 1, header.steps, dtype)
-        segments.append(_segment(Range(tensor.start, tensor.stop), group, varying[key]))
-    return segments
+        scalars = _Scalars(spec.dtype, step, header.steps)
+        return [scalars.segment(part, groups[group], first) for group, part in spec.group_ranges]
+    starts, stops, owners, ts = _present(spec, tensor_steps, header.absent_tensors)
+    if not starts.size:
+        return []
+    apart = (starts[1:] != stops[:-1]) | (owners[1:] != owners[:-1]) | (ts[1:] != ts[:-1])
+    begin, end = np.append(True, apart), np.append(apart, True)
+    scalars = _Scalars(spec.dtype, step, header.steps)
+    return [
+        scalars.segment(Range(start, stop), groups[group], t)
+        for start, stop, group, t in zip(
+            starts[begin].tolist(), stops[end].tolist(), owners[begin].tolist(), ts[begin].tolist(), strict=True
+        )
+    ]
 
 
-def _segment(part: Range, group: Hyperparameters, varying: Floats) -> Segment:
-    with np.errstate(over="ignore"):  # a bound beyond what a float32 holds is none
-        constants = np.array(group.constants(), varying.dtype)
-    return Segment(part.start, part.stop, group.kernel, constants, varying)
+def _present(
+    spec: RunSpec, tensor_steps: npt.NDArray[np.int64], absent: frozenset[int]
+) -> tuple[npt.NDArray[np.int64], ...]:
+    """(start, stop, group, t) of each present tensor that has elements."""
+    starts, stops, owners = spec.layout.columns
+    kept = spec.layout.present(absent) & (starts < stops)
+    return starts[kept], stops[kept], owners[kept], tensor_steps[kept]
+
+
+class _Scalars:
+    """Of one block: tensors of equal hyperparameters and t share them."""
+
+    def __init__(self, dtype: np.dtype[Any], step: int, steps: int) -> None:
+        self._dtype = dtype
+        self._step = step
+        self._steps = steps
+        self._constants: dict[int, Floats] = {}
+        self._varying: dict[tuple[int, int], Floats] = {}
+
+    def segment(self, part: Range, group: Hyperparameters, t: int) -> Segment:
+        """``t``: steps of its tensors before the block."""
+        constants = self._constants.get(id(group))
+        if constants is None:
+            with np.errstate(over="ignore"):  # a bound beyond what a float32 holds is none
+                constants = self._constants[id(group)] = np.array(group.constants(), self._dtype)
+        varying = self._varying.get((id(group), t))
+        if varying is None:
+            varying = group.varying(self._step + 1, t + 1, self._steps, self._dtype)
+            self._varying[id(group), t] = varying
+        return Segment(part.start, part.stop, group.kernel, constants, varying)
 
 
 def scalar_bytes(spec: RunSpec, tensor_steps: npt.NDArray[np.int64], header: BlockHeader) -> int:
-    """Size of the scalars that `segments_of` computes: one row a step, for each (group, t) that is present."""
-    keys = {
-        (tensor.group, int(tensor_steps[index]))
-        for index, tensor in enumerate(spec.layout.tensors)
-        if tensor.size and index not in header.absent_tensors
-    }
-    columns = sum(spec.groups[group].kernel.varying for group, _ in keys)
+    """Size of the scalars that `segments_of` computes, at most: one row a step, for each (group, t) that is present."""
+    _, _, owners, ts = _present(spec, tensor_steps, header.absent_tensors)
+    first = np.append(True, (owners[1:] != owners[:-1]) | (ts[1:] != ts[:-1]))[: len(ts)]
+    keys = set(zip(owners[first].tolist(), ts[first].tolist(), strict=True))
+    columns: int = sum(spec.groups[group].kernel.varying for group, _ in keys)
     return columns * header.steps * spec.dtype.itemsize
 
 

@@ -16,6 +16,10 @@ BULK_ELEMENTS = 600_000
 """Element updates from which work leaves the event loop. Those of a slice stay: they take half a millisecond, and the
 way to a thread and back, past everything else that wants the interpreter, was measured to take as long or longer."""
 
+_PIECE_UPDATES = 1_000
+"""Element updates that take as long as one tensor, group or segment to which Python must come."""
+_FEW_PIECES = 16
+
 
 async def to_the_end(work: asyncio.Future[T]) -> T:
     """Result of ``work``. A caller that is cancelled stays until it has ended."""
@@ -72,6 +76,11 @@ async def unless_short(executor: Executor, function: Callable[[], T], work: int)
 def updates(elements: int, steps: int) -> int:
     """The work of ``steps`` updates of ``elements``; of a few elements each takes as long as of some more."""
     return max(elements, 16) * steps
+
+
+def pieces(count: int) -> int:
+    """The work of looking at each of ``count`` tensors, groups or segments in Python, beside the first few."""
+    return _PIECE_UPDATES * max(count - _FEW_PIECES, 0)
 
 
 async def in_thread(executor: Executor, function: Callable[[], T]) -> T:

@@ -17,13 +17,14 @@ from gradwire.server.access.gate import LOOK_SECONDS, Gate
 from gradwire.server.access.identity import Identity
 from gradwire.server.access.pacing import Pace
 from gradwire.server.engine.run import Run
+from gradwire.server.engine.threads import unless_short
 from gradwire.server.rpc.call import Call, action_of
-from gradwire.server.rpc.codec import encode_run
 from gradwire.server.rpc.identify import identify
 from gradwire.server.rpc.loop_lag import LoopLag
+from gradwire.server.rpc.run_message import report
 from gradwire.server.rpc.stream_guard import StreamGuard
 from gradwire.server.runs.registry import Registry
-from gradwire.v1 import run_pb2
+from gradwire.wire.envelope import field, length_delimited
 from gradwire.wire.errors import (
     STATUS_DETAILS_KEY,
     Draining,
@@ -192,9 +193,13 @@ class Calls:
             del among[guard]
             guard.close()
 
-    async def encoded(self, call: Call, run: Run) -> run_pb2.Run:
+    async def with_run(self, call: Call, run: Run, response: Any) -> bytes:
+        """A response, serialized, with ``run`` in its field of that name."""
         name = call.who.outside(run.spec.name)
-        return await run.lock.run(lambda: encode_run(run, name, self.registry.server_instance))
+        found = await run.lock.run(lambda: report(run, name, self.registry.server_instance))
+        serialized = await unless_short(self.registry.executor, found.serialize, found.work)
+        key: bytes = field(response.RUN_FIELD_NUMBER)
+        return b"".join((response.SerializeToString(), length_delimited(key, serialized)))
 
 
 async def open_stream(context: Any) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterable, Iterator
-from math import inf
 from typing import Any
 
 import numpy as np
@@ -22,58 +21,34 @@ from gradwire.server.optimizers.adam import AdamHyperparameters, EpsilonPlacemen
 from gradwire.server.optimizers.base import Hyperparameters
 from gradwire.server.optimizers.schedules import Schedule
 from gradwire.v1 import run_pb2, train_pb2
-from gradwire.wire.encoding import MAX_ANSWER_BYTES, Array, dtype_of, state_dtype, wire_dtype
+from gradwire.wire.encoding import MAX_ANSWER_BYTES, Array, state_dtype, wire_dtype
 from gradwire.wire.envelope import Opened, open_request
 from gradwire.wire.errors import GradwireError, InvalidHyperparameter, InvalidSpec, ProtocolViolation
 from gradwire.wire.int8 import Blocks
-from gradwire.wire.layout import Layout, check_tensor_count
+from gradwire.wire.layout_message import decode_layout
 
-_NUMBERS = ("lr", "beta1", "beta2", "eps", "weight_decay", "low", "high")
+NUMBERS = ("lr", "beta1", "beta2", "eps", "weight_decay", "low", "high")
+
+_MANY_GROUPS = 1000
+
+
+def spec_pieces(message: run_pb2.RunSpec) -> int:
+    """How many tensors and groups it has; of many groups not all are looked at."""
+    groups = len(message.groups)
+    return groups if groups > _MANY_GROUPS else groups + sum(len(group.tensors) for group in message.groups)
 
 
 def decode_spec(message: run_pb2.RunSpec, name: str) -> RunSpec:
     """Args: name: of the run inside. Raises InvalidSpec or InvalidHyperparameter."""
-    check_tensor_count(sum(len(group.tensors) for group in message.groups))  # before anything is built from them
-    layout = Layout([[(t.name, tuple(t.shape)) for t in group.tensors] for group in message.groups])
     return RunSpec(
         name=name,
-        layout=layout,
+        layout=decode_layout(message.groups),
         dtype=state_dtype(message.dtype),
-        groups=tuple(decode_group(index, group) for index, group in enumerate(message.groups)),
+        groups=_decode_groups(message.groups),
         non_finite_policy=_choice(NonFinitePolicy, message.non_finite_policy, "non_finite_policy"),
         clip_value=message.clip_value if message.HasField("clip_value") else None,
         clip_norm=message.clip_norm if message.HasField("clip_norm") else None,
         durability=decode_durability(message.durability),
-    )
-
-
-def encode_run(run: Run, name: str, server_instance: str) -> run_pb2.Run:
-    """Args: name: what the caller calls it."""
-    spec = run.spec
-    message = run_pb2.RunSpec(
-        name=name,
-        dtype=dtype_of(spec.dtype),
-        non_finite_policy=int(spec.non_finite_policy),  # type: ignore[arg-type]
-        clip_value=spec.clip_value,
-        clip_norm=spec.clip_norm,
-        durability=durability_of(spec),
-    )
-    for group in run.groups:
-        message.groups.append(_encode_group(group))
-    for tensor in spec.layout.tensors:
-        message.groups[tensor.group].tensors.add(name=tensor.name, shape=tensor.shape)
-    return run_pb2.Run(
-        spec=message,
-        step=run.step,
-        epoch=run.epoch,
-        elements=spec.layout.elements,
-        slots=spec.slots,
-        placements=placements(run),
-        durability=message.durability,
-        server_instance=server_instance,
-        attached_worker_id=run.holder.worker_id if run.holder else "",
-        uid=run.uid,
-        loss=run.storage.loss if run.storage else "",
     )
 
 
@@ -264,25 +239,20 @@ def decode_group(index: int, message: run_pb2.Group) -> Hyperparameters:
         raise error.within(f"group {index}") from None
 
 
-def _encode_group(group: Hyperparameters) -> run_pb2.Group:
-    assert isinstance(group, AdamHyperparameters)
-    adam = run_pb2.Adam(
-        weight_decay_mode=int(group.weight_decay_mode),  # type: ignore[arg-type]
-        amsgrad=group.amsgrad,
-        epsilon_placement=int(group.epsilon_placement),  # type: ignore[arg-type]
-        maximum_of=int(group.maximum_of),  # type: ignore[arg-type]
-        bias_correction=group.bias_correction,
-        schedule=int(group.schedule),  # type: ignore[arg-type]
-        maximize=group.maximize,
-    )
-    for name in _NUMBERS:
-        if (value := getattr(group, name)) not in (-inf, inf):
-            setattr(adam, name, value)
-    return run_pb2.Group(adam=adam)
+def _decode_groups(messages: Iterable[run_pb2.Group]) -> tuple[Hyperparameters, ...]:
+    """Groups of the same numbers are one object, and what is computed of it is computed once."""
+    known: dict[tuple[str | None, bytes], Hyperparameters] = {}
+    groups = []
+    for index, message in enumerate(messages):
+        key = message.WhichOneof("optimizer"), message.adam.SerializeToString()
+        if key not in known:
+            known[key] = decode_group(index, message)
+        groups.append(known[key])
+    return tuple(groups)
 
 
 def _present_numbers(message: run_pb2.Adam | run_pb2.Override) -> dict[str, float]:
-    return {name: getattr(message, name) for name in _NUMBERS if message.HasField(name)}  # type: ignore[arg-type]
+    return {name: getattr(message, name) for name in NUMBERS if message.HasField(name)}  # type: ignore[arg-type]
 
 
 def _choice(enum: Any, value: int, field: str, error: type[GradwireError] = InvalidSpec) -> Any:

@@ -40,8 +40,13 @@ def _handler(servicer: Calls, method: Any) -> Any:
     register: Any = grpc.stream_stream_rpc_method_handler
     if not method.server_streaming:
         register = grpc.stream_unary_rpc_method_handler  # its answer and its status travel together
-    serializer = None if method.name in BYTES else GetMessageClass(method.output_type).SerializeToString
+    serializer = None if method.name in BYTES else _serialized
     return register(_wrapped(servicer, method), response_serializer=serializer)
+
+
+def _serialized(response: Message | bytes) -> bytes:
+    """Of answers that are large, or made of what is encoded already, handlers return the bytes."""
+    return response if isinstance(response, bytes) else response.SerializeToString()
 
 
 def _wrapped(servicer: Calls, method: Any) -> Callable[[Any, Any], Awaitable[Any]]:

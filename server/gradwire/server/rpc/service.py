@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import grpc
@@ -11,7 +12,7 @@ import grpc
 from gradwire.server.access.identity import tenant_of
 from gradwire.server.durability.stored_runs import DamagedRun
 from gradwire.server.engine.run import Run
-from gradwire.server.engine.threads import in_thread
+from gradwire.server.engine.threads import in_thread, pieces, unless_short
 from gradwire.server.rpc.call import Call
 from gradwire.server.rpc.calls import first_of, open_stream, require
 from gradwire.server.rpc.codec import (
@@ -22,6 +23,7 @@ from gradwire.server.rpc.codec import (
     encode_region,
     encodings_of,
     placements,
+    spec_pieces,
 )
 from gradwire.server.rpc.server_calls import ServerCalls
 from gradwire.server.rpc.snapshot_calls import SnapshotCalls
@@ -50,13 +52,15 @@ class OptimizerServicer(SnapshotCalls, ServerCalls):
     Server streams are coroutines that write, which the generated types, made for generators, do not know.
     """
 
-    async def CreateRun(self, requests: Any, call: Call) -> service_pb2.CreateRunResponse:
+    async def CreateRun(self, requests: Any, call: Call) -> bytes:
         first = await first_of(requests)
         header: service_pb2.CreateRunHeader = first.header
-        spec = decode_spec(header.spec, call.new_run(header.spec.name))
+        name = call.new_run(header.spec.name)
+        decode = partial(decode_spec, header.spec, name)
+        spec = await unless_short(self.registry.executor, decode, pieces(spec_pieces(header.spec)))
         existing = self.registry.existing(spec.name, header.request_id)
         if existing is not None:
-            return service_pb2.CreateRunResponse(run=await self.encoded(call, existing), created=False)
+            return await self.with_run(call, existing, service_pb2.CreateRunResponse(created=False))
         wire = wire_dtype(header.encoding, spec.dtype)
         creation = self.registry.begin_creation(spec, header.request_id, header.replace, wire)
         try:
@@ -74,11 +78,10 @@ class OptimizerServicer(SnapshotCalls, ServerCalls):
             run = await self.registry.finish_creation(creation)
         finally:
             creation.abandon()
-        return service_pb2.CreateRunResponse(run=await self.encoded(call, run), created=run is creation.run)
+        return await self.with_run(call, run, service_pb2.CreateRunResponse(created=run is creation.run))
 
-    async def GetRun(self, request: service_pb2.GetRunRequest, call: Call) -> service_pb2.GetRunResponse:
-        run = self.run_of(call, request.name)
-        return service_pb2.GetRunResponse(run=await self.encoded(call, run))
+    async def GetRun(self, request: service_pb2.GetRunRequest, call: Call) -> bytes:
+        return await self.with_run(call, self.run_of(call, request.name), service_pb2.GetRunResponse())
 
     async def ListRuns(self, request: service_pb2.ListRunsRequest, call: Call) -> service_pb2.ListRunsResponse:
         # What is said outside is in the order of the names inside: the tenant's own names all have the same beginning.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from gradwire.server.access.identity import split, tenant_of
@@ -33,7 +34,7 @@ class SnapshotCalls(Calls):
         found = operations.listed(self.registry, run)
         return service_pb2.ListSnapshotsResponse(snapshots=[_snapshot(run, info) for info in found])
 
-    async def ForkRun(self, request: service_pb2.ForkRunRequest, call: Call) -> service_pb2.ForkRunResponse:
+    async def ForkRun(self, request: service_pb2.ForkRunRequest, call: Call) -> bytes:
         run, created = await operations.fork(
             self.registry,
             self.run_of(call, request.name, request.run_uid),
@@ -45,7 +46,7 @@ class SnapshotCalls(Calls):
             overrides=decode_numbers(request.overrides),
             durability=decode_durability(request.durability),
         )
-        return service_pb2.ForkRunResponse(run=await self.encoded(call, run), created=created)
+        return await self.with_run(call, run, service_pb2.ForkRunResponse(created=created))
 
     async def RollBack(self, request: service_pb2.RollBackRequest, call: Call) -> service_pb2.RollBackResponse:
         self.registry.require_open()
@@ -63,14 +64,15 @@ class SnapshotCalls(Calls):
         run = self.run_of(call, request.name, request.run_uid)
         with self.guarded(call) as guard:
             async with operations.source(self.registry, run, request.snapshot_id) as snapshot:
-                file = files.export(run, snapshot, request.weights_only, split(run.spec.name)[1])
+                export = partial(files.export, run, snapshot, request.weights_only, split(run.spec.name)[1])
+                file = await in_thread(self.registry.executor, export)
                 header = service_pb2.ExportRunHeader(step=file.step, size_bytes=file.size_bytes)
                 await self.write(call, guard, service_pb2.ExportRunResponse(header=header))
                 pieces = file.pieces()
                 while (data := await in_thread(self.registry.executor, lambda: next(pieces, None))) is not None:
                     await self.write(call, guard, service_pb2.ExportRunResponse(data=data))
 
-    async def ImportRun(self, requests: Any, call: Call) -> service_pb2.ImportRunResponse:
+    async def ImportRun(self, requests: Any, call: Call) -> bytes:
         self.registry.require_open()
         header: service_pb2.ImportRunHeader = (await first_of(requests)).header
         name = call.new_run(header.name)
@@ -86,7 +88,7 @@ class SnapshotCalls(Calls):
                 groups=[decode_group(index, group) for index, group in enumerate(header.groups)],
                 durability=decode_durability(header.durability),
             )
-        return service_pb2.ImportRunResponse(run=await self.encoded(call, run), created=created)
+        return await self.with_run(call, run, service_pb2.ImportRunResponse(created=created))
 
 
 def _snapshot(run: Run, info: SnapshotInfo) -> service_pb2.Snapshot:

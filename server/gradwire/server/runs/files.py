@@ -26,6 +26,7 @@ from gradwire.server.runs.operations import groups_of, tensor_steps_of
 from gradwire.server.runs.registry import Registry
 from gradwire.server.runs.transfer import check_state
 from gradwire.server.store.base import Snapshot, SnapshotDamaged, Vector
+from gradwire.server.store.json_text import joined, list_text
 from gradwire.server.store.writer import refusing
 from gradwire.wire.encoding import SLICE_BYTES
 from gradwire.wire.errors import GradwireError, InvalidSpec, MemoryLimitExceeded, ProtocolViolation
@@ -64,22 +65,26 @@ class ExportedFile:
 
 
 def export(run: Run, snapshot: Snapshot, weights_only: bool, called: str) -> ExportedFile:
-    """Args: called: the run's name, as its owner says it.
+    """Not for the event loop: there may be many tensors.
+
+    Args:
+        called: the run's name, as its owner says it.
 
     Raises InvalidSpec where a tensor's name is in the way: nobody could read the file.
     """
     from gradwire.server.store.snapshots import safetensors_header
 
     slots = () if weights_only else run.spec.slots
-    shapes = {tensor.name: tensor.shape for tensor in run.spec.layout.tensors}
+    layout = run.spec.layout
+    shapes = dict(zip(layout.names, layout.shapes, strict=True))
     if _RESERVED in shapes:
         raise InvalidSpec(f"tensor {_RESERVED!r} has a name that safetensors keeps for itself, so no file can hold it")
     for slot in slots:
-        for tensor in run.spec.layout.tensors:
-            name = slot_name(slot, tensor.name)
+        for tensor, shape in zip(layout.names, layout.shapes, strict=True):
+            name = slot_name(slot, tensor)
             if name in shapes:
                 raise InvalidSpec(f"tensor {name!r} has the name of another one's state; export the weights only")
-            shapes[name] = tensor.shape
+            shapes[name] = shape
     metadata = {} if weights_only else {"gradwire": _description(run, snapshot, called)}
     header = safetensors_header({name: (run.spec.dtype, shape) for name, shape in shapes.items()}, metadata)
     if len(header) > _HEADER_BYTES:
@@ -97,15 +102,14 @@ def slot_name(slot: str, tensor: str) -> str:
 
 
 def _description(run: Run, snapshot: Snapshot, name: str) -> str:
-    return json.dumps(
-        {
-            "format": FORMAT,
-            "spec": json.loads(spec_to_text(replace(run.spec, name=name))),
-            "groups": groups_to_data(groups_of(snapshot)),
-            "step": snapshot.step,
-            "tensor_steps": tensor_steps_of(snapshot).tolist(),
-        }
-    )
+    parts = {
+        "format": json.dumps(FORMAT),
+        "spec": spec_to_text(replace(run.spec, name=name)),
+        "groups": list_text(groups_to_data(groups_of(snapshot))),
+        "step": json.dumps(snapshot.step),
+        "tensor_steps": list_text(tensor_steps_of(snapshot).tolist()),
+    }
+    return joined("{}", (f"{json.dumps(key)}: {part}" for key, part in parts.items()))
 
 
 class Import:
@@ -226,8 +230,8 @@ def _read(path: Path, optimizer: Hyperparameters | None) -> tuple[RunSpec, _Stat
         state = _State(_count(data["step"]), [_count(step) for step in data["tensor_steps"]])
     except (GradwireError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InvalidSpec(f"the file's description of the run makes no sense: {error}") from error
-    expected = {t.name: t.shape for t in spec.layout.tensors}
-    expected |= {slot_name(slot, t.name): t.shape for slot in spec.slots for t in spec.layout.tensors}
+    expected = dict(zip(spec.layout.names, spec.layout.shapes, strict=True))
+    expected |= {slot_name(slot, name): shape for slot in spec.slots for name, shape in expected.items()}
     for name, shape in expected.items():
         vector = vectors.get(name)
         if vector is None or (vector.shape, vector.dtype) != (shape, spec.dtype):

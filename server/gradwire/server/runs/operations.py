@@ -64,11 +64,12 @@ async def _save_in_memory(registry: Registry, run: Run, label: str) -> SnapshotI
     try:
         async with source(registry, run, NOW) as snapshot:
             written = await in_thread(registry.executor, partial(store.write, run.uid, snapshot))
+        spec = await in_thread(registry.executor, partial(spec_to_text, run.spec))
         run.require_alive()  # and nothing waits until it is recorded
         if any(stored.uid == run.uid for stored in store.runs()):
             info = store.record(run.uid, written, label=label).result()
         else:
-            stored = StoredRun(run.uid, run.spec.name, spec_to_text(run.spec), run.request_id)
+            stored = StoredRun(run.uid, run.spec.name, spec, run.request_id)
             info = store.create(stored, written, label=label).result()
             run.on_delete.append(lambda: store.delete(run.uid))
     except BaseException:

@@ -21,14 +21,14 @@ from gradwire.server.devices.base import Device
 from gradwire.server.durability.fingerprint import fingerprint
 from gradwire.server.durability.restorer import Restorer
 from gradwire.server.durability.run_storage import reserved_bytes, storage_of
-from gradwire.server.durability.stored_runs import DamagedRun, StoredRuns, with_durability
+from gradwire.server.durability.stored_runs import DamagedRun, FirstSnapshot, StoredRuns, with_durability
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.spec import RunSpec
 from gradwire.server.engine.workers import check_id
 from gradwire.server.memory.budget import MemoryBudget
 from gradwire.server.runs.creation import Creation
 from gradwire.server.runs.upload import Upload
-from gradwire.server.store.base import Store, Written
+from gradwire.server.store.base import Store
 from gradwire.server.store.memory import MemoryStore
 from gradwire.wire.errors import (
     Draining,
@@ -171,7 +171,7 @@ class Registry:
         tenant = tenant_of(spec.name)
         held = self.held(tenant)
         more = len(held | {spec.name}) - len(held)
-        self.ledger.require_run(tenant, len(held), more, spec.layout.elements, len(spec.layout.tensors))
+        self.ledger.require_run(tenant, len(held), more, spec.layout.elements, len(spec.layout.names))
         spec = with_durability(spec, self.stored_runs is not None)
         self.ledger.require_disk(tenant, self.disk_bytes(tenant, spec.name), self._reserved_bytes(spec), "the run")
         run = Run(spec, self.device, self.ledger.budget_of(tenant), self.executor, request_id)
@@ -261,7 +261,7 @@ class Registry:
         stored.discard(first)
         return earlier
 
-    async def _take_place(self, stored: StoredRuns, run: Run, first: Written | None) -> None:
+    async def _take_place(self, stored: StoredRuns, run: Run, first: FirstSnapshot | None) -> None:
         """The new run instead of the old one: first in the store, in one transaction, then for all to see."""
         name = run.spec.name
         old = self._living(name)

@@ -90,7 +90,7 @@ def check_state(run: Run, slots: Sequence[str], step: int, tensor_steps: Sequenc
     """Raises ProtocolViolation when a state does not fit the run."""
     if sorted(slots) != sorted(run.spec.slots):
         raise ProtocolViolation(f"the state has slots {sorted(slots)}; {run.spec.name} has {sorted(run.spec.slots)}")
-    tensors = len(run.spec.layout.tensors)
+    tensors = len(run.spec.layout.names)
     if len(tensor_steps) != tensors:
         raise ProtocolViolation(
             f"the state has {len(tensor_steps)} tensor steps; {run.spec.name} has {tensors} tensors"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 from collections.abc import Iterator, Mapping
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 
 from gradwire.server.failpoints import failpoint
 from gradwire.server.store.base import PIECE_BYTES, SnapshotDamaged, Vector
+from gradwire.server.store.json_text import object_text
 
 SUFFIX = ".safetensors"
 UNFINISHED = ".tmp"
@@ -105,7 +105,7 @@ def safetensors_header(
         stop = start + math.prod(shape) * dtype.itemsize
         fields[name] = {"dtype": _DTYPES[dtype], "shape": list(shape), "data_offsets": [start, stop]}
         start = stop
-    text = json.dumps(fields).encode()
+    text = object_text(fields).encode()
     text += b" " * (-len(text) % 8)  # so that the values are aligned
     return len(text).to_bytes(8, "little") + text
 

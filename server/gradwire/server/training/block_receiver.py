@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from gradwire.server.encodings.decoders import Decoder
 from gradwire.server.encodings.encoders import Encoder
 from gradwire.server.engine.block import BlockHeader, GradientSlice, Returns
-from gradwire.server.engine.block_plan import check_header, check_steps, plan_block
+from gradwire.server.engine.block_plan import check_header, check_steps, plan_block, planning_work
 from gradwire.server.engine.gradients import Gradients, StagedGradients
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.staged_block import StagedBlock
@@ -100,6 +100,8 @@ class BlockReceiver:
         alone = first and part.last and block is not None and block.ranges == (place,) and not self._run.spec.clips
         arrived = ArrivedSlice(self._decoder, place, part.data, incoming.steps, alone)
         work = updates(place.stop - place.start, incoming.steps)
+        if early is not None and block is not None:
+            work += block.piece_work
         failpoint("stage.before")
         if early is not None:
             await unless_short(self._executor, lambda: early.take(arrived.settled(), place), work)
@@ -137,7 +139,7 @@ class BlockReceiver:
             start = last.place.start if last.alone else 0
             return StagedGradients(run.spec, run.device, block, array, start, out)
 
-        work = updates(run.spec.layout.elements, incoming.steps)
+        work = updates(run.spec.layout.elements, incoming.steps) + block.piece_work
         return WholeBlock(block, gradients, work, written=out is not None, unanswered=None)
 
     def _in_place(self, block: StagedBlock) -> Callable[[], Floats] | None:
@@ -171,8 +173,8 @@ class BlockReceiver:
         # A deferred block begins anew with every header but the deferred one of its last message, which plans it.
         begins = incoming is None or not (part.last and header.deferred)
         plans = part.last or not header.deferred
-        # The scalars of a million steps take a while, those of one step do not.
-        work = updates(len(self._run.spec.layout.tensors), header.steps) if plans else 0
+        # The scalars of a million steps take a while, and so do many absent tensors; those of one step do not.
+        work = planning_work(self._run, header) if plans else 0
         return await self._run.lock.run(lambda: self._take_header(part, header, begins, plans), work=work)
 
     def _take_header(self, part: GradientSlice, header: BlockHeader, begins: bool, plans: bool) -> IncomingBlock:

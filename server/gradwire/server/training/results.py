@@ -32,17 +32,18 @@ class Results:
         sequence = record.last_sequence
         ranges = record.ranges if only is None else only
         rows = record.rows
-        tiles = [tile for part in ranges for tile in self._encoder.tiles(part, rows)] if rows else []
-        for index, tile in enumerate(tiles):
+        tiles = (tile for part in ranges if rows for tile in self._encoder.tiles(part, rows))
+        tile = next(tiles, None)
+        if tile is None:
+            yield Reply(sequence, receipt=receipt)
+        while tile is not None:
             try:
                 values = await self._run.lock.run(functools.partial(self._read, rows, tile))
             except GradwireError as error:
                 error.applied = True  # the block was committed; only its answer is lost
                 raise
-            last = index == len(tiles) - 1
-            yield Reply(sequence, tile.start, values, receipt if last else None, written)
-        if not tiles:
-            yield Reply(sequence, receipt=receipt)
+            this, tile = tile, next(tiles, None)
+            yield Reply(sequence, this.start, values, receipt if tile is None else None, written)
 
     def _read(self, rows: int, tile: Range) -> np.ndarray[Any, Any]:
         self._run.require_holder(self._holder)

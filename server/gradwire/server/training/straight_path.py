@@ -11,7 +11,7 @@ from gradwire.server.durability import changes
 from gradwire.server.encodings.decoders import Decoder
 from gradwire.server.encodings.encoders import Encoder
 from gradwire.server.engine.block import GradientSlice, Reply, Returns
-from gradwire.server.engine.block_plan import check_header, plan_block
+from gradwire.server.engine.block_plan import check_header, plan_block, planning_work
 from gradwire.server.engine.gradients import StagedGradients
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.staged_block import StagedBlock
@@ -49,6 +49,7 @@ class StraightPath:
             or header.deferred
             or self._answer_bytes > self._encoder.slice_bytes
             or not is_short(updates(self._whole.stop, header.steps))
+            or not is_short(planning_work(run, header))
             or isinstance(part.data, SharedSlice)
             or self._decoder.place(part.offset, len(part.data), header.steps) != self._whole
             or run.lock.locked
