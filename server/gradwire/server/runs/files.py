@@ -192,6 +192,10 @@ def importing(registry: Registry) -> Iterator[Import]:
         os.unlink(path)
 
 
+_NONSENSE = (GradwireError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What comes of a description that somebody else has written: of other types, too large, too deep."""
+
+
 @dataclass(frozen=True)
 class _State:
     step: int
@@ -217,7 +221,7 @@ def _read(path: Path, optimizer: Hyperparameters | None) -> tuple[RunSpec, _Stat
             raise ValueError(f"format {data['format']} is not known")
         spec = spec_from_text(json.dumps({**data["spec"], "groups": data["groups"]}))
         state = _State(_count(data["step"]), [_count(step) for step in data["tensor_steps"]])
-    except (GradwireError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except _NONSENSE as error:
         raise InvalidSpec(f"the file's description of the run makes no sense: {error}") from error
     expected = {t.name: t.shape for t in spec.layout.tensors}
     expected |= {slot_name(slot, t.name): t.shape for slot in spec.slots for t in spec.layout.tensors}
