@@ -111,9 +111,14 @@ def groups_from_data(data: Sequence[dict[str, Any]]) -> tuple[Hyperparameters, .
         fields = dict(fields)
         if fields.pop("optimizer") != "adam":
             raise ValueError("a group of an optimizer that this server does not know")
-        values: dict[str, Any] = {k: _ENUMS[k][v] if k in _ENUMS else v for k, v in fields.items()}
+        values: dict[str, Any] = {k: _ENUMS[k][v] if k in _ENUMS else _number(v) for k, v in fields.items()}
         groups.append(AdamHyperparameters(**values))
     return tuple(groups)
+
+
+def _number(value: Any) -> Any:
+    """JSON of others may have an integer where we write a float, and one that no kernel takes. Raises OverflowError."""
+    return float(value) if type(value) is int else value
 
 
 def receipt_to_data(receipt: Receipt) -> dict[str, Any]:

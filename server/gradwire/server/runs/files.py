@@ -203,6 +203,10 @@ def importing(registry: Registry, tenant: str) -> Iterator[Import]:
         os.unlink(path)
 
 
+_NONSENSE = (GradwireError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError)
+"""What comes of a description that somebody else has written: of other types, too large, too deep."""
+
+
 @dataclass(frozen=True)
 class _State:
     step: int
@@ -228,7 +232,7 @@ def _read(path: Path, optimizer: Hyperparameters | None) -> tuple[RunSpec, _Stat
             raise ValueError(f"format {data['format']} is not known")
         spec = spec_from_text(json.dumps({**data["spec"], "groups": data["groups"]}))
         state = _State(_count(data["step"]), [_count(step) for step in data["tensor_steps"]])
-    except (GradwireError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except _NONSENSE as error:
         raise InvalidSpec(f"the file's description of the run makes no sense: {error}") from error
     expected = dict(zip(spec.layout.names, spec.layout.shapes, strict=True))
     expected |= {slot_name(slot, name): shape for slot in spec.slots for name, shape in expected.items()}

@@ -1,0 +1,33 @@
+"""What becomes of requests of any kind."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import grpc
+from google.protobuf.message import Message
+from google.rpc import status_pb2
+
+from gradwire.wire.errors import STATUS_DETAILS_KEY, TABLE, GradwireError, from_status
+from gradwire.wire.service import SERVICE_NAME
+from tests.contract.bare import BareClient
+from tests.faults.hosted import WAIT_SECONDS
+
+
+def outcome(client: BareClient, method: str, messages: Sequence[Message]) -> GradwireError | None:
+    """The refusal of a call, which must be one of the table and planned for; None: there was none."""
+    path = f"/{SERVICE_NAME}/{method}"
+    call: Any = client._channel.stream_stream(path, lambda message: message.SerializeToString(), lambda data: data)
+    try:
+        for _ in call(iter(messages), metadata=client.metadata, timeout=WAIT_SECONDS):
+            pass
+    except grpc.RpcError as error:
+        failed: Any = error
+        details = dict(failed.trailing_metadata() or ()).get(STATUS_DETAILS_KEY)
+        refusal = None if details is None else from_status(status_pb2.Status.FromString(details))
+        assert refusal is not None, (failed.code(), failed.details())
+        assert refusal.reason in TABLE, refusal
+        assert refusal.reason != "INTERNAL", refusal
+        return refusal
+    return None
