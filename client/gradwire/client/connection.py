@@ -162,6 +162,7 @@ class Server:
         clip_norm: float | None = None,
         clip_value: float | None = None,
         durability: str | None = None,
+        ttl_seconds: float | None = None,
         state: Mapping[str, Any] | None = None,
         retry: RetryPolicy | None = None,
         **options: Any,
@@ -185,6 +186,8 @@ class Server:
             durability: ``"JOURNAL"``: a receipt means that the step is on disk; ``"SNAPSHOT"``: after a crash of the
                 server the run is as it was at its last snapshot, and the next step raises `RunRolledBack`;
                 ``"MEMORY"``: the run ends with the server. None: the server decides. Fixed from now on.
+            ttl_seconds: the server deletes the run when nobody has used it for so long. None: never. A resumed run
+                keeps its own.
             state: begin with this optimizer state, as `Run.state_dict` gives it; a resumed run keeps its own.
             retry: see `RetryPolicy`.
             options: see `RunOptions`.
@@ -193,7 +196,7 @@ class Server:
         """
         if on_existing not in ("error", "resume", "replace"):
             raise ValueError(f"on_existing is {on_existing!r}; expected 'error', 'resume' or 'replace'")
-        rules = RunRules(non_finite, clip_norm, clip_value, durability)
+        rules = RunRules(non_finite, clip_norm, clip_value, durability, ttl_seconds)
         run_options = self._run_options(retry, options)
         new = NewRun.of(name, params, optimizer, dtype, rules)
         if on_existing == "resume":

@@ -521,6 +521,7 @@ class RunSpec(google.protobuf.message.Message):
     CLIP_VALUE_FIELD_NUMBER: builtins.int
     CLIP_NORM_FIELD_NUMBER: builtins.int
     DURABILITY_FIELD_NUMBER: builtins.int
+    TTL_SECONDS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name `runs/NAME`; NAME is 1 to 128 of the characters A-Z a-z 0-9 . _ - and starts with a letter or digit."""
     dtype: global___Dtype.ValueType
@@ -539,6 +540,10 @@ class RunSpec(google.protobuf.message.Message):
     """How much of the run shall outlive the server process. Not set: MEMORY on a server without a data directory, else
     JOURNAL up to 1 MiB of parameters and SNAPSHOT beyond. SNAPSHOT and JOURNAL are refused without a data directory.
     """
+    ttl_seconds: builtins.float
+    """The server deletes the run when nobody has used it for so long: no stream has been attached to it, and no call but
+    ListRuns has been about it. Finite, >= 0; 0: never. Forks and imports have that of where they come from.
+    """
     @property
     def groups(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Group]:
         """At least one group with at least one tensor."""
@@ -553,9 +558,10 @@ class RunSpec(google.protobuf.message.Message):
         clip_value: builtins.float | None = ...,
         clip_norm: builtins.float | None = ...,
         durability: global___Durability.ValueType = ...,
+        ttl_seconds: builtins.float = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "clip_norm", b"clip_norm", "clip_value", b"clip_value"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "dtype", b"dtype", "durability", b"durability", "groups", b"groups", "name", b"name", "non_finite_policy", b"non_finite_policy"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "dtype", b"dtype", "durability", b"durability", "groups", b"groups", "name", b"name", "non_finite_policy", b"non_finite_policy", "ttl_seconds", b"ttl_seconds"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_clip_norm", b"_clip_norm"]) -> typing.Literal["clip_norm"] | None: ...
     @typing.overload

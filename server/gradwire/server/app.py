@@ -24,6 +24,7 @@ from gradwire.server.rpc.credentials import server_credentials
 from gradwire.server.rpc.listening import listen
 from gradwire.server.rpc.methods import add_to_server
 from gradwire.server.rpc.service import OptimizerServicer
+from gradwire.server.runs.expiry import Expiry
 from gradwire.server.runs.registry import Registry
 from gradwire.server.store.base import Store, StoreError
 from gradwire.wire.service import MESSAGE_OPTIONS, SERVICE_NAME
@@ -50,6 +51,7 @@ class Server:
         self._credentials = None if certificates is None else partial(server_credentials, certificates)
         gate = gate_of(config)
         self.registry = Registry(config, self.device, open_store(config), gate)
+        self._expiry = Expiry(self.registry)
         self.servicer = OptimizerServicer(self.registry, gate, audit_log_of(config), certificates)
         self.addresses: list[str] = []
         self._health = health.aio.HealthServicer() if gate is None else _Health()
@@ -114,6 +116,7 @@ class Server:
         self._require_tenants_asked()
         if self.registry.stored_runs is not None:
             self._tasks.append(loop.create_task(self.registry.stored_runs.snapshotter.watch()))
+        self._tasks.append(loop.create_task(self._expiry.watch()))
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
 
     @property
@@ -154,6 +157,7 @@ class Server:
         for task in self._tasks:
             task.cancel()
         if self.registry.stored_runs is not None:
+            await self._expiry.note_all()
             await self.registry.stored_runs.snapshotter.save_last()
         await self._grpc.stop(_LAST_WORDS_SECONDS)
         await asyncio.get_running_loop().run_in_executor(None, self._close)

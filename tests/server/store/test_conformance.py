@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -196,6 +197,18 @@ def test_epochs_only_rise(make: Callable[[], Store]) -> None:
         store.raise_epoch(uid, epoch).result(WAIT_SECONDS)
     assert store.runs()[0].epoch == 3
     assert make().runs()[0] == stored_run(epoch=3)
+
+
+def test_what_else_is_known_of_a_run_is_replaced(make: Callable[[], Store]) -> None:
+    store = make()
+    uid = create(store)
+    noted = [store.note_extra(uid, json.dumps({"used": used})) for used in (1.5, 2.5)]
+    epoch = store.raise_epoch(uid, 3)
+    for future in (*noted, epoch):
+        future.result(WAIT_SECONDS)
+    for again in (store, make()):
+        assert again.runs()[0] == stored_run(epoch=3, extra='{"used": 2.5}')
+    assert save(make(), uid, 0) == 2
 
 
 def test_a_deleted_run_is_gone(make: Callable[[], Store]) -> None:

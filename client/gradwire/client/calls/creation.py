@@ -34,6 +34,7 @@ class RunRules:
     clip_norm: float | None
     clip_value: float | None
     durability: str | None
+    ttl_seconds: float | None = None
 
     def __post_init__(self) -> None:
         if self.non_finite not in _NON_FINITE:
@@ -45,6 +46,8 @@ class RunRules:
             name=run_resource(name), dtype=dtype_of(dtype), non_finite_policy=_NON_FINITE[self.non_finite]
         )
         spec.durability = durability_of(self.durability)
+        if self.ttl_seconds is not None:
+            spec.ttl_seconds = number("ttl_seconds", self.ttl_seconds)
         if self.clip_norm is not None:
             spec.clip_norm = number("clip_norm", self.clip_norm)
         if self.clip_value is not None:

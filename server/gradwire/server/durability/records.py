@@ -67,6 +67,8 @@ def spec_to_text(spec: RunSpec) -> str:
         "clip_norm": json.dumps(spec.clip_norm),
         "durability": json.dumps(None if spec.durability is None else spec.durability.name),
     }
+    if spec.ttl_seconds is not None:  # texts of runs without it are as they always were
+        parts["ttl_seconds"] = json.dumps(spec.ttl_seconds)
     return joined("{}", (f"{json.dumps(key)}: {part}" for key, part in parts.items()))
 
 
@@ -84,6 +86,7 @@ def spec_from_text(text: str) -> RunSpec:
         clip_value=data["clip_value"],
         clip_norm=data["clip_norm"],
         durability=None if data["durability"] is None else Durability[data["durability"]],
+        ttl_seconds=data.get("ttl_seconds"),
     )
 
 

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass, field
+from typing import Any
 
 from gradwire.server.devices.base import State
 from gradwire.server.engine.run import Run
@@ -13,6 +17,10 @@ from gradwire.server.memory.budget import Reservation
 from gradwire.server.store.base import Store
 
 _PUT_OFF_SECONDS = 10.0
+_GRACE_SECONDS = 3600.0
+
+USED = "used"
+"""When a run was used last, in seconds since 1970."""
 
 
 @dataclass(eq=False)
@@ -47,6 +55,11 @@ class RunStorage:
     saving_bytes: int = 0
     """Of those that are being written."""
 
+    extra: dict[str, Any] = field(default_factory=dict)
+    """See `store.base.StoredRun.extra`."""
+    noted_use: float = -math.inf
+    """When, by the monotonic clock, the run was used as ``extra`` says."""
+
     room: State | None = None
     """Room for a copy of the run's values."""
     room_memory: Reservation | None = None
@@ -63,6 +76,11 @@ class RunStorage:
     def note_labelled(self, uid: str) -> None:
         """Looks how much those snapshots take of the run with this uid."""
         self.labelled_bytes = sum(info.size_bytes for info in self.store.snapshots(uid) if info.label)
+
+    def note_use(self, uid: str, used: float) -> Future[None]:
+        """The run with this uid was used last at ``used``, in seconds since 1970."""
+        self.extra = self.extra | {USED: used}
+        return self.store.note_extra(uid, json.dumps(self.extra))
 
     def due(self, step: int) -> bool:
         """Whether a snapshot is due, however recent the last one is."""
@@ -88,6 +106,14 @@ class RunStorage:
         self.saved_step = step
         self.saved_at = time.monotonic()
         self.older_journal_bytes, self.journal_bytes = self.journal_bytes, 0
+
+
+def used_at(extra: Mapping[str, Any], ttl_seconds: float) -> float:
+    """When, by the monotonic clock, a run was used last that has just come back. Whoever uses it gets an hour to come
+    back too (or the time to live, where that is less), also where a clock was wrong."""
+    used = extra.get(USED)
+    age = max(0.0, time.time() - used) if isinstance(used, int | float) else 0.0
+    return time.monotonic() - min(age, ttl_seconds - min(ttl_seconds, _GRACE_SECONDS))
 
 
 def reserved_bytes(spec: RunSpec, kept: int) -> int:

@@ -10,10 +10,10 @@ from functools import partial
 
 from gradwire.server.config import ServerConfig
 from gradwire.server.durability.changes import on_disk
-from gradwire.server.durability.records import spec_to_text
+from gradwire.server.durability.records import read_record, spec_to_text
 from gradwire.server.durability.restorer import Restorer
 from gradwire.server.durability.run_snapshot import snapshot_of
-from gradwire.server.durability.run_storage import RunStorage, reserved_bytes
+from gradwire.server.durability.run_storage import RunStorage, reserved_bytes, used_at
 from gradwire.server.durability.snapshotter import Snapshotter
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.spec import Durability, RunSpec
@@ -152,6 +152,9 @@ class StoredRuns:
                 time.perf_counter() - started,
             )
             storage = self._note(run, found.loss)
+            storage.extra = read_record(stored.extra, "what is stored of it")
+            if run.spec.ttl_seconds is not None:
+                run.used_at = used_at(storage.extra, run.spec.ttl_seconds)
             if found.replayed or found.notes:
                 storage.saved_version = -1  # due: what it was made from is older
             yield run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 import uuid
 from collections import OrderedDict
 from collections.abc import Callable
@@ -85,6 +86,8 @@ class Run:
         """The server is about to stop and has saved the run, or is about to."""
         self.storage: Storage | None = None
         """How it is stored; None: it is in memory only."""
+        self.used_at = time.monotonic()
+        """When somebody did anything with the run last; while a worker holds it that is always."""
         self.on_delete: list[Callable[[], object]] = []
         """Called when the run ends: frees what others keep of it."""
         self._workers: OrderedDict[str, WorkerRecord] = OrderedDict()
@@ -119,6 +122,17 @@ class Run:
         """Ends a hold, if it is still the current one."""
         if self.holder is holder:
             self.holder = None
+            self.note_use()
+
+    def note_use(self) -> None:
+        """Somebody uses the run."""
+        self.used_at = time.monotonic()
+
+    @property
+    def expired(self) -> bool:
+        """Whether nobody has used it for its time to live."""
+        ttl_seconds = self.spec.ttl_seconds
+        return ttl_seconds is not None and self.holder is None and time.monotonic() - self.used_at >= ttl_seconds
 
     def fence(self, why: str) -> None:
         """Raises the epoch and ends the current hold."""

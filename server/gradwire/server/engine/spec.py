@@ -12,7 +12,7 @@ import numpy as np
 
 from gradwire.server.engine.features import Feature
 from gradwire.server.optimizers.base import Hyperparameters
-from gradwire.wire.errors import InvalidHyperparameter
+from gradwire.wire.errors import InvalidHyperparameter, InvalidSpec
 from gradwire.wire.layout import Layout, Range
 
 TENSOR_BYTES = 1024
@@ -37,7 +37,8 @@ class Durability(IntEnum):
 
 @dataclass(frozen=True)
 class RunSpec:
-    """What a run is from its creation on. ``name`` is the whole resource name. Raises InvalidHyperparameter."""
+    """What a run is from its creation on. ``name`` is the whole resource name. Raises InvalidHyperparameter,
+    InvalidSpec."""
 
     name: str
     layout: Layout
@@ -50,8 +51,12 @@ class RunSpec:
     """Largest L2 norm of a step's gradient. None: any."""
     durability: Durability | None = None
     """None: the server decides, at creation."""
+    ttl_seconds: float | None = None
+    """The run ends when nobody has used it for so long. None: never."""
 
     def __post_init__(self) -> None:
+        if self.ttl_seconds is not None and not (isfinite(self.ttl_seconds) and self.ttl_seconds > 0):
+            raise InvalidSpec(f"ttl_seconds is {self.ttl_seconds}; expected a finite number > 0, or 0 for none")
         for name in ("clip_value", "clip_norm"):
             value = getattr(self, name)
             if value is not None and not (isfinite(value) and value >= 0):

@@ -139,7 +139,9 @@ class Calls:
 
     def run_of(self, call: Call, name: str, uid: str = "") -> Run:
         """The run that a caller means. Raises RunNotFound, RunDamaged, PermissionDenied."""
-        return self.registry.get(call.run(name), uid)
+        run = self.registry.get(call.run(name), uid)
+        run.note_use()
+        return run
 
     def note(self, context: Any, call: Call | None, method: str, reason: str = "") -> None:
         """For the audit log, where there is one. ``call``: None: nobody knows who calls ``method``."""

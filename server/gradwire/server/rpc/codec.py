@@ -49,6 +49,7 @@ def decode_spec(message: run_pb2.RunSpec, name: str) -> RunSpec:
         clip_value=message.clip_value if message.HasField("clip_value") else None,
         clip_norm=message.clip_norm if message.HasField("clip_norm") else None,
         durability=decode_durability(message.durability),
+        ttl_seconds=message.ttl_seconds or None,
     )
 
 

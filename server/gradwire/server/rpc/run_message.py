@@ -81,6 +81,7 @@ def report(run: Run, name: str, server_instance: str) -> RunReport:
             clip_value=spec.clip_value,
             clip_norm=spec.clip_norm,
             durability=kept,
+            ttl_seconds=spec.ttl_seconds or 0.0,
         ),
         spec.layout,
         run.groups,

@@ -46,6 +46,8 @@ T = TypeVar("T")
 
 MAX_PAGE = 1000
 
+EXPIRED = "was deleted: nobody had used it for its time to live"
+
 
 class Registry:
     """All runs of one server process, and what they share: device, memory, threads, the store.
@@ -278,16 +280,28 @@ class Registry:
 
         await (swap() if old is None else old.lock.run_through(swap))
 
+    async def expire(self, run: Run) -> bool:
+        """Deletes a run if nobody has used it for its time to live; returns whether it has."""
+        name = run.spec.name
+        if self._runs.get(name) is not run or not run.expired:
+            return False
+        if self.stored_runs is not None:
+            return await self._to_the_end(self._forget(self.stored_runs, name, only=run)) is not None
+        del self._runs[name]
+        await self._to_the_end(run.lock.run(lambda: run.delete(EXPIRED)))
+        return True
+
     async def delete(self, name: str) -> int:
         """Deletes a run, after any commit that is under way; returns its step. Raises RunNotFound."""
         if self.stored_runs is not None:
-            return await self._to_the_end(self._forget(self.stored_runs, name))
+            return await self._to_the_end(self._forget(self.stored_runs, name)) or 0
         run = self.get(name)
         del self._runs[name]
         await self._to_the_end(run.lock.run(run.delete))
         return run.step
 
-    async def _forget(self, stored: StoredRuns, name: str) -> int:
+    async def _forget(self, stored: StoredRuns, name: str, only: Run | None = None) -> int | None:
+        """Args: only: this run, and only if its time is over; None is returned where it is not."""
         async with self._structure:
             self._living(name)
             if name in self._damaged:
@@ -295,12 +309,16 @@ class Registry:
                 del self._damaged[name]
                 return 0
             run = self.get(name)
+            if only is not None and run is not only:
+                return None
 
-            async def forget() -> int:
+            async def forget() -> int | None:
+                if only is not None and not run.expired:
+                    return None
                 if run.storage is not None:
                     await stored.delete(run.uid)
                 del self._runs[name]
-                run.delete()
+                run.delete("has been deleted" if only is None else EXPIRED)
                 return run.step
 
             return await run.lock.run_through(forget)

@@ -210,6 +210,10 @@ class Store(ABC):
         """The run's epoch is at least ``epoch`` from now on."""
 
     @abstractmethod
+    def note_extra(self, uid: str, extra: str) -> Future[None]:
+        """Replaces `StoredRun.extra`, a JSON object."""
+
+    @abstractmethod
     def record(self, uid: str, written: Written, *, barrier: bool = False, label: str = "") -> Future[SnapshotInfo]:
         """Makes a written snapshot one of the run's, mostly the newest, and drops what is not needed any more: older
         snapshots beyond those that are kept, and the journal before the second newest.

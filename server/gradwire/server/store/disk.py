@@ -160,6 +160,15 @@ class DiskStore(Store):
 
         return self._writer.submit(work)
 
+    def note_extra(self, uid: str, extra: str) -> Future[None]:
+        def work(transaction: Transaction) -> None:
+            number = self._number(transaction, uid)
+            run, next_snapshot = self._row(transaction, uid)
+            self._count(transaction)
+            self._update(transaction, number, replace(run, extra=extra), next_snapshot)
+
+        return self._writer.submit(work)
+
     # --- blocks ------------------------------------------------------------------------------------------------------
 
     def append(self, uid: str, entry: Entry) -> Future[Position]:

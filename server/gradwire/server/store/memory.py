@@ -107,6 +107,13 @@ class MemoryStore(Store):
 
         return self._done(work)
 
+    def note_extra(self, uid: str, extra: str) -> Future[None]:
+        def work() -> None:
+            kept = self._find(uid)
+            kept.run = replace(kept.run, extra=extra)
+
+        return self._done(work)
+
     def record(self, uid: str, written: Written, *, barrier: bool = False, label: str = "") -> Future[SnapshotInfo]:
         def work() -> SnapshotInfo:
             kept = self._find(uid)
