@@ -6,9 +6,11 @@ import socket
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import TracebackType
 
 from tests.faults.hosted import WAIT_SECONDS
+from tests.faults.hpack import decode, encode
 
 DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY, WINDOW_UPDATE, CONTINUATION = 0, 1, 3, 4, 6, 7, 8, 9
 END_STREAM, END_HEADERS, ACK = 1, 4, 1
@@ -16,6 +18,13 @@ CANCEL = 8
 """Why a stream is reset."""
 INITIAL_WINDOW_SIZE = 4
 MAX_FRAME_BYTES = 16_384
+_HEADER_TABLE_SIZE, _BINARY_METADATA = 1, 0xFE03
+_LARGE_WINDOW = (2**30).to_bytes(4, "big")
+_OUR_SETTINGS = b"".join(
+    struct.pack(">HI", number, value)
+    for number, value in ((_HEADER_TABLE_SIZE, 0), (INITIAL_WINDOW_SIZE, 2**30), (_BINARY_METADATA, 1))
+)
+"""What the server says can be read without a table, is as it is where it is binary, and has room."""
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
 SERVICE = "/gradwire.v1.OptimizerService/"
@@ -31,18 +40,21 @@ class RawConnection:
     def __init__(self, target: str, token: str = "") -> None:
         host, _, port = target.rpartition(":")
         self._socket = socket.create_connection((host, int(port)), WAIT_SECONDS)
+        self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         self._token = token
         self._next_stream = 1
         self._received = b""
+        self._held: bytes | None = None
+        """What is to be sent together."""
         self._first_window = self._window = 65_535
-        self.said: dict[int, bytes] = {}
-        """By the server, on each stream."""
+        self._said: dict[int, bytes] = {}
+        self._taken_bytes = 0
         self._windows: dict[int, int] = {}
         """What may still be sent on each open stream; `_window`: on all together."""
-        self._socket.sendall(PREFACE + frame(SETTINGS, 0, 0))
+        self.send(PREFACE + frame(SETTINGS, 0, 0, _OUR_SETTINGS) + frame(WINDOW_UPDATE, 0, 0, _LARGE_WINDOW))
 
-    def open(self, method: str, more: Sequence[tuple[str, str]] = (), *, last: bool = False) -> int:
-        """Sends the headers of a call; returns its stream. ``last``: nothing follows."""
+    def open(self, method: str, more: Sequence[tuple[str, str]] = ()) -> int:
+        """Sends the headers of a call; returns its stream."""
         stream, self._next_stream = self._next_stream, self._next_stream + 2
         self._windows[stream] = self._first_window
         fields = [
@@ -51,12 +63,15 @@ class RawConnection:
         ]  # fmt: skip
         if self._token:
             fields.append(("authorization", f"Bearer {self._token}"))
-        self.send(frame(HEADERS, END_HEADERS | (END_STREAM if last else 0), stream, headers(fields)))
+        self.send(frame(HEADERS, END_HEADERS, stream, encode(fields)))
         return stream
 
     def send(self, data: bytes) -> None:
         """Any bytes."""
-        self._socket.sendall(data)
+        if self._held is None:
+            self._socket.sendall(data)
+        else:
+            self._held += data
 
     def settimeout(self, seconds: float) -> None:
         """For which a write may wait for the server to read; then it raises TimeoutError."""
@@ -69,6 +84,9 @@ class RawConnection:
         while data and stream in self._windows:
             size = min(MAX_FRAME_BYTES, self._window, self._windows[stream], len(data))
             if size <= 0:
+                if self._held:
+                    held, self._held = self._held, b""
+                    self._socket.sendall(held)
                 next(frames, None)
                 continue
             self.send(frame(DATA, 0, stream, data[:size]))
@@ -103,8 +121,10 @@ class RawConnection:
                 self._windows.pop(stream, None)
             elif kind == PING and not flags & ACK:
                 self.send(frame(PING, ACK, 0, content))
-            if stream and kind in (DATA, HEADERS):
-                self.said[stream] = self.said.get(stream, b"") + content
+            if kind == HEADERS:
+                self._said[stream] = content
+            elif kind == DATA:
+                self._take(length)
             yield kind, flags, stream, content
 
     def _read(self) -> bytes:
@@ -113,12 +133,42 @@ class RawConnection:
         except ConnectionError:
             return b""
 
-    def end_of(self, stream: int) -> bytes:
-        """Waits until the server ends a stream; returns all that it said there, header blocks as they are."""
+    def call(
+        self, method: str, messages: Sequence[bytes], metadata: Sequence[tuple[str, str]] = ()
+    ) -> dict[str, bytes]:
+        """A whole call; returns what `end_of` does."""
+        with self._together():
+            stream = self.open(method, metadata)
+            for message in messages:
+                self.message(stream, message)
+            if stream in self._windows:
+                self.send(frame(DATA, END_STREAM, stream))
+        return self.end_of(stream)
+
+    @contextmanager
+    def _together(self) -> Iterator[None]:
+        """One write for all that is sent, unless the server must give room in between."""
+        self._held = b""
+        try:
+            yield
+        finally:
+            held, self._held = self._held, None
+            self.send(held)
+
+    def end_of(self, stream: int) -> dict[str, bytes]:
+        """Waits until the server ends a stream; returns the last headers there, which say how it has ended. Empty: it
+        was reset, or the connection closed."""
         frames = self.frames()
         while stream in self._windows:
             next(frames, None)
-        return self.said.get(stream, b"")
+        return decode(self._said.pop(stream, b""))
+
+    def _take(self, length: int) -> None:
+        """Gives the server room again, now and then, for what it sends."""
+        self._taken_bytes += length
+        if self._taken_bytes > 2**20:
+            self.send(frame(WINDOW_UPDATE, 0, 0, self._taken_bytes.to_bytes(4, "big")))
+            self._taken_bytes = 0
 
     def _settings(self, content: bytes) -> None:
         for at in range(0, len(content), 6):
@@ -132,32 +182,20 @@ class RawConnection:
     def _length(self) -> int:
         return int.from_bytes(self._received[:3], "big")
 
+    def close(self) -> None:
+        self._socket.close()
+
     def __enter__(self) -> RawConnection:
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._socket.close()
+        self.close()
 
 
 def frame(kind: int, flags: int, stream: int, content: bytes = b"") -> bytes:
     return len(content).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + content
-
-
-def headers(fields: Sequence[tuple[str, str]]) -> bytes:
-    """HPACK without tables and without Huffman's code: each field as it is."""
-    return b"".join(b"\0" + _string(name.encode()) + _string(value.encode()) for name, value in fields)
-
-
-def _string(data: bytes) -> bytes:
-    size = len(data)
-    if size < 127:
-        return bytes([size]) + data
-    rest, prefix = size - 127, b"\x7f"
-    while rest >= 128:
-        prefix, rest = prefix + bytes([rest % 128 + 128]), rest // 128
-    return prefix + bytes([rest]) + data
 
 
 def bomb(size_mebibytes: int) -> bytes:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz.fuzzer import Fuzzer
+from tests.fuzz.fuzzer import Broken, Fuzzer
 from tests.fuzz.messages import METHODS, Maker
 
 CASES = 1500
@@ -36,6 +36,18 @@ def test_nothing_breaks(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> Non
     assert {"INVALID_HYPERPARAMETER", "INVALID_SLICE"} & reasons
     errors = [record.getMessage() for record in caplog.records if record.levelno >= logging.ERROR or record.exc_info]
     assert not errors
+
+
+def test_what_nobody_planned_for_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A harness that sees nothing finds nothing."""
+
+    async def broken(*arguments: object) -> None:
+        raise RuntimeError("seeded")
+
+    monkeypatch.setattr("gradwire.server.runs.operations.roll_back", broken)
+    expected = "RollBack: status 13: unexpected error in RollBack"
+    with Fuzzer(tmp_path) as fuzzer, pytest.raises(Broken, match=expected):
+        sum(fuzzer.run(case) for case in range(CASES))
 
 
 @pytest.mark.parametrize("method", METHODS)
