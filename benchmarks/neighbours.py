@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import statistics
 import sys
 import tempfile
@@ -35,7 +36,15 @@ from gradwire.wire.service import MESSAGE_OPTIONS
 
 RATIO_TARGET, LAG_TARGET_SECONDS = 1.5, 0.005
 LONG, BLOCKS, TENSORS = "long steps", "long blocks", "many tensors"
-HEADER = ("A's work", "B, alone beside A", "B, with A", "p99 / control", "loop's lag, with A", "A's rounds")
+HEADER = (
+    "A's work",
+    "B, alone beside A",
+    "B, with A",
+    "p99 / control",
+    "lag, alone beside A",
+    "lag, with A",
+    "A's rounds",
+)
 SHARED, CONTROL = "shared", "control"
 
 
@@ -62,6 +71,10 @@ class Windows:
     def lags(self, noted: list[tuple[float, float]]) -> list[float]:
         """How late the loop was in these windows."""
         return [late for moment, late in noted if any(begin <= moment <= end for begin, end in self.spans)]
+
+
+def lag_text(late: list[float]) -> str:
+    return f"{1e3 * percentile(late, 99):.1f} / {1e3 * percentile(late, 99.9):.1f} ms"
 
 
 def percentile(values: list[float], percent: float) -> float:
@@ -168,7 +181,8 @@ def main() -> int:
     print(
         f"AMSGrad. A: steps of {options.elements:,} elements, blocks of {options.steps:,} steps, runs of "
         f"{options.tensors:,} tensors; B: steps of {options.short:,}. {options.rounds} interleaved windows of "
-        f"{options.seconds:g} s; median / p99 of B's steps, p99 / p99.9 of the lag of the loop that serves B.\n"
+        f"{options.seconds:g} s; median / p99 of B's steps, p99 / p99.9 of the lag of the loop that serves B; "
+        "A's rounds with B, and on the second server.\n"
     )
     rows, results, met = [], [], True
     for kind, windows in found.items():
@@ -177,21 +191,21 @@ def main() -> int:
         late = shared.lags(lags)
         lag = percentile(late, 99.9)
         met = met and ratio <= RATIO_TARGET and lag <= LAG_TARGET_SECONDS
-        lag_text = f"{1e3 * percentile(late, 99):.2f} / {1e3 * lag:.2f} ms"
+        beside = control.lags(lags)
         rounds = f"{shared.rounds_of_a} / {control.rounds_of_a}"
-        rows.append([kind, control.text(), shared.text(), f"{ratio:.2f}", lag_text, rounds])
+        rows.append([kind, control.text(), shared.text(), f"{ratio:.2f}", lag_text(beside), lag_text(late), rounds])
         results.append(
             {
                 "kind": kind,
                 "p99_ratio": ratio,
                 "lag_p999_seconds": lag,
+                "control_lag_p999_seconds": percentile(beside, 99.9),
                 **{name: {"p99_seconds": part.p99s, "steps": len(part.step_seconds)} for name, part in windows.items()},
             }
         )
     print(table(HEADER, rows), end="\n\n")
     print(f"- B on a machine that nobody else uses: {alone.text()}")
-    idle = percentile(alone.lags(lags), 99.9)
-    print(f"- the loop's lag then: p99.9 {1e3 * idle:.2f} ms")
+    print(f"- the loop's lag then: {lag_text(alone.lags(lags))}; load average at the end: {os.getloadavg()[0]:.1f}")
     print(
         f"- targets: p99 at most {RATIO_TARGET:g} times the control's, median over the windows; lag p99.9 at most "
         f"{1e3 * LAG_TARGET_SECONDS:g} ms: {'met' if met else 'MISSED'}"

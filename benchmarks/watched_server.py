@@ -30,14 +30,6 @@ async def _watch(lag: LoopLag) -> None:
 
 if __name__ == "__main__":
     file = Path(sys.argv.pop(1))
-    import os, gc
-    if os.environ.get("SWI"): sys.setswitchinterval(float(os.environ["SWI"]))
-    if os.environ.get("FRZ"):
-        from gradwire.server.app import Server
-        _s = Server.start
-        async def start(self):
-            await _s(self); gc.collect(); gc.freeze()
-        Server.start = start
     LoopLag.watch = _watch  # type: ignore[method-assign, assignment]
     try:
         main()
