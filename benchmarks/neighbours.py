@@ -38,11 +38,11 @@ RATIO_TARGET, LAG_TARGET_SECONDS = 1.5, 0.005
 LONG, BLOCKS, TENSORS = "long steps", "long blocks", "many tensors"
 HEADER = (
     "A's work",
-    "B, alone beside A",
-    "B, with A",
+    "B, A elsewhere",
+    "B, A here",
     "p99 / control",
-    "lag, alone beside A",
-    "lag, with A",
+    "lag, A elsewhere",
+    "lag, A here",
     "A's rounds",
 )
 SHARED, CONTROL = "shared", "control"
