@@ -79,9 +79,9 @@ image: $(VENV)/installed  ## what later contracts must not break; at a release, 
 	cd protos && ../$(BIN)/buf build -o gradwire.v1.binpb
 
 # Peers have an environment of their own; link.py needs root and says so where it is not.
-BENCHMARKS := kernels synthetic wire blocks encodings many_clients footprint durability link
+BENCHMARKS := kernels synthetic wire blocks encodings many_clients neighbours footprint durability link
 
-benchmarks: $(VENV)/installed  ## kernels, the experiment, the wire, many clients, footprint, a link, with their floors
+benchmarks: $(VENV)/installed  ## kernels, the experiment, the wire, many clients, neighbours, footprint, a link, with their floors
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(ARGUMENTS) || exit 1; done
 
 # NO_INSTALL=1: with $(PYTHON) as it is, which has torch, numba-cuda and grpcio; what else is missing is left out by name.

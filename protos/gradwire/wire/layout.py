@@ -81,26 +81,33 @@ class Layout:
             raise InvalidSpec("a run needs at least one group of tensors")
         check_tensor_count(sum(len(members) for members in groups))
         self.names = [name for members in groups for name, _ in members]
-        self.shapes = [shape for members in groups for _, shape in members]
-        self.index = dict(zip(self.names, range(len(self.names)), strict=True))
+        known: dict[tuple[int, ...], tuple[int, ...]] = {}  # most shapes are those of many tensors
+        self.shapes = [known.setdefault(shape, shape) for members in groups for _, shape in members]
         if not self._is_good(groups):
             _refuse(groups)
         self.groups = len(groups)
         self.first_tensors = [0, *accumulate(map(len, groups))][:-1]
         """Of each group."""
-        bounds = [0, *accumulate(map(math.prod, self.shapes))]
-        self.elements = bounds.pop()
-        self._starts = bounds
+        self.elements = sum(map(math.prod, self.shapes))
         self._whole = (Range(0, self.elements),) if self.elements else ()
 
     def _is_good(self, groups: Sequence[Sequence[Any]]) -> bool:
         """Whether there is nothing to refuse. Looks at all tensors at once: a run may have many."""
-        if not all(groups) or len(self.index) != len(self.names) or "" in self.index:
+        if not all(groups) or len({*self.names}) != len(self.names) or not all(self.names):
             return False
         sizes = map(len, self.names) if "".join(self.names).isascii() else (len(name.encode()) for name in self.names)
         if max(sizes) > MAX_TENSOR_NAME_BYTES or max(map(len, self.shapes)) > MAX_DIMENSIONS:
             return False
         return min(chain.from_iterable(self.shapes), default=0) >= 0
+
+    @cached_property
+    def index(self) -> dict[str, int]:
+        """Of each tensor, by name."""
+        return {name: index for index, name in enumerate(self.names)}
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [0, *accumulate(map(math.prod, self.shapes))][:-1]
 
     @cached_property
     def tensors(self) -> tuple[TensorLayout, ...]:

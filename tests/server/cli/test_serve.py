@@ -11,7 +11,10 @@ import signal
 import socket
 import subprocess
 import sys
+import textwrap
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -285,3 +288,31 @@ def test_nothing_of_the_working_directory_is_run(tmp_path: Path) -> None:
     result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
     assert (result.returncode, result.stderr) == (0, "")
     assert ", version " in result.stdout
+
+
+def test_the_interpreter_of_a_server_gives_way_soon_and_looks_at_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before a client is told where the server is."""
+    done: list[str] = []
+
+    async def serve(config: ServerConfig, ready: Callable[[Any], None], *rest: object) -> None:
+        assert done == ["switch"]
+        ready(SimpleNamespace(addresses=[], device=SimpleNamespace(name="cpu")))
+
+    monkeypatch.setattr("gradwire.server.app.serve", serve)
+    monkeypatch.setattr(serve_module, "switch_often", lambda: done.append("switch"))
+    monkeypatch.setattr(serve_module, "spare_what_stays", lambda: done.append("spare"))
+    monkeypatch.setattr(serve_module, "_ignore_further_signals", lambda: None)
+    assert CliRunner().invoke(cli, ["serve"]).exit_code == 0
+    assert done == ["switch", "spare"]
+
+
+def test_what_that_means() -> None:
+    program = """
+        import gc, sys
+        from gradwire.server.cli.interpreter import spare_what_stays, switch_often
+        switch_often()
+        spare_what_stays()
+        print(sys.getswitchinterval() < 0.001, gc.get_freeze_count() > 1000)
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True", "True"]

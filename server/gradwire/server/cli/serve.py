@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from gradwire.server.cli.interpreter import spare_what_stays, switch_often
 from gradwire.server.cli.logs import set_up_logging
 from gradwire.server.cli.numbers import seconds
 from gradwire.server.config import SIZE_UNITS, ConfigError, ServerConfig
@@ -119,6 +120,7 @@ async def _serve(config: ServerConfig, announce_to: int | None) -> None:
     """``announce_to``: where an embedded server says its address; None: it is not embedded."""
     from gradwire.server.app import serve  # numba and all: a health check every few seconds does without
 
+    switch_often()
     embedded = announce_to is not None
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
@@ -133,6 +135,7 @@ async def _serve(config: ServerConfig, announce_to: int | None) -> None:
             return  # already stopped
 
     def ready(server: Server) -> None:
+        spare_what_stays()
         where = f"are kept in {config.data_dir}" if config.data_dir else "live in memory only"
         log.info("serving on %s, device %s; runs %s", ", ".join(server.addresses), server.device.name, where)
         if announce_to is not None:

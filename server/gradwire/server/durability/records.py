@@ -6,7 +6,7 @@ import dataclasses
 import json
 from collections.abc import Sequence
 from enum import IntEnum
-from itertools import chain
+from itertools import chain, islice
 from typing import Any
 
 import numpy as np
@@ -55,12 +55,12 @@ def spec_to_text(spec: RunSpec) -> str:
     """The run's spec, from which `spec_from_text` makes an equal one. Not for the event loop: there may be many tensors
     and groups."""
     layout = spec.layout
-    tensors = list(zip(layout.names, layout.shapes, strict=True))
-    stops = [*layout.first_tensors[1:], len(tensors)]
+    sizes = np.diff([*layout.first_tensors, len(layout.names)]).tolist()
+    tensors = zip(layout.names, layout.shapes, strict=True)
     parts = {
         "name": json.dumps(spec.name),
         "dtype": json.dumps(spec.dtype.name),
-        "tensors": joined("[]", (list_text(tensors[i:j]) for i, j in zip(layout.first_tensors, stops, strict=True))),
+        "tensors": joined("[]", (list_text(islice(tensors, size)) for size in sizes)),
         "groups": list_text(groups_to_data(spec.groups)),
         "non_finite_policy": json.dumps(spec.non_finite_policy.name),
         "clip_value": json.dumps(spec.clip_value),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -11,9 +11,10 @@ _TOGETHER = 1000
 """Items that become text at once: a fraction of a millisecond."""
 
 
-def list_text(items: Sequence[Any]) -> str:
+def list_text(items: Iterable[Any]) -> str:
     """Of a long list."""
-    pieces = (items[start : start + _TOGETHER] for start in range(0, len(items), _TOGETHER))
+    rest = iter(items)
+    pieces = iter(lambda: list(islice(rest, _TOGETHER)), [])
     return joined("[]", (json.dumps(piece)[1:-1] for piece in pieces))
 
 

@@ -53,7 +53,8 @@ def write_file(path: Path, vectors: Mapping[str, Vector], metadata: Mapping[str,
 
 
 def read_file(path: Path, sha256: str | None) -> tuple[dict[str, str], dict[str, Vector]]:
-    """Metadata and vectors of a safetensors file; the vectors read the file when they are asked.
+    """Metadata and vectors of a safetensors file; the vectors read the file when they are asked. It is opened once: a
+    header may name a quarter of a million tensors, and is read each time.
 
     Args:
         sha256: what the file must be; None: any well-formed file will do.
@@ -63,15 +64,15 @@ def read_file(path: Path, sha256: str | None) -> tuple[dict[str, str], dict[str,
     try:
         if sha256 is not None and (found := file_sha256(path)) != sha256:
             raise SnapshotDamaged(f"{path.name} has SHA-256 {found[:16]}..., expected {sha256[:16]}...")
-        with safe_open(path, framework="numpy") as file:
-            metadata = dict(file.metadata() or {})
-            vectors = {}
-            for name in file.keys():  # noqa: SIM118  # a safetensors file is no mapping
-                part = file.get_slice(name)
-                dtype = _WORDS.get(part.get_dtype())
-                if dtype is None:
-                    raise SnapshotDamaged(f"tensor {name!r} of {path.name} is {part.get_dtype()}; expected F32 or F64")
-                vectors[name] = _vector(path, name, dtype, tuple(part.get_shape()))
+        file: Any = safe_open(path, framework="numpy")
+        metadata = dict(file.metadata() or {})
+        vectors = {}
+        for name in file.keys():  # noqa: SIM118  # a safetensors file is no mapping
+            part = file.get_slice(name)
+            dtype = _WORDS.get(part.get_dtype())
+            if dtype is None:
+                raise SnapshotDamaged(f"tensor {name!r} of {path.name} is {part.get_dtype()}; expected F32 or F64")
+            vectors[name] = _vector(file, name, dtype, tuple(part.get_shape()))
     except (OSError, SafetensorError) as error:
         raise SnapshotDamaged(f"{path.name} cannot be read: {error}") from error
     return metadata, vectors
@@ -118,20 +119,18 @@ def _write(file: Any, sha256: Any, data: bytes | memoryview) -> int:
     return len(data)
 
 
-def _vector(path: Path, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Vector:
+def _vector(file: Any, name: str, dtype: np.dtype[Any], shape: tuple[int, ...]) -> Vector:
     def pieces() -> Iterator[npt.NDArray[Any]]:
         size = int(np.prod(shape, dtype=np.int64))
         if size == 0:
             return
         if not shape:
-            with safe_open(path, framework="numpy") as file:
-                yield file.get_tensor(name).reshape(1)
+            yield file.get_tensor(name).reshape(1)
             return
         row = size // shape[0]
         rows = max(1, PIECE_BYTES // (row * dtype.itemsize))
-        with safe_open(path, framework="numpy") as file:
-            part = file.get_slice(name)
-            for start in range(0, shape[0], rows):
-                yield part[start : min(start + rows, shape[0])].reshape(-1)
+        part = file.get_slice(name)
+        for start in range(0, shape[0], rows):
+            yield part[start : min(start + rows, shape[0])].reshape(-1)
 
     return Vector(dtype, shape, pieces)
