@@ -481,3 +481,24 @@ def test_a_certificate_that_expires_soon_is_logged(tmp_path: Path, caplog: pytes
     files.renew("server", expired=True)
     with HostedServer(**files.server):
         assert "the certificate has expired" in caplog.text
+
+
+def test_handshakes_that_lead_to_nothing_are_counted(
+    files: Files, others: Files, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By plaintext, by another authority's certificate, by silence; those that are used are not among them."""
+    with HostedServer(**files.mutual) as hosted:
+        counted = hosted.server.servicer.handshakes
+        host, port = hosted.target.rsplit(":", 1)
+        for data in (b"GET / HTTP/1.1\r\n\r\n", b""):
+            with socket.create_connection((host, int(port)), WAIT_SECONDS) as stranger:
+                stranger.sendall(data)
+        why(hosted.target, others.known)
+        for _ in range(3):
+            with connect(hosted.target, tls=files.known) as server:
+                server.list_runs()
+        with connect(hosted.target, tls=files.known) as server:
+            assert server.status().unused_handshakes == 0
+            monkeypatch.setattr("gradwire.server.rpc.handshakes.SETTLED_SECONDS", 0.0)
+            found = server.status().unused_handshakes
+        assert found == counted.unused >= 2

@@ -173,6 +173,7 @@ class GetServerStatusResponse(google.protobuf.message.Message):
     ACCESS_ERROR_FIELD_NUMBER: builtins.int
     EVENT_LOOP_LAG_SECONDS_FIELD_NUMBER: builtins.int
     AUDIT_LINES_LOST_FIELD_NUMBER: builtins.int
+    UNUSED_HANDSHAKES_FIELD_NUMBER: builtins.int
     version: builtins.str
     """Of gradwire."""
     server_instance: builtins.str
@@ -199,6 +200,10 @@ class GetServerStatusResponse(google.protobuf.message.Message):
     """The longest time of the last minute for which the server's event loop did not come to what was due."""
     audit_lines_lost: builtins.int
     """Lines of the audit log that could not be written since the server was started; 0: none, or there is no such log."""
+    unused_handshakes: builtins.int
+    """TLS handshakes since the server was started that no call has followed within 15 s: they have failed, or nobody used
+    the connection.
+    """
     def __init__(
         self,
         *,
@@ -215,8 +220,9 @@ class GetServerStatusResponse(google.protobuf.message.Message):
         access_error: builtins.str = ...,
         event_loop_lag_seconds: builtins.float = ...,
         audit_lines_lost: builtins.int = ...,
+        unused_handshakes: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["access_error", b"access_error", "audit_lines_lost", b"audit_lines_lost", "certificate_error", b"certificate_error", "certificate_expires_seconds", b"certificate_expires_seconds", "damaged_runs", b"damaged_runs", "event_loop_lag_seconds", b"event_loop_lag_seconds", "memory_bytes", b"memory_bytes", "memory_limit_bytes", b"memory_limit_bytes", "recovered", b"recovered", "runs", b"runs", "server_instance", b"server_instance", "uptime_seconds", b"uptime_seconds", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["access_error", b"access_error", "audit_lines_lost", b"audit_lines_lost", "certificate_error", b"certificate_error", "certificate_expires_seconds", b"certificate_expires_seconds", "damaged_runs", b"damaged_runs", "event_loop_lag_seconds", b"event_loop_lag_seconds", "memory_bytes", b"memory_bytes", "memory_limit_bytes", b"memory_limit_bytes", "recovered", b"recovered", "runs", b"runs", "server_instance", b"server_instance", "unused_handshakes", b"unused_handshakes", "uptime_seconds", b"uptime_seconds", "version", b"version"]) -> None: ...
 
 global___GetServerStatusResponse = GetServerStatusResponse
 

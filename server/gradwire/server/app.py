@@ -8,11 +8,10 @@ import signal
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import grpc
 import numpy as np
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from gradwire.server.access.identity import DEFAULT_TENANT, tenant_of
 from gradwire.server.config import ConfigError, ServerConfig
@@ -21,6 +20,7 @@ from gradwire.server.devices.select import open_device
 from gradwire.server.optimizers.adam import AdamHyperparameters, EpsilonPlacement
 from gradwire.server.rpc.admission import audit_log_of, certificates_of, gate_of
 from gradwire.server.rpc.credentials import server_credentials
+from gradwire.server.rpc.health import Health
 from gradwire.server.rpc.listening import listen
 from gradwire.server.rpc.methods import add_to_server
 from gradwire.server.rpc.service import OptimizerServicer
@@ -48,13 +48,14 @@ class Server:
         self.config = config
         self.device = device or open_device(config.device, config.threads or None)
         certificates = certificates_of(config)
-        self._credentials = None if certificates is None else partial(server_credentials, certificates)
         gate = gate_of(config)
         self.registry = Registry(config, self.device, open_store(config), gate)
         self._expiry = Expiry(self.registry)
         self.servicer = OptimizerServicer(self.registry, gate, audit_log_of(config), certificates)
+        begun = self.servicer.handshakes.begun
+        self._credentials = None if certificates is None else partial(server_credentials, certificates, begun)
         self.addresses: list[str] = []
-        self._health = health.aio.HealthServicer() if gate is None else _Health()
+        self._health = Health(self.servicer.handshakes, strangers=gate is not None)
         self._stopped = asyncio.Event()
         self._draining = False
         self._prepared = asyncio.Event()
@@ -101,9 +102,9 @@ class Server:
         self.addresses += [listen(self._grpc, address, self._credentials) for address in self.config.listen]
         await self._grpc.start()
         loop = asyncio.get_running_loop()
-        self._tasks = [
-            loop.create_task(watch()) for watch in (self.servicer.loop_lag.watch, self.servicer.watch_access)
-        ]
+        servicer = self.servicer
+        watches = (servicer.loop_lag.watch, servicer.watch_access, servicer.handshakes.watch)
+        self._tasks = [loop.create_task(watch()) for watch in watches]
         self._prepared.clear()
         try:
             for prepare in (self._warm_up, self.registry.recover):
@@ -181,16 +182,6 @@ class Server:
     async def _set_health(self, status: int) -> None:
         for name in ("", SERVICE_NAME):
             await self._health.set(name, status)
-
-
-class _Health(health.aio.HealthServicer):  # type: ignore[misc]
-    """For strangers too, who may ask how the server is, and not hold a stream to be told."""
-
-    async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this server answers Check, not Watch")
-
-    async def List(self, request: Any, context: Any) -> None:
-        await context.abort(grpc.StatusCode.UNIMPLEMENTED, "this server answers Check, not List")
 
 
 def open_store(config: ServerConfig) -> Store | None:

@@ -53,6 +53,8 @@ def _facts(answer: service_pb2.GetServerStatusResponse) -> Iterator[tuple[str, s
         yield "certificate error", answer.certificate_error
     if answer.access_error:
         yield "access file error", answer.access_error
+    if answer.unused_handshakes:
+        yield "unused handshakes", f"{answer.unused_handshakes}"
     if answer.audit_lines_lost:
         yield "audit lines lost", f"{answer.audit_lines_lost}"
 

@@ -19,6 +19,7 @@ from gradwire.server.access.pacing import Pace
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.threads import unless_short
 from gradwire.server.rpc.call import Call, action_of
+from gradwire.server.rpc.handshakes import Handshakes
 from gradwire.server.rpc.identify import identify
 from gradwire.server.rpc.loop_lag import LoopLag
 from gradwire.server.rpc.run_message import report
@@ -91,6 +92,7 @@ class Calls:
         self.audit = audit
         self.certificates = certificates
         self.loop_lag = LoopLag()
+        self.handshakes = Handshakes()
         self.started = time.monotonic()
         self._guards: dict[StreamGuard, Identity] = {}
         self._requests: dict[StreamGuard, Identity] = {}
@@ -109,6 +111,8 @@ class Calls:
     def identify(self, context: Any) -> Identity:
         """Decides who calls, by metadata and authentication: no message has been read yet, and none is where this
         raises Unauthenticated."""
+        if self.certificates is not None:
+            self.handshakes.called(context.peer())
         return identify(context, self.gate)
 
     async def watch_access(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import grpc
@@ -10,12 +11,17 @@ if TYPE_CHECKING:  # a server without TLS does without the library that reads ce
     from gradwire.server.access.certificates import Certificates, RenewedCertificates
 
 
-def server_credentials(certificates: RenewedCertificates) -> grpc.ServerCredentials:
-    """Of one port. Where there are authorities of clients, nobody without a certificate by one of them gets in."""
+def server_credentials(certificates: RenewedCertificates, begun: Callable[[], None]) -> grpc.ServerCredentials:
+    """Of one port. Where there are authorities of clients, nobody without a certificate by one of them gets in.
+
+    Args:
+        begun: called at each handshake, in a thread of gRPC's.
+    """
     used = certificates.now
 
     def renewed() -> grpc.ServerCertificateConfiguration | None:
         nonlocal used
+        begun()
         found = certificates.renew()
         if found is used:
             return None
