@@ -1,4 +1,4 @@
-"""What becomes of requests of any kind."""
+"""What becomes of requests of any kind, and of somebody else meanwhile."""
 
 from __future__ import annotations
 
@@ -11,8 +11,25 @@ from google.rpc import status_pb2
 
 from gradwire.wire.errors import STATUS_DETAILS_KEY, TABLE, GradwireError, from_status
 from gradwire.wire.service import SERVICE_NAME
-from tests.contract.bare import BareClient
+from tests.contract.bare import BareClient, BareStream
 from tests.faults.hosted import WAIT_SECONDS
+
+FOR_EVER_SECONDS = 1e5
+"""For the stream of who trains through all tests of a file."""
+
+
+class Bystander:
+    """Somebody who trains on. Raises AssertionError unless each step is the next one."""
+
+    def __init__(self, stream: BareStream) -> None:
+        self._stream = stream
+        self._sequence = 0
+
+    def steps(self) -> None:
+        for _ in range(3):
+            self._sequence += 1
+            _, receipt = self._stream.step(self._sequence, [1.0, 1.0])
+            assert receipt.step == self._sequence
 
 
 def outcome(client: BareClient, method: str, messages: Sequence[Message]) -> GradwireError | None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
@@ -196,17 +195,3 @@ class RawConnection:
 
 def frame(kind: int, flags: int, stream: int, content: bytes = b"") -> bytes:
     return len(content).to_bytes(3, "big") + bytes([kind, flags]) + stream.to_bytes(4, "big") + content
-
-
-def bomb(size_mebibytes: int) -> bytes:
-    """Gzip of so many MiB of zeros, a thousandth as long."""
-    zeros = bytes(2**20)
-    packer = zlib.compressobj(9, zlib.DEFLATED, -15)
-    piece = packer.compress(zeros) + packer.flush(zlib.Z_FULL_FLUSH)  # leaves nothing behind: may be repeated
-    checksum = 0
-    for _ in range(size_mebibytes):
-        checksum = zlib.crc32(zeros, checksum)
-    size = size_mebibytes * 2**20 % 2**32
-    return (
-        b"\x1f\x8b\x08" + bytes(6) + b"\xff" + piece * size_mebibytes + b"\x03\0" + struct.pack("<II", checksum, size)
-    )

@@ -6,7 +6,6 @@ import logging
 import math
 import struct
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,7 +15,7 @@ from gradwire.v1 import service_pb2, train_pb2
 from tests.contract.bare import BareClient, BareStream, amsgrad, group
 from tests.faults.fields import FLOATS, INTEGERS, paths, shown, with_value
 from tests.faults.hosted import HostedServer, eventually
-from tests.faults.outcomes import outcome
+from tests.faults.outcomes import FOR_EVER_SECONDS, Bystander, outcome
 from tests.integration.access import AccessFile, secret_of
 
 SERVICE = service_pb2.DESCRIPTOR.services_by_name["OptimizerService"]
@@ -34,30 +33,36 @@ TEXTS = [
 ]
 
 
-@pytest.fixture
-def hosted(tmp_path: Path) -> Iterator[HostedServer]:
-    access = AccessFile(tmp_path / "access.toml")
+@pytest.fixture(scope="module")
+def hosted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostedServer]:
+    folder = tmp_path_factory.mktemp("fields")
+    access = AccessFile(folder / "access.toml")
     for name, tenant in (("owner", "lab"), ("bystander", "other")):
         access.add(name, tenant, "train")
     access.add("admin", "lab", "admin")
     settings: dict[str, Any] = {"max_memory": 64 * 2**20, "max_parameters": 10_000, "stall_timeout_seconds": 5.0}
-    with HostedServer(access=str(access.path), data_dir=str(tmp_path / "data"), **settings) as server:
+    with HostedServer(access=str(access.path), data_dir=str(folder / "data"), **settings) as server:
         yield server
 
 
 @pytest.fixture
-def owner(hosted: HostedServer) -> Iterator[BareClient]:
+def owner(hosted: HostedServer, caplog: pytest.LogCaptureFixture) -> Iterator[BareClient]:
+    """Has one run at first, none in the end, and sees to it that nothing is logged as an error."""
     with BareClient(hosted.target, secret_of("owner")) as client:
+        client.create("x", [group(w=[2])], [0.0, 0.0])
         yield client
+        for run in client.call("ListRuns", service_pb2.ListRunsRequest()).runs:
+            client.call("DeleteRun", service_pb2.DeleteRunRequest(name=run.name))
+    assert not [record for record in caplog.get_records("call") if record.levelno >= logging.ERROR]
 
 
-@pytest.fixture
-def bystander(hosted: HostedServer) -> Iterator[BareStream]:
-    """Somebody who trains."""
+@pytest.fixture(scope="module")
+def bystander(hosted: HostedServer) -> Iterator[Bystander]:
     with BareClient(hosted.target, secret_of("bystander")) as client:
         client.create("x", [group(w=[2])], [0.0, 0.0])
-        with client.attach("x") as stream:
-            yield stream
+        attach = train_pb2.Attach(run="runs/x", worker_id="bystander")
+        with BareStream(client.stub, attach, client.metadata, FOR_EVER_SECONDS) as stream:
+            yield Bystander(stream)
 
 
 def requests(method: str) -> list[Any]:
@@ -99,37 +104,27 @@ def methods_with(wanted: Any) -> list[str]:
 
 
 @pytest.mark.parametrize("method", methods_with(is_number))
-def test_the_limits_of_each_number(
-    hosted: HostedServer, owner: BareClient, bystander: BareStream, caplog: pytest.LogCaptureFixture, method: str
-) -> None:
+def test_the_limits_of_each_number(hosted: HostedServer, owner: BareClient, bystander: Bystander, method: str) -> None:
     """Answered or refused by name, and nothing of that size is allocated: 2^64 of anything is beyond every bound."""
-    owner.create("x", [group(w=[2])], [0.0, 0.0])
     used = hosted.used_bytes
-    for sequence, path in enumerate(paths(METHODS[method].input_type, is_number), 1):
+    for path in paths(METHODS[method].input_type, is_number):
         low, high = INTEGERS[path[-1].cpp_type]
         for value in {*(number for number in BOUNDARIES if number <= high), low, high}:
             outcome(owner, method, with_value(requests(method), path, value))
-        _, receipt = bystander.step(sequence, [1.0, 1.0])
-        assert receipt.step == sequence, shown(path)
+        bystander.steps()
     eventually(lambda: hosted.used_bytes <= used + 2000, "nothing large is held")  # a run of two elements, perhaps
-    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
 
 
 @pytest.mark.parametrize("method", methods_with(is_float))
 @pytest.mark.parametrize("value", [math.nan, -math.nan, math.inf, -math.inf, 5e-324, -5e-324])
-def test_not_a_number_in_each_float(
-    owner: BareClient, bystander: BareStream, caplog: pytest.LogCaptureFixture, method: str, value: float
-) -> None:
-    owner.create("x", [group(w=[2])], [0.0, 0.0])
+def test_not_a_number_in_each_float(owner: BareClient, bystander: Bystander, method: str, value: float) -> None:
     for path in paths(METHODS[method].input_type, is_float):
         refusal = outcome(owner, method, with_value(requests(method), path, value))
         if math.isnan(value):
             assert refusal is not None, shown(path)
             assert refusal.reason in ("INVALID_HYPERPARAMETER", "INVALID_SPEC"), shown(path)
             assert refusal.applied is False
-    _, receipt = bystander.step(1, [1.0, 1.0])
-    assert receipt.step == 1
-    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    bystander.steps()
 
 
 @pytest.mark.parametrize("method", methods_with(is_text))
@@ -138,7 +133,6 @@ def test_control_characters_in_each_text(
     owner: BareClient, hosted: HostedServer, caplog: pytest.LogCaptureFixture, method: str, token: str
 ) -> None:
     """No answer and no line of the log has them in it: a terminal would obey."""
-    owner.create("x", [group(w=[2])], [0.0, 0.0])
     caplog.set_level(logging.DEBUG, "gradwire")
     with BareClient(hosted.target, secret_of(token)) as client:
         for path in paths(METHODS[method].input_type, is_text):

@@ -119,6 +119,17 @@ def test_memory_is_counted_as_the_servers_is(hosted: HostedServer, lab: BareClie
     assert hosted.used_bytes == 0
 
 
+def test_a_snapshot_that_has_no_room_within_the_quota_is_taken_in_place(access: AccessFile, tmp_path: Path) -> None:
+    access.quotas["lab"] = 'memory = "20KiB"'
+    access.write()
+    settings: dict[str, Any] = {"access": str(access.path), "data_dir": str(tmp_path / "data")}
+    with HostedServer(**settings) as hosted, BareClient(hosted.target, secret_of("lab")) as lab:
+        create(lab, "a", SMALL)
+        refused("QUOTA_EXCEEDED", lambda: lab.read("a"))  # for want of the same room
+        answer = lab.call("SaveSnapshot", service_pb2.SaveSnapshotRequest(name="runs/a", label="kept"))
+        assert answer.snapshot.id == 2
+
+
 def test_streams(lab: BareClient, other: BareClient) -> None:
     for name in ("a", "b"):
         create(lab, name)
