@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from gradwire.server.config import ServerConfig
+from gradwire.server.devices.base import Device
 from gradwire.server.durability.changes import on_disk
+from gradwire.server.durability.fingerprint import fingerprint
 from gradwire.server.durability.records import spec_to_text
-from gradwire.server.durability.restorer import Restorer
+from gradwire.server.durability.restorer import Restorer, spec_of
 from gradwire.server.durability.run_snapshot import snapshot_of
 from gradwire.server.durability.run_storage import RunStorage
 from gradwire.server.durability.snapshotter import Snapshotter
@@ -45,21 +47,21 @@ class StoredRuns:
 
     Args:
         store: keeps the runs.
-        fingerprint: of the kernels of this server.
+        device: computes the runs.
         runs: all runs that there are now.
     """
 
-    def __init__(self, store: Store, fingerprint: str, config: ServerConfig, runs: Callable[[], Iterable[Run]]) -> None:
+    def __init__(self, store: Store, device: Device, config: ServerConfig, runs: Callable[[], Iterable[Run]]) -> None:
         self.store = store
         self.snapshotter = Snapshotter(runs, config.snapshot_interval_seconds)
-        self._fingerprint = fingerprint
+        self._device = device
         self._snapshot_steps = config.snapshot_steps
 
     async def write_first(self, run: Run) -> Written | None:
         """Writes the first snapshot of a run that nobody sees yet; None for a run that lives in memory."""
         if run.spec.durability is Durability.MEMORY:
             return None
-        snapshot = snapshot_of(run, Position(0, b""), self._fingerprint)
+        snapshot = snapshot_of(run, Position(0, b""), fingerprint(self._device, run.groups))
         return await in_thread(run.lock.executor, partial(self.store.write, run.uid, snapshot))
 
     def discard(self, first: Written | None) -> None:
@@ -84,7 +86,7 @@ class StoredRuns:
         """The run is in the store, as it is."""
         run.storage = storage = RunStorage(
             store=self.store,
-            fingerprint=self._fingerprint,
+            fingerprint=fingerprint(self._device, run.groups),
             journals=run.spec.durability is Durability.JOURNAL,
             saved_version=run.version,
             saved_step=run.step,
@@ -106,9 +108,8 @@ class StoredRuns:
         for stored in self.store.runs():
             started = time.perf_counter()
             try:
-                found = recover(
-                    self.store, stored.uid, self._fingerprint, partial(restorer.begin, stored), restorer.replay
-                )
+                own = fingerprint(self._device, spec_of(stored).groups)
+                found = recover(self.store, stored.uid, own, partial(restorer.begin, stored), restorer.replay)
             except Unrecoverable as error:
                 restorer.give_up()
                 log.error("%s cannot be brought back: %s", stored.name, error)

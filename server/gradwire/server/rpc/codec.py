@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import os
 from collections.abc import Iterable, Iterator
-from math import inf
 from typing import Any
 
 import numpy as np
@@ -18,17 +17,13 @@ from gradwire.server.engine.features import Feature
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.spec import Durability, NonFinitePolicy, RunSpec
 from gradwire.server.memory.shared_memory import SharedMemory, SharedSlice
-from gradwire.server.optimizers.adam import AdamHyperparameters, EpsilonPlacement, MaximumOf, WeightDecayMode
-from gradwire.server.optimizers.base import Hyperparameters
-from gradwire.server.optimizers.schedules import Schedule
+from gradwire.server.rpc.hyperparameters import choice, decode_group, decode_numbers, encode_group
 from gradwire.v1 import run_pb2, train_pb2
 from gradwire.wire.encoding import MAX_ANSWER_BYTES, Array, dtype_of, state_dtype, wire_dtype
 from gradwire.wire.envelope import Opened, open_request
-from gradwire.wire.errors import GradwireError, InvalidHyperparameter, InvalidSpec, ProtocolViolation
+from gradwire.wire.errors import ProtocolViolation
 from gradwire.wire.int8 import Blocks
 from gradwire.wire.layout import Layout, check_tensor_count
-
-_NUMBERS = ("lr", "beta1", "beta2", "eps", "weight_decay", "low", "high")
 
 
 def decode_spec(message: run_pb2.RunSpec, name: str) -> RunSpec:
@@ -40,7 +35,7 @@ def decode_spec(message: run_pb2.RunSpec, name: str) -> RunSpec:
         layout=layout,
         dtype=state_dtype(message.dtype),
         groups=tuple(decode_group(index, group) for index, group in enumerate(message.groups)),
-        non_finite_policy=_choice(NonFinitePolicy, message.non_finite_policy, "non_finite_policy"),
+        non_finite_policy=choice(NonFinitePolicy, message.non_finite_policy, "non_finite_policy"),
         clip_value=message.clip_value if message.HasField("clip_value") else None,
         clip_norm=message.clip_norm if message.HasField("clip_norm") else None,
         durability=decode_durability(message.durability),
@@ -59,7 +54,7 @@ def encode_run(run: Run, name: str, server_instance: str) -> run_pb2.Run:
         durability=durability_of(spec),
     )
     for group in run.groups:
-        message.groups.append(_encode_group(group))
+        message.groups.append(encode_group(group))
     for tensor in spec.layout.tensors:
         message.groups[tensor.group].tensors.add(name=tensor.name, shape=tensor.shape)
     return run_pb2.Run(
@@ -112,7 +107,7 @@ def _decode_header(message: train_pb2.BlockHeader, last: bool) -> BlockHeader:
     if message.deferred and not last:
         # A deferred block's other fields count in its last message only; before that they need not even be valid.
         return BlockHeader(steps, overrides=_guessed_numbers(message.overrides), deferred=True)
-    returns: Returns = _choice(Returns, message.returns, "returns", ProtocolViolation)
+    returns: Returns = choice(Returns, message.returns, "returns", ProtocolViolation)
     if not (message.absent_tensors or message.overrides or message.deferred):
         return BlockHeader(steps, returns)
     return BlockHeader(
@@ -230,64 +225,5 @@ def _encode_receipt(receipt: Receipt, sent_bytes: int, message: train_pb2.Receip
 
 def decode_durability(value: int) -> Durability | None:
     """None: not set. Raises InvalidSpec."""
-    found: Durability | None = _choice(Durability, value, "durability") if value else None
+    found: Durability | None = choice(Durability, value, "durability") if value else None
     return found
-
-
-def decode_numbers(messages: Iterable[run_pb2.Override]) -> dict[int, dict[str, float]]:
-    """Group -> numbers that change. Raises ProtocolViolation."""
-    overrides: dict[int, dict[str, float]] = {}
-    for override in messages:
-        if override.group in overrides:
-            raise ProtocolViolation(f"two overrides for group {override.group} in one block; expected at most one")
-        overrides[override.group] = _present_numbers(override)
-    return overrides
-
-
-def decode_group(index: int, message: run_pb2.Group) -> Hyperparameters:
-    """Raises InvalidSpec or InvalidHyperparameter."""
-    if message.WhichOneof("optimizer") != "adam":
-        raise InvalidSpec(f"group {index} names no optimizer that this server knows; expected adam")
-    adam = message.adam
-    try:
-        return AdamHyperparameters(
-            weight_decay_mode=_choice(WeightDecayMode, adam.weight_decay_mode, "weight_decay_mode"),
-            amsgrad=adam.amsgrad,
-            epsilon_placement=_choice(EpsilonPlacement, adam.epsilon_placement, "epsilon_placement"),
-            maximum_of=_choice(MaximumOf, adam.maximum_of, "maximum_of"),
-            bias_correction=adam.bias_correction if adam.HasField("bias_correction") else True,
-            schedule=_choice(Schedule, adam.schedule, "schedule"),
-            maximize=adam.maximize,
-            **_present_numbers(adam),
-        )
-    except InvalidHyperparameter as error:
-        raise error.within(f"group {index}") from None
-
-
-def _encode_group(group: Hyperparameters) -> run_pb2.Group:
-    assert isinstance(group, AdamHyperparameters)
-    adam = run_pb2.Adam(
-        weight_decay_mode=int(group.weight_decay_mode),  # type: ignore[arg-type]
-        amsgrad=group.amsgrad,
-        epsilon_placement=int(group.epsilon_placement),  # type: ignore[arg-type]
-        maximum_of=int(group.maximum_of),  # type: ignore[arg-type]
-        bias_correction=group.bias_correction,
-        schedule=int(group.schedule),  # type: ignore[arg-type]
-        maximize=group.maximize,
-    )
-    for name in _NUMBERS:
-        if (value := getattr(group, name)) not in (-inf, inf):
-            setattr(adam, name, value)
-    return run_pb2.Group(adam=adam)
-
-
-def _present_numbers(message: run_pb2.Adam | run_pb2.Override) -> dict[str, float]:
-    return {name: getattr(message, name) for name in _NUMBERS if message.HasField(name)}  # type: ignore[arg-type]
-
-
-def _choice(enum: Any, value: int, field: str, error: type[GradwireError] = InvalidSpec) -> Any:
-    """The member of ``enum``; 0 (unspecified) is its first one, which is the documented default."""
-    try:
-        return enum(value or 1)
-    except ValueError:
-        raise error(f"{field} is {value}; expected one of {', '.join(f'{m.value} ({m.name})' for m in enum)}") from None
