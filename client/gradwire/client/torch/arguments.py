@@ -6,7 +6,7 @@ from dataclasses import fields
 from typing import Any
 
 from gradwire.client.connection import Server
-from gradwire.client.optimizers import Adam, TorchAdam
+from gradwire.client.optimizers.adam import Adam, TorchAdam
 from gradwire.wire.tls import TLS
 
 

@@ -12,7 +12,8 @@ import torch
 
 from gradwire.client.connection import Server
 from gradwire.client.errors import LayoutMismatch
-from gradwire.client.optimizers import Adam, ParamGroup
+from gradwire.client.optimizers.adam import Adam
+from gradwire.client.optimizers.param_group import ParamGroup
 from gradwire.client.run import Run
 from gradwire.client.torch import groups as torch_groups
 from gradwire.client.torch.state import run_state, slots_of, tensor_state, tensor_states

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from gradwire.client.connection import Server, connect
-from gradwire.client.optimizers import Adam
+from gradwire.client.optimizers.adam import Adam
 from gradwire.client.torch.binding import Binding, ParamGroups
 from gradwire.client.torch.checkpoints import Checkpoint
 from gradwire.client.torch.closing import Closing

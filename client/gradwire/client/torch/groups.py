@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from gradwire.client.optimizers import Adam, TorchAdam, WeightDecay, number, pair, truth
+from gradwire.client.optimizers.adam import Adam, TorchAdam, WeightDecay
+from gradwire.client.optimizers.numbers import number, pair, truth
 from gradwire.client.torch.tensors import check_parameter
 from gradwire.v1 import run_pb2
 

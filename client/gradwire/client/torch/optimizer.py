@@ -11,7 +11,7 @@ import torch
 from torch.optim import Optimizer
 
 from gradwire.client.connection import Server
-from gradwire.client.optimizers import Adam
+from gradwire.client.optimizers.adam import Adam
 from gradwire.client.options import Receipt
 from gradwire.client.run import Run
 from gradwire.client.torch import groups as torch_groups

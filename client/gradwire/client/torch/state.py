@@ -21,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gradwire.client.optimizers import number as as_number
+from gradwire.client.optimizers.numbers import number as as_number
 from gradwire.client.run import Run
 from gradwire.v1 import run_pb2
 from gradwire.wire.layout import TensorLayout, shape_text
