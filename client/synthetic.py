@@ -25,9 +25,35 @@ import numpy.typing as npt
 from synthetic_progress import Interrupted, Notes
 from synthetic_report import Progress, Result, Track, write_report
 
-from gradwire.client import Adam, AMSGrad, GradwireError, RunNotFound, Server, connect
+from gradwire.client import (
+    SGD,
+    Adagrad,
+    Adam,
+    AMSGrad,
+    FedAdagrad,
+    FedAdam,
+    FedAMSGrad,
+    FedYogi,
+    GradwireError,
+    Optimizer,
+    RunNotFound,
+    Server,
+    Yogi,
+    connect,
+)
 
-OPTIMIZERS = {"adam": Adam, "amsgrad": AMSGrad}
+BOTH = ("adam", "amsgrad")
+OPTIMIZERS: dict[str, Optimizer] = {
+    "adam": Adam(betas=(0.9, 0.99)),
+    "amsgrad": AMSGrad(betas=(0.9, 0.99)),
+    "sgd": SGD(),
+    "adagrad": Adagrad(),
+    "yogi": Yogi(betas=(0.9, 0.99)),
+    "fedadam": FedAdam(),
+    "fedyogi": FedYogi(),
+    "fedadagrad": FedAdagrad(),
+    "fedamsgrad": FedAMSGrad(),
+}
 RATES = {"constant": 1e-2, "inverse-sqrt": 0.5}
 
 
@@ -44,7 +70,7 @@ def experiment(
     server: Server, optimizer: str, schedule: str, options: argparse.Namespace, stop: Callable[[], bool]
 ) -> tuple[Result, Track]:
     """Runs one optimizer with one schedule until its steps are done or ``stop()``."""
-    choice = OPTIMIZERS[optimizer](lr=RATES[schedule], betas=(0.9, 0.99), schedule=schedule, bounds=(-1, 1))
+    choice = OPTIMIZERS[optimizer].replace({"lr": RATES[schedule], "schedule": schedule, "bounds": (-1, 1)})
     track = Track(optimizer, schedule, options.steps)
     settings = {key: getattr(options, key) for key in ("steps", "block", "variant", "seed")}
     settings |= {"optimizer": optimizer, "schedule": schedule, "run": f"synthetic-{uuid.uuid4().hex[:12]}"}
@@ -59,7 +85,7 @@ def experiment(
 
 
 def train(
-    server: Server, choice: Adam, notes: Notes, track: Track, options: argparse.Namespace, stop: Callable[[], bool]
+    server: Server, choice: Optimizer, notes: Notes, track: Track, options: argparse.Namespace, stop: Callable[[], bool]
 ) -> float:
     """Takes the steps that are left, and returns how many seconds that took."""
     name = notes.settings["run"]
@@ -100,7 +126,7 @@ def main() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second Ctrl-C does not wait
 
     signal.signal(signal.SIGINT, on_interrupt)
-    choices = {"optimizer": list(OPTIMIZERS), "schedule": list(RATES)}
+    choices = {"optimizer": list(BOTH), "schedule": list(RATES)}
     optimizers, schedules = (
         every if (one := getattr(options, key)) == "both" else [one] for key, every in choices.items()
     )
@@ -135,7 +161,9 @@ def parse_arguments() -> argparse.Namespace:
         "server answers there, else embedded",
     )
     parser.add_argument("--steps", type=positive, default=10_000_000, help="steps of each run")
-    parser.add_argument("--optimizer", choices=[*OPTIMIZERS, "both"], default="both", help="what to run")
+    parser.add_argument(
+        "--optimizer", choices=[*OPTIMIZERS, "both"], default="both", help="what to run; both: Adam and AMSGrad"
+    )
     parser.add_argument(
         "--schedule", choices=[*RATES, "both"], default="both", help="constant: lr 0.01; inverse-sqrt: lr 0.5/sqrt(t)"
     )

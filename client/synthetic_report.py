@@ -167,6 +167,7 @@ def draw(tracks: Sequence[Track], path: Path) -> None:
 
     colors = {"adam": "#d1495b", "amsgrad": "#00798c"}
     names = {"adam": "Adam", "amsgrad": "AMSGrad"}
+    others = "#6a4c93"  # one at a time is drawn of those
     lines = {"constant": "-", "inverse-sqrt": "--"}
     rates = {"constant": "lr 0.01", "inverse-sqrt": "lr 0.5/√t"}
     figure = Figure(figsize=(11, 4.4), dpi=110, layout="constrained")
@@ -175,9 +176,9 @@ def draw(tracks: Sequence[Track], path: Path) -> None:
     for track in tracks:
         steps, xs, _, regrets = np.array(track.curve).T
         style = {
-            "color": colors[track.optimizer],
+            "color": colors.get(track.optimizer, others),
             "linestyle": lines[track.schedule],
-            "label": f"{names[track.optimizer]}, {rates[track.schedule]}",
+            "label": f"{names.get(track.optimizer, track.optimizer)}, {rates[track.schedule]}",
             "linewidth": 1.6,
         }
         left.plot(steps, xs, **style)

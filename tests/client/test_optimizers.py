@@ -188,7 +188,7 @@ def test_override_sets_what_it_names_and_no_more() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["amsgrad", "maximize", "schedule", "optimized_update", "maximum_of", "bias_correction", "momentum"]
+    "name", ["amsgrad", "maximize", "schedule", "optimized_update", "maximum_of", "bias_correction", "nesterov"]
 )
 def test_choices_that_need_other_state_cannot_change_during_a_run(name: str) -> None:
     with pytest.raises(TypeError, match=f"'{name}' cannot change during a run"):

@@ -68,6 +68,18 @@ def test_a_million_steps_in_odd_blocks(server_process: ServerProcess, tmp_path: 
     )
 
 
+@pytest.mark.parametrize("optimizer", ["sgd", "adagrad", "yogi", "fedadam", "fedyogi", "fedadagrad", "fedamsgrad"])
+def test_the_other_optimizers_run_it_too(server_process: ServerProcess, tmp_path: Path, optimizer: str) -> None:
+    """Blocks of any size give the same bits."""
+    flags = ("--steps", "4000", "--schedule", "constant", "--optimizer", optimizer)
+    (row,) = run(server_process.target, tmp_path / "long", *flags).values()
+    (same,) = run(server_process.target, tmp_path / "short", *flags, "--block", "999").values()
+    assert (row["optimizer"], row["steps"]) == (optimizer, 4000)
+    assert row["x"] == same["x"]
+    assert -1 <= row["x"] <= 1
+    assert row["x"] != 0
+
+
 def test_interactive_run_equals_the_seed_and_the_block_run_bit_for_bit(
     server_process: ServerProcess, tmp_path: Path
 ) -> None:
@@ -148,7 +160,7 @@ def test_interrupt_stops_cleanly_and_writes_what_there_is(server_process: Server
     [
         (["--steps", "0"], "expected 1 or more"),
         (["--block", "2000000"], "expected at most"),
-        (["--optimizer", "sgd"], "invalid choice"),
+        (["--optimizer", "lion"], "invalid choice"),
         (["--target", "localhost", "--steps", "10"], "expected 'HOST:PORT'"),
     ],
 )

@@ -12,7 +12,13 @@ from gradwire.client.errors import (
     RunRolledBack,
     WorkerConflict,
 )
-from gradwire.client.optimizers import Adam, AMSGrad, ParamGroup, TorchAdam, TorchAdamW, WeightDecay
+from gradwire.client.optimizers.adagrad import Adagrad
+from gradwire.client.optimizers.adam import Adam, AMSGrad, TorchAdam, TorchAdamW, WeightDecay
+from gradwire.client.optimizers.federated import FedAdagrad, FedAdam, FedAMSGrad, FedYogi
+from gradwire.client.optimizers.optimizer import Optimizer
+from gradwire.client.optimizers.param_group import ParamGroup
+from gradwire.client.optimizers.sgd import SGD
+from gradwire.client.optimizers.yogi import Yogi
 from gradwire.client.options import Receipt, RunOptions
 from gradwire.client.run import Run
 from gradwire.client.transport.retry import RetryPolicy
@@ -49,13 +55,19 @@ from gradwire.wire.errors import (
 from gradwire.wire.tls import TLS
 
 __all__ = [
+    "SGD",
     "TLS",
     "AMSGrad",
+    "Adagrad",
     "Adam",
     "ClientTooOld",
     "ConnectionLost",
     "Draining",
     "EmbeddedServerError",
+    "FedAMSGrad",
+    "FedAdagrad",
+    "FedAdam",
+    "FedYogi",
     "Fenced",
     "ForkedProcess",
     "GradwireError",
@@ -67,6 +79,7 @@ __all__ = [
     "LayoutMismatch",
     "MemoryLimitExceeded",
     "NonFiniteGradient",
+    "Optimizer",
     "ParamGroup",
     "PermissionDenied",
     "PermissionRevoked",
@@ -100,5 +113,6 @@ __all__ = [
     "WeightDecay",
     "WhoAmI",
     "WorkerConflict",
+    "Yogi",
     "connect",
 ]

@@ -18,7 +18,8 @@ from gradwire.client.calls.creation import NewRun, RunRules
 from gradwire.client.calls.files import import_run
 from gradwire.client.calls.server_info import ServerStatus, WhoAmI, server_status, who_am_i
 from gradwire.client.errors import ConnectionLost
-from gradwire.client.optimizers import Adam, ParamGroup
+from gradwire.client.optimizers.optimizer import Optimizer
+from gradwire.client.optimizers.param_group import ParamGroup
 from gradwire.client.options import RunOptions, shares_memory
 from gradwire.client.run import Run
 from gradwire.client.training.attachment import Attachment
@@ -154,7 +155,7 @@ class Server:
         self,
         name: str,
         params: Mapping[str, Any] | Sequence[ParamGroup],
-        optimizer: Adam,
+        optimizer: Optimizer,
         *,
         on_existing: str = "error",
         dtype: str | None = None,
@@ -224,7 +225,7 @@ class Server:
         name: str,
         path: str | Path,
         *,
-        weights_only: Adam | None = None,
+        weights_only: Optimizer | None = None,
         durability: str | None = None,
         on_existing: str = "error",
         retry: RetryPolicy | None = None,

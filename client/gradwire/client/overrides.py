@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from gradwire.client.optimizers import number, pair
+from gradwire.client.optimizers.numbers import number, pair
 from gradwire.v1 import run_pb2
+
+_NUMBERS = ("lr", "eps", "weight_decay", "momentum", "dampening", "lr_decay", "tau")
 
 
 def override_messages(
@@ -28,15 +30,15 @@ def override_messages(
 
 
 def to_override(group: int, changes: Mapping[str, Any]) -> run_pb2.Override:
-    """New numbers for one group: ``lr``, ``betas``, ``eps``, ``weight_decay``, ``bounds``. Raises TypeError."""
+    """New numbers for one group: ``betas``, ``bounds``, and what of `_NUMBERS` its optimizer has. Raises TypeError."""
     override = run_pb2.Override(group=group)
     for name, value in changes.items():
-        if name in ("lr", "eps", "weight_decay"):
+        if name in _NUMBERS:
             setattr(override, name, number(name, value))
         elif name == "betas":
             override.beta1, override.beta2 = pair(name, value)
         elif name == "bounds":
             override.low, override.high = pair(name, value)
         else:
-            raise TypeError(f"{name!r} cannot change during a run; expected lr, betas, eps, weight_decay or bounds")
+            raise TypeError(f"{name!r} cannot change during a run; expected {', '.join(_NUMBERS)}, betas or bounds")
     return override

@@ -19,7 +19,7 @@ from gradwire.client.calls.snapshots import SnapshotInfo
 from gradwire.client.encodings import flat_vector
 from gradwire.client.encodings.parameters import DeltaParameters
 from gradwire.client.encodings.selection import encodings_of
-from gradwire.client.optimizers import Adam
+from gradwire.client.optimizers.optimizer import Optimizer
 from gradwire.client.options import Receipt, RunOptions, decode_receipt, encoding_of
 from gradwire.client.training.attachment import UNDERSTANDS, Attachment
 from gradwire.client.training.block import RETURNS, Block, one_step, several_steps
@@ -341,7 +341,7 @@ class Run:
         self,
         name: str,
         *,
-        optimizer: Adam | None = None,
+        optimizer: Optimizer | None = None,
         lr: float | Sequence[float] | None = None,
         overrides: Mapping[int, Mapping[str, Any]] | None = None,
         snapshot: SnapshotInfo | int | None = None,

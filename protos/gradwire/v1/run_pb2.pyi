@@ -215,6 +215,10 @@ class Group(google.protobuf.message.Message):
 
     TENSORS_FIELD_NUMBER: builtins.int
     ADAM_FIELD_NUMBER: builtins.int
+    SGD_FIELD_NUMBER: builtins.int
+    ADAGRAD_FIELD_NUMBER: builtins.int
+    YOGI_FIELD_NUMBER: builtins.int
+    FED_OPT_FIELD_NUMBER: builtins.int
     @property
     def tensors(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Tensor]:
         """The tensors of the group, in layout order."""
@@ -223,15 +227,35 @@ class Group(google.protobuf.message.Message):
     def adam(self) -> global___Adam:
         """Adam, or AMSGrad with `amsgrad = true`."""
 
+    @property
+    def sgd(self) -> global___Sgd:
+        """Gradient descent with momentum; as an outer optimizer FedAvg, FedAvgM and DiLoCo's."""
+
+    @property
+    def adagrad(self) -> global___Adagrad:
+        """Adagrad."""
+
+    @property
+    def yogi(self) -> global___Yogi:
+        """Yogi."""
+
+    @property
+    def fed_opt(self) -> global___FedOpt:
+        """FedAdam, FedYogi, FedAdagrad or FedAMSGrad."""
+
     def __init__(
         self,
         *,
         tensors: collections.abc.Iterable[global___Tensor] | None = ...,
         adam: global___Adam | None = ...,
+        sgd: global___Sgd | None = ...,
+        adagrad: global___Adagrad | None = ...,
+        yogi: global___Yogi | None = ...,
+        fed_opt: global___FedOpt | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["adam", b"adam", "optimizer", b"optimizer"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["adam", b"adam", "optimizer", b"optimizer", "tensors", b"tensors"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["optimizer", b"optimizer"]) -> typing.Literal["adam"] | None: ...
+    def HasField(self, field_name: typing.Literal["adagrad", b"adagrad", "adam", b"adam", "fed_opt", b"fed_opt", "optimizer", b"optimizer", "sgd", b"sgd", "yogi", b"yogi"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["adagrad", b"adagrad", "adam", b"adam", "fed_opt", b"fed_opt", "optimizer", b"optimizer", "sgd", b"sgd", "tensors", b"tensors", "yogi", b"yogi"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["optimizer", b"optimizer"]) -> typing.Literal["adam", "sgd", "adagrad", "yogi", "fed_opt"] | None: ...
 
 global___Group = Group
 
@@ -422,8 +446,325 @@ class Adam(google.protobuf.message.Message):
 global___Adam = Adam
 
 @typing.final
+class Sgd(google.protobuf.message.Message):
+    """Gradient descent with momentum, as torch.optim.SGD has it. In every step, for each element: `g += weight_decay*p`;
+    `b = g` in a tensor's first step, after that `b = momentum*b + (1-dampening)*g`; `p -= lr*b`, or with nesterov
+    `p -= lr*(g + momentum*b)`; the projection onto [low, high]. The slot `momentum_buffer` is b. Without momentum there is
+    none: `p -= lr*g`. Then no override can bring it, and where there is momentum none can take it away.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LR_FIELD_NUMBER: builtins.int
+    MOMENTUM_FIELD_NUMBER: builtins.int
+    DAMPENING_FIELD_NUMBER: builtins.int
+    WEIGHT_DECAY_FIELD_NUMBER: builtins.int
+    NESTEROV_FIELD_NUMBER: builtins.int
+    SCHEDULE_FIELD_NUMBER: builtins.int
+    LOW_FIELD_NUMBER: builtins.int
+    HIGH_FIELD_NUMBER: builtins.int
+    MAXIMIZE_FIELD_NUMBER: builtins.int
+    lr: builtins.float
+    """Learning rate, finite, >= 0. Default 1e-3."""
+    momentum: builtins.float
+    """Finite, >= 0. Default 0."""
+    dampening: builtins.float
+    """Finite. Default 0."""
+    weight_decay: builtins.float
+    """Finite, >= 0. Default 0."""
+    nesterov: builtins.bool
+    """Look ahead along the momentum. Needs momentum > 0 and dampening 0."""
+    schedule: global___Adam.Schedule.ValueType
+    """How lr changes with the step."""
+    low: builtins.float
+    """See Adam.low."""
+    high: builtins.float
+    """See Adam.high."""
+    maximize: builtins.bool
+    """See Adam.maximize."""
+    def __init__(
+        self,
+        *,
+        lr: builtins.float | None = ...,
+        momentum: builtins.float | None = ...,
+        dampening: builtins.float | None = ...,
+        weight_decay: builtins.float | None = ...,
+        nesterov: builtins.bool = ...,
+        schedule: global___Adam.Schedule.ValueType = ...,
+        low: builtins.float | None = ...,
+        high: builtins.float | None = ...,
+        maximize: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_dampening", b"_dampening", "_high", b"_high", "_low", b"_low", "_lr", b"_lr", "_momentum", b"_momentum", "_weight_decay", b"_weight_decay", "dampening", b"dampening", "high", b"high", "low", b"low", "lr", b"lr", "momentum", b"momentum", "weight_decay", b"weight_decay"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_dampening", b"_dampening", "_high", b"_high", "_low", b"_low", "_lr", b"_lr", "_momentum", b"_momentum", "_weight_decay", b"_weight_decay", "dampening", b"dampening", "high", b"high", "low", b"low", "lr", b"lr", "maximize", b"maximize", "momentum", b"momentum", "nesterov", b"nesterov", "schedule", b"schedule", "weight_decay", b"weight_decay"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_dampening", b"_dampening"]) -> typing.Literal["dampening"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_high", b"_high"]) -> typing.Literal["high"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_low", b"_low"]) -> typing.Literal["low"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_lr", b"_lr"]) -> typing.Literal["lr"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_momentum", b"_momentum"]) -> typing.Literal["momentum"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_weight_decay", b"_weight_decay"]) -> typing.Literal["weight_decay"] | None: ...
+
+global___Sgd = Sgd
+
+@typing.final
+class Adagrad(google.protobuf.message.Message):
+    """Adagrad (Duchi, Hazan and Singer 2011), as torch.optim.Adagrad has it. In every step, for each element:
+    `g += weight_decay*p`; `s += g*g`; `p -= lr/(1 + (t-1)*lr_decay) * g/(sqrt(s)+eps)`, t being the tensor's own; the
+    projection onto [low, high]. The slot `sum` is s.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LR_FIELD_NUMBER: builtins.int
+    LR_DECAY_FIELD_NUMBER: builtins.int
+    WEIGHT_DECAY_FIELD_NUMBER: builtins.int
+    INITIAL_ACCUMULATOR_VALUE_FIELD_NUMBER: builtins.int
+    EPS_FIELD_NUMBER: builtins.int
+    SCHEDULE_FIELD_NUMBER: builtins.int
+    LOW_FIELD_NUMBER: builtins.int
+    HIGH_FIELD_NUMBER: builtins.int
+    MAXIMIZE_FIELD_NUMBER: builtins.int
+    lr: builtins.float
+    """Learning rate, finite, >= 0. Default 1e-2."""
+    lr_decay: builtins.float
+    """Finite, >= 0. Default 0."""
+    weight_decay: builtins.float
+    """Finite, >= 0. Default 0."""
+    initial_accumulator_value: builtins.float
+    """What s begins with, finite, >= 0. Default 0."""
+    eps: builtins.float
+    """Added to the denominator, finite, >= 0. Default 1e-10."""
+    schedule: global___Adam.Schedule.ValueType
+    """How lr changes with the step."""
+    low: builtins.float
+    """See Adam.low."""
+    high: builtins.float
+    """See Adam.high."""
+    maximize: builtins.bool
+    """See Adam.maximize."""
+    def __init__(
+        self,
+        *,
+        lr: builtins.float | None = ...,
+        lr_decay: builtins.float | None = ...,
+        weight_decay: builtins.float | None = ...,
+        initial_accumulator_value: builtins.float | None = ...,
+        eps: builtins.float | None = ...,
+        schedule: global___Adam.Schedule.ValueType = ...,
+        low: builtins.float | None = ...,
+        high: builtins.float | None = ...,
+        maximize: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_eps", b"_eps", "_high", b"_high", "_initial_accumulator_value", b"_initial_accumulator_value", "_low", b"_low", "_lr", b"_lr", "_lr_decay", b"_lr_decay", "_weight_decay", b"_weight_decay", "eps", b"eps", "high", b"high", "initial_accumulator_value", b"initial_accumulator_value", "low", b"low", "lr", b"lr", "lr_decay", b"lr_decay", "weight_decay", b"weight_decay"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_eps", b"_eps", "_high", b"_high", "_initial_accumulator_value", b"_initial_accumulator_value", "_low", b"_low", "_lr", b"_lr", "_lr_decay", b"_lr_decay", "_weight_decay", b"_weight_decay", "eps", b"eps", "high", b"high", "initial_accumulator_value", b"initial_accumulator_value", "low", b"low", "lr", b"lr", "lr_decay", b"lr_decay", "maximize", b"maximize", "schedule", b"schedule", "weight_decay", b"weight_decay"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_eps", b"_eps"]) -> typing.Literal["eps"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_high", b"_high"]) -> typing.Literal["high"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_initial_accumulator_value", b"_initial_accumulator_value"]) -> typing.Literal["initial_accumulator_value"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_low", b"_low"]) -> typing.Literal["low"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_lr", b"_lr"]) -> typing.Literal["lr"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_lr_decay", b"_lr_decay"]) -> typing.Literal["lr_decay"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_weight_decay", b"_weight_decay"]) -> typing.Literal["weight_decay"] | None: ...
+
+global___Adagrad = Adagrad
+
+@typing.final
+class Yogi(google.protobuf.message.Message):
+    """Yogi (Zaheer, Reddi, Sachan, Kale and Kumar 2018, Algorithm 2). In every step, for each element: `g += weight_decay*p`;
+    `m = beta1*m + (1-beta1)*g`; `v -= (1-beta2)*sign(v - g*g)*g*g`;
+    `p -= lr/(1-beta1^t) * m/(sqrt(v)/sqrt(1-beta2^t)+eps)`; the projection onto [low, high]. The slots are `exp_avg`, m, and
+    `exp_avg_sq`, v.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    LR_FIELD_NUMBER: builtins.int
+    BETA1_FIELD_NUMBER: builtins.int
+    BETA2_FIELD_NUMBER: builtins.int
+    WEIGHT_DECAY_FIELD_NUMBER: builtins.int
+    EPS_FIELD_NUMBER: builtins.int
+    INITIAL_ACCUMULATOR_VALUE_FIELD_NUMBER: builtins.int
+    BIAS_CORRECTION_FIELD_NUMBER: builtins.int
+    SCHEDULE_FIELD_NUMBER: builtins.int
+    LOW_FIELD_NUMBER: builtins.int
+    HIGH_FIELD_NUMBER: builtins.int
+    MAXIMIZE_FIELD_NUMBER: builtins.int
+    lr: builtins.float
+    """Learning rate, finite, >= 0. Default 1e-2."""
+    beta1: builtins.float
+    """Decay of the first moment, 0 <= beta1 < 1. Default 0.9."""
+    beta2: builtins.float
+    """1-beta2 is what the second moment changes by, 0 <= beta2 < 1. Default 0.999."""
+    weight_decay: builtins.float
+    """Finite, >= 0. Default 0."""
+    eps: builtins.float
+    """Added to the denominator, finite, >= 0. Default 1e-3."""
+    initial_accumulator_value: builtins.float
+    """What v begins with, finite, >= 0. Default 1e-6."""
+    bias_correction: builtins.bool
+    """False: no 1-beta^t anywhere, as in the paper: `p -= lr * m/(sqrt(v)+eps)`. Default true."""
+    schedule: global___Adam.Schedule.ValueType
+    """How lr changes with the step."""
+    low: builtins.float
+    """See Adam.low."""
+    high: builtins.float
+    """See Adam.high."""
+    maximize: builtins.bool
+    """See Adam.maximize."""
+    def __init__(
+        self,
+        *,
+        lr: builtins.float | None = ...,
+        beta1: builtins.float | None = ...,
+        beta2: builtins.float | None = ...,
+        weight_decay: builtins.float | None = ...,
+        eps: builtins.float | None = ...,
+        initial_accumulator_value: builtins.float | None = ...,
+        bias_correction: builtins.bool | None = ...,
+        schedule: global___Adam.Schedule.ValueType = ...,
+        low: builtins.float | None = ...,
+        high: builtins.float | None = ...,
+        maximize: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_bias_correction", b"_bias_correction", "_eps", b"_eps", "_high", b"_high", "_initial_accumulator_value", b"_initial_accumulator_value", "_low", b"_low", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "bias_correction", b"bias_correction", "eps", b"eps", "high", b"high", "initial_accumulator_value", b"initial_accumulator_value", "low", b"low", "lr", b"lr", "weight_decay", b"weight_decay"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_bias_correction", b"_bias_correction", "_eps", b"_eps", "_high", b"_high", "_initial_accumulator_value", b"_initial_accumulator_value", "_low", b"_low", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "bias_correction", b"bias_correction", "eps", b"eps", "high", b"high", "initial_accumulator_value", b"initial_accumulator_value", "low", b"low", "lr", b"lr", "maximize", b"maximize", "schedule", b"schedule", "weight_decay", b"weight_decay"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_beta1", b"_beta1"]) -> typing.Literal["beta1"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_beta2", b"_beta2"]) -> typing.Literal["beta2"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_bias_correction", b"_bias_correction"]) -> typing.Literal["bias_correction"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_eps", b"_eps"]) -> typing.Literal["eps"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_high", b"_high"]) -> typing.Literal["high"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_initial_accumulator_value", b"_initial_accumulator_value"]) -> typing.Literal["initial_accumulator_value"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_low", b"_low"]) -> typing.Literal["low"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_lr", b"_lr"]) -> typing.Literal["lr"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_weight_decay", b"_weight_decay"]) -> typing.Literal["weight_decay"] | None: ...
+
+global___Yogi = Yogi
+
+@typing.final
+class FedOpt(google.protobuf.message.Message):
+    """Adaptive federated optimization (Reddi et al. 2021, Algorithm 2), for gradients that are parameters before minus
+    parameters after local steps. In every step, for each element: `m = beta1*m + (1-beta1)*g`; v as `rule` says, from
+    tau*tau on; `p -= lr * m/(sqrt(v)+tau)`; the projection onto [low, high]. No bias is corrected. The slots are
+    `exp_avg`, m, which is kept where beta1 > 0, `exp_avg_sq`, v, and with AMSGRAD `max_exp_avg_sq`. No override can make
+    beta1 0 or anything else of it.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    class _Rule:
+        ValueType = typing.NewType("ValueType", builtins.int)
+        V: typing_extensions.TypeAlias = ValueType
+
+    class _RuleEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[FedOpt._Rule.ValueType], builtins.type):
+        DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+        RULE_UNSPECIFIED: FedOpt._Rule.ValueType  # 0
+        """Not set: ADAM."""
+        RULE_ADAM: FedOpt._Rule.ValueType  # 1
+        """FedAdam: `v = beta2*v + (1-beta2)*g*g`."""
+        RULE_YOGI: FedOpt._Rule.ValueType  # 2
+        """FedYogi: `v -= (1-beta2)*sign(v - g*g)*g*g`."""
+        RULE_ADAGRAD: FedOpt._Rule.ValueType  # 3
+        """FedAdagrad: `v += g*g`."""
+        RULE_AMSGRAD: FedOpt._Rule.ValueType  # 4
+        """FedAMSGrad (Wang, Lin and Chen 2022): v as ADAM has it, and its maximum so far in the update, from tau*tau on."""
+
+    class Rule(_Rule, metaclass=_RuleEnumTypeWrapper):
+        """What becomes of v."""
+
+    RULE_UNSPECIFIED: FedOpt.Rule.ValueType  # 0
+    """Not set: ADAM."""
+    RULE_ADAM: FedOpt.Rule.ValueType  # 1
+    """FedAdam: `v = beta2*v + (1-beta2)*g*g`."""
+    RULE_YOGI: FedOpt.Rule.ValueType  # 2
+    """FedYogi: `v -= (1-beta2)*sign(v - g*g)*g*g`."""
+    RULE_ADAGRAD: FedOpt.Rule.ValueType  # 3
+    """FedAdagrad: `v += g*g`."""
+    RULE_AMSGRAD: FedOpt.Rule.ValueType  # 4
+    """FedAMSGrad (Wang, Lin and Chen 2022): v as ADAM has it, and its maximum so far in the update, from tau*tau on."""
+
+    LR_FIELD_NUMBER: builtins.int
+    BETA1_FIELD_NUMBER: builtins.int
+    BETA2_FIELD_NUMBER: builtins.int
+    TAU_FIELD_NUMBER: builtins.int
+    RULE_FIELD_NUMBER: builtins.int
+    SCHEDULE_FIELD_NUMBER: builtins.int
+    LOW_FIELD_NUMBER: builtins.int
+    HIGH_FIELD_NUMBER: builtins.int
+    MAXIMIZE_FIELD_NUMBER: builtins.int
+    lr: builtins.float
+    """Learning rate, finite, >= 0. Default 0.1."""
+    beta1: builtins.float
+    """Decay of the first moment, 0 <= beta1 < 1. Default 0.9."""
+    beta2: builtins.float
+    """Decay of the second moment, 0 <= beta2 < 1. Default 0.99."""
+    tau: builtins.float
+    """How adaptive the step is: added to the denominator, finite, >= 0. Default 1e-3."""
+    rule: global___FedOpt.Rule.ValueType
+    """What becomes of v."""
+    schedule: global___Adam.Schedule.ValueType
+    """How lr changes with the step."""
+    low: builtins.float
+    """See Adam.low."""
+    high: builtins.float
+    """See Adam.high."""
+    maximize: builtins.bool
+    """See Adam.maximize."""
+    def __init__(
+        self,
+        *,
+        lr: builtins.float | None = ...,
+        beta1: builtins.float | None = ...,
+        beta2: builtins.float | None = ...,
+        tau: builtins.float | None = ...,
+        rule: global___FedOpt.Rule.ValueType = ...,
+        schedule: global___Adam.Schedule.ValueType = ...,
+        low: builtins.float | None = ...,
+        high: builtins.float | None = ...,
+        maximize: builtins.bool = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_high", b"_high", "_low", b"_low", "_lr", b"_lr", "_tau", b"_tau", "beta1", b"beta1", "beta2", b"beta2", "high", b"high", "low", b"low", "lr", b"lr", "tau", b"tau"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_high", b"_high", "_low", b"_low", "_lr", b"_lr", "_tau", b"_tau", "beta1", b"beta1", "beta2", b"beta2", "high", b"high", "low", b"low", "lr", b"lr", "maximize", b"maximize", "rule", b"rule", "schedule", b"schedule", "tau", b"tau"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_beta1", b"_beta1"]) -> typing.Literal["beta1"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_beta2", b"_beta2"]) -> typing.Literal["beta2"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_high", b"_high"]) -> typing.Literal["high"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_low", b"_low"]) -> typing.Literal["low"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_lr", b"_lr"]) -> typing.Literal["lr"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_tau", b"_tau"]) -> typing.Literal["tau"] | None: ...
+
+global___FedOpt = FedOpt
+
+@typing.final
 class Override(google.protobuf.message.Message):
-    """New numbers for one group from a step on. Fields that are not set stay as they are."""
+    """New numbers for one group from a step on. Fields that are not set stay as they are; a field that the group's optimizer
+    does not have is refused. Each is that of the group's own message, with its bounds.
+    """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
@@ -435,10 +776,14 @@ class Override(google.protobuf.message.Message):
     WEIGHT_DECAY_FIELD_NUMBER: builtins.int
     LOW_FIELD_NUMBER: builtins.int
     HIGH_FIELD_NUMBER: builtins.int
+    MOMENTUM_FIELD_NUMBER: builtins.int
+    DAMPENING_FIELD_NUMBER: builtins.int
+    LR_DECAY_FIELD_NUMBER: builtins.int
+    TAU_FIELD_NUMBER: builtins.int
     group: builtins.int
     """Index into the run's groups."""
     lr: builtins.float
-    """See Adam.lr."""
+    """Learning rate."""
     beta1: builtins.float
     """See Adam.beta1."""
     beta2: builtins.float
@@ -451,6 +796,14 @@ class Override(google.protobuf.message.Message):
     """See Adam.low."""
     high: builtins.float
     """See Adam.high."""
+    momentum: builtins.float
+    """See Sgd.momentum."""
+    dampening: builtins.float
+    """See Sgd.dampening."""
+    lr_decay: builtins.float
+    """See Adagrad.lr_decay."""
+    tau: builtins.float
+    """See FedOpt.tau. What v has begun with stays."""
     def __init__(
         self,
         *,
@@ -462,13 +815,19 @@ class Override(google.protobuf.message.Message):
         weight_decay: builtins.float | None = ...,
         low: builtins.float | None = ...,
         high: builtins.float | None = ...,
+        momentum: builtins.float | None = ...,
+        dampening: builtins.float | None = ...,
+        lr_decay: builtins.float | None = ...,
+        tau: builtins.float | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_eps", b"_eps", "_high", b"_high", "_low", b"_low", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "eps", b"eps", "high", b"high", "low", b"low", "lr", b"lr", "weight_decay", b"weight_decay"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_eps", b"_eps", "_high", b"_high", "_low", b"_low", "_lr", b"_lr", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "eps", b"eps", "group", b"group", "high", b"high", "low", b"low", "lr", b"lr", "weight_decay", b"weight_decay"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_dampening", b"_dampening", "_eps", b"_eps", "_high", b"_high", "_low", b"_low", "_lr", b"_lr", "_lr_decay", b"_lr_decay", "_momentum", b"_momentum", "_tau", b"_tau", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "dampening", b"dampening", "eps", b"eps", "high", b"high", "low", b"low", "lr", b"lr", "lr_decay", b"lr_decay", "momentum", b"momentum", "tau", b"tau", "weight_decay", b"weight_decay"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_beta1", b"_beta1", "_beta2", b"_beta2", "_dampening", b"_dampening", "_eps", b"_eps", "_high", b"_high", "_low", b"_low", "_lr", b"_lr", "_lr_decay", b"_lr_decay", "_momentum", b"_momentum", "_tau", b"_tau", "_weight_decay", b"_weight_decay", "beta1", b"beta1", "beta2", b"beta2", "dampening", b"dampening", "eps", b"eps", "group", b"group", "high", b"high", "low", b"low", "lr", b"lr", "lr_decay", b"lr_decay", "momentum", b"momentum", "tau", b"tau", "weight_decay", b"weight_decay"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_beta1", b"_beta1"]) -> typing.Literal["beta1"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_beta2", b"_beta2"]) -> typing.Literal["beta2"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_dampening", b"_dampening"]) -> typing.Literal["dampening"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_eps", b"_eps"]) -> typing.Literal["eps"] | None: ...
     @typing.overload
@@ -477,6 +836,12 @@ class Override(google.protobuf.message.Message):
     def WhichOneof(self, oneof_group: typing.Literal["_low", b"_low"]) -> typing.Literal["low"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_lr", b"_lr"]) -> typing.Literal["lr"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_lr_decay", b"_lr_decay"]) -> typing.Literal["lr_decay"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_momentum", b"_momentum"]) -> typing.Literal["momentum"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_tau", b"_tau"]) -> typing.Literal["tau"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_weight_decay", b"_weight_decay"]) -> typing.Literal["weight_decay"] | None: ...
 

@@ -37,6 +37,9 @@ _OPTIONS = 'error_model="numpy", nogil=True'  # Python's error model checks each
 _CACHED = re.compile(r",?\s*cache=True\)\ndef (\w+)")
 """numba caches functions that it finds in files; those that ask for it are kept by `_keep` instead."""
 
+_NOTHING_BETWEEN = re.compile(r",\s*(?=,)")
+"""What a list of parameters that is empty leaves in a template: an optimizer may keep no state."""
+
 _lock = threading.Lock()
 _dispatchers: list[Any] = []
 
@@ -49,7 +52,7 @@ def source_of(function: Callable[..., Any]) -> str:
 def load(body: str, name: str) -> ModuleType:
     """Runs generated code: the common header and ``body``. Its functions with ``cache=True`` are kept on disk."""
     versions = f"numba {numba.__version__}, llvmlite {llvmlite.__version__}, {sys.implementation.cache_tag}"
-    text = f"{_HEADER}\n# {versions}\n\n{body}"
+    text = f"{_HEADER}\n# {versions}\n\n{_NOTHING_BETWEEN.sub('', body)}"
     stem = f"{name}_{hashlib.sha256(text.encode()).hexdigest()[:24]}"
     source = _CACHED.sub(r")\ndef \1", text)
     with _lock:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from gradwire.server.devices.base import Device, DeviceArray, Segment, State
 from gradwire.server.devices.cpu import CpuDevice
+from gradwire.server.optimizers.adagrad import AdagradHyperparameters
 from gradwire.server.optimizers.adam import (
     SLOTS,
     AdamHyperparameters,
@@ -20,7 +21,11 @@ from gradwire.server.optimizers.adam import (
     MaximumOf,
     WeightDecayMode,
 )
+from gradwire.server.optimizers.base import Hyperparameters
+from gradwire.server.optimizers.fed_opt import FedOptHyperparameters, Rule
 from gradwire.server.optimizers.schedules import Schedule
+from gradwire.server.optimizers.sgd import SgdHyperparameters
+from gradwire.server.optimizers.yogi import YogiHyperparameters
 from gradwire.wire.layout import Range
 from tests.reference import ReferenceConfig
 from tests.server.devices.reference_device import ReferenceDevice
@@ -30,7 +35,25 @@ Tensor = npt.NDArray[Any]
 SIMULATED = os.environ.get("NUMBA_ENABLE_CUDASIM") == "1"
 FLOATS: list[np.dtype[Any]] = [np.dtype(np.float32), np.dtype(np.float64)]
 
-KERNEL_CONFIGS = [
+Config = ReferenceConfig | Hyperparameters
+"""Adam's in the reference's words, or any optimizer's in the server's."""
+
+OTHERS: list[Hyperparameters] = [
+    SgdHyperparameters(lr=0.1, weight_decay=0.01, low=-1.0),
+    SgdHyperparameters(lr=0.1, momentum=0.9, dampening=0.3, high=1.0, maximize=True),
+    SgdHyperparameters(lr=0.7, momentum=0.9, nesterov=True, schedule=Schedule.INVERSE_SQRT),
+    AdagradHyperparameters(weight_decay=0.01, low=-1.0, high=1.0),
+    AdagradHyperparameters(lr_decay=0.1, initial_accumulator_value=0.1, eps=0.0, maximize=True),
+    YogiHyperparameters(weight_decay=0.01, low=-1.0, high=1.0),
+    YogiHyperparameters(bias_correction=False, maximize=True),
+    FedOptHyperparameters(rule=Rule.ADAM, low=-1.0, high=1.0),
+    FedOptHyperparameters(rule=Rule.YOGI, beta1=0.0, maximize=True),
+    FedOptHyperparameters(rule=Rule.ADAGRAD, beta1=0.0, schedule=Schedule.INVERSE_SQRT),
+    FedOptHyperparameters(rule=Rule.AMSGRAD),
+]
+"""Every branch of the update functions of all but Adam at least once."""
+
+KERNEL_CONFIGS: list[Config] = [
     ReferenceConfig(),
     ReferenceConfig(amsgrad=True, weight_decay=0.1, bounds=(-1.0, 1.0)),
     ReferenceConfig(eps=1e-8, epsilon_placement="plain", weight_decay=0.01, weight_decay_mode="coupled"),
@@ -38,8 +61,9 @@ KERNEL_CONFIGS = [
     ReferenceConfig(amsgrad=True, weight_decay=0.01, weight_decay_mode="coupled", bias_correction=False),
     ReferenceConfig(eps=1e-8, epsilon_placement="plain", amsgrad=True, maximum_of="bias_corrected"),
     ReferenceConfig(amsgrad=True, weight_decay=0.01, weight_decay_mode="coupled", maximize=True),
+    *OTHERS,
 ]
-"""Every branch of the update function at least once."""
+"""Every branch of the update functions at least once."""
 
 
 def open_named(name: str) -> Device:
@@ -52,8 +76,10 @@ def open_named(name: str) -> Device:
     return CpuDevice(int(name.removeprefix("cpu-")))
 
 
-def hyperparameters(config: ReferenceConfig) -> AdamHyperparameters:
+def hyperparameters(config: Config) -> Hyperparameters:
     """The server's form of the reference's config."""
+    if not isinstance(config, ReferenceConfig):
+        return config
     return AdamHyperparameters(
         lr=config.lr,
         beta1=config.betas[0],
@@ -73,7 +99,7 @@ def hyperparameters(config: ReferenceConfig) -> AdamHyperparameters:
 
 
 def segment(
-    config: ReferenceConfig, start: int, stop: int, dtype: np.dtype[Any], *, step: int = 1, t: int = 1, steps: int = 1
+    config: Config, start: int, stop: int, dtype: np.dtype[Any], *, step: int = 1, t: int = 1, steps: int = 1
 ) -> Segment:
     group = hyperparameters(config)
     return Segment(start, stop, group.kernel, np.array(group.constants(), dtype), group.varying(step, t, steps, dtype))
@@ -114,6 +140,7 @@ class Problem:
         squares = np.square(draws[2])
         largest = np.maximum(squares, np.square(draws[3]))
         self.slots = dict(zip(SLOTS, (draws[1], squares, largest), strict=True))
+        self.slots |= {"momentum_buffer": draws[1], "sum": largest}
         self.gradients = random.normal(size=(self.steps, self.length)).astype(self.dtype)
 
     def state(self, device: Device) -> State:
@@ -121,7 +148,7 @@ class Problem:
             upload(device, self.params[None]), {name: upload(device, value[None]) for name, value in self.slots.items()}
         )
 
-    def segments(self, config: ReferenceConfig, cuts: Sequence[int] = ()) -> list[Segment]:
+    def segments(self, config: Config, cuts: Sequence[int] = ()) -> list[Segment]:
         """The whole vector, cut at ``cuts``; the run's step is 5 and t is 3."""
         edges = [0, *cuts, self.length]
         return [segment(config, a, b, self.dtype, step=5, t=3, steps=self.steps) for a, b in pairwise(edges)]

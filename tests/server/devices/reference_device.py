@@ -16,6 +16,7 @@ from gradwire.server.devices.base import Bools, Device, DeviceArray, Segment, St
 from gradwire.server.devices.chunks import chunk_edges
 from gradwire.server.optimizers.base import Floats
 from gradwire.wire.layout import Range
+from tests.server.devices.reference_steps import step_of
 
 
 class ReferenceDevice(Device):
@@ -88,7 +89,7 @@ class ReferenceDevice(Device):
             for k in range(gradients.shape[0]):
                 if applied is None or applied[k]:
                     with np.errstate(all="ignore"):
-                        values = adam(values, gradients[k, columns], segment, next(rows))
+                        values = step_of(segment.kernel)(values, gradients[k, columns], segment, next(rows))
                 if write == Write.TRAJECTORY:
                     assert out is not None
                     out[k, there] = values[0]
@@ -99,28 +100,3 @@ class ReferenceDevice(Device):
             result.params[0, here] = values[0]
             for name, value in zip(used, values[1:], strict=True):
                 result.slots[name][0, here] = value
-
-
-def adam(values: list[Floats], g: Floats, segment: Segment, varying: Floats) -> list[Floats]:
-    """One step of Adam or AMSGrad from the scalars that the optimizer hands to a device."""
-    beta1, one_minus_beta1, beta2, one_minus_beta2, eps, weight_decay, low, high = segment.constants
-    decay, step_size, root_correction2, correction2 = varying
-    coupled, amsgrad, plain, corrected_maximum, maximize = segment.kernel.statics
-    p, m, v = values[:3]
-    if maximize:
-        g = -g
-    p = p * decay
-    if coupled and weight_decay > 0:
-        g = g + weight_decay * p
-    m = beta1 * m + one_minus_beta1 * g
-    v = beta2 * v + one_minus_beta2 * g * g
-    u = v / correction2 if corrected_maximum else v
-    maximum = []
-    if amsgrad:
-        u = np.maximum(values[3], u)
-        maximum = [u]
-    root = np.sqrt(u)
-    if plain and not corrected_maximum:
-        root = root / root_correction2
-    p = np.clip(p - step_size * m / (root + eps), low, high)
-    return [p, m, v, *maximum]

@@ -22,6 +22,7 @@ SUITE = [
     "test_square_sums.py",
     "test_clip.py",
     "test_parity.py",
+    "test_other_optimizers.py",
     "test_cuda_source.py",
 ]
 

@@ -14,6 +14,7 @@ from tests.reference import ReferenceConfig
 from tests.server.devices.harness import (
     FLOATS,
     KERNEL_CONFIGS,
+    Config,
     Problem,
     assert_same_bits,
     assert_same_state,
@@ -29,14 +30,14 @@ each_config = pytest.mark.parametrize("config", KERNEL_CONFIGS, ids=str)
 each_float = pytest.mark.parametrize("dtype", FLOATS, ids=str)
 
 
-def committed(device: Device, problem: Problem, config: ReferenceConfig, **options: Any) -> State:
+def committed(device: Device, problem: Problem, config: Config, **options: Any) -> State:
     """The state after the problem's block."""
     state = problem.state(device)
     device.update(state, upload(device, problem.gradients), problem.segments(config), **options)
     return state
 
 
-def singles(device: Device, problem: Problem, config: ReferenceConfig) -> State:
+def singles(device: Device, problem: Problem, config: Config) -> State:
     """The state after the problem's steps one by one."""
     state = problem.state(device)
     for k in range(problem.steps):
@@ -49,7 +50,7 @@ def singles(device: Device, problem: Problem, config: ReferenceConfig) -> State:
 @each_config
 @each_float
 def test_result_is_the_reference_device_s_bit_for_bit(
-    device: Device, length: int, config: ReferenceConfig, dtype: np.dtype[Any]
+    device: Device, length: int, config: Config, dtype: np.dtype[Any]
 ) -> None:
     problem = Problem(length, 3, dtype)
     expected = download_state(ReferenceDevice(), committed(ReferenceDevice(), problem, config))
@@ -60,9 +61,7 @@ def test_result_is_the_reference_device_s_bit_for_bit(
 
 @each_config
 @pytest.mark.parametrize("steps", [2, 7])
-def test_block_equals_single_steps_bit_for_bit(
-    device: Device, length: int, config: ReferenceConfig, steps: int
-) -> None:
+def test_block_equals_single_steps_bit_for_bit(device: Device, length: int, config: Config, steps: int) -> None:
     problem = Problem(length, steps, FLOAT32)
     assert_same_state(device, committed(device, problem, config), singles(device, problem, config))
 
@@ -75,9 +74,7 @@ def test_block_equals_single_steps_in_float64(device: Device, length: int) -> No
 
 @each_config
 @pytest.mark.parametrize("steps", [1, 3])
-def test_a_target_receives_what_the_state_would_become(
-    device: Device, length: int, config: ReferenceConfig, steps: int
-) -> None:
+def test_a_target_receives_what_the_state_would_become(device: Device, length: int, config: Config, steps: int) -> None:
     """The state stays as it is, and what the target held before does not matter."""
     problem = Problem(length, steps, FLOAT32)
     state, target = problem.state(device), Problem(length, 1, FLOAT32, seed=1).state(device)
@@ -103,7 +100,8 @@ def test_slices_into_a_target_equal_the_whole(device: Device, length: int) -> No
         options: dict[str, Any] = {"target": target, "start": part.start, "out_start": part.start}
         device.update(state, gradients, [part], out=out, write=Write.LAST, **options)
         assert_same_bits(download(device, out)[0], download(device, expected.params)[0, part.start : part.stop])
-    assert_same_state(device, target, expected)
+    for name in ("params", *segment(config, 0, 1, FLOAT32).kernel.used_slots):
+        assert_same_bits(download_state(device, target)[name], download_state(device, expected)[name])
     assert_same_state(device, state, problem.state(device))
 
 
@@ -229,9 +227,7 @@ def test_nan_propagates_through_maximum_and_clamp(device: Device, dtype: np.dtyp
 
 @each_config
 @each_float
-def test_infinities_and_nan_give_what_the_formulas_give(
-    device: Device, config: ReferenceConfig, dtype: np.dtype[Any]
-) -> None:
+def test_infinities_and_nan_give_what_the_formulas_give(device: Device, config: Config, dtype: np.dtype[Any]) -> None:
     largest = float(np.finfo(dtype).max)
     special = [np.nan, np.inf, -np.inf, largest, -largest, np.sqrt(largest) * 2, 0.0, -0.0, 1.0]
     problem = Problem(len(special), 2, dtype)
@@ -245,9 +241,7 @@ def test_infinities_and_nan_give_what_the_formulas_give(
 
 @each_config
 @each_float
-def test_subnormals_are_kept_and_zeros_keep_their_sign(
-    device: Device, config: ReferenceConfig, dtype: np.dtype[Any]
-) -> None:
+def test_subnormals_are_kept_and_zeros_keep_their_sign(device: Device, config: Config, dtype: np.dtype[Any]) -> None:
     tiny = float(np.finfo(dtype).smallest_normal)
     values = np.array([0.0, -0.0, tiny / 2, -tiny / 4, tiny, 3 * tiny], dtype)
     problem = Problem(values.size**2, 1, dtype)
@@ -259,7 +253,10 @@ def test_subnormals_are_kept_and_zeros_keep_their_sign(
     actual = download_state(device, committed(device, problem, config))
     for name, value in expected.items():
         assert_same_bits(actual[name], value)
-    moments = np.abs(actual["exp_avg"])
+    used = segment(config, 0, 1, dtype).kernel.used_slots
+    if "sum" in used:
+        return  # the square of such a number is 0, and what is divided by the root of that is no such number
+    moments = np.abs(actual["exp_avg" if "exp_avg" in used else "params"])
     assert ((moments > 0) & (moments < tiny)).any(), "no subnormal was there to be lost"
 
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import hashlib
 
 from gradwire.server.devices import chunks, cpu, driver
-from gradwire.server.durability.fingerprint import computing_text
+from gradwire.server.durability.fingerprint import computing_text, fingerprint
 from gradwire.server.engine import clipping
 from gradwire.server.optimizers import adam, schedules
+from gradwire.server.optimizers.adagrad import AdagradHyperparameters
+from gradwire.server.optimizers.adam import AdamHyperparameters
+from gradwire.server.optimizers.sgd import SgdHyperparameters
 
 KNOWN = "2252f320aa6f111e"
 """As of 2026-11-28."""
@@ -20,3 +23,12 @@ def test_sources_that_compute_are_those_of_the_journals_that_are_out_there() -> 
     """
     text = computing_text(adam, schedules, clipping, driver, chunks, cpu)
     assert hashlib.sha256(text.encode()).hexdigest()[:16] == KNOWN
+
+
+def test_an_optimizer_s_text_counts_for_the_runs_that_have_it_and_for_no_others() -> None:
+    """A new optimizer, or a changed one, must not refuse the journals of the others."""
+    device = cpu.CpuDevice(1)
+    adams, other = fingerprint(device, [AdamHyperparameters()]), fingerprint(device, [SgdHyperparameters()])
+    assert fingerprint(device, []) == adams
+    assert len({adams, other, fingerprint(device, [AdagradHyperparameters()])}) == 3
+    assert fingerprint(device, [AdamHyperparameters(), SgdHyperparameters(momentum=0.5)]) == other

@@ -5,6 +5,7 @@ from __future__ import annotations
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import NoneType
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,9 @@ import numpy.typing as npt
 from gradwire.client.calls.optimizer_state import StateUpload, pack_state
 from gradwire.client.encodings import flat_vector
 from gradwire.client.errors import LayoutMismatch
-from gradwire.client.optimizers import Adam, ParamGroup, number
+from gradwire.client.optimizers.numbers import number
+from gradwire.client.optimizers.optimizer import Optimizer
+from gradwire.client.optimizers.param_group import ParamGroup
 from gradwire.client.options import durability_of
 from gradwire.v1 import run_pb2, service_pb2
 from gradwire.wire.encoding import Array, dtype_of
@@ -64,29 +67,32 @@ class NewRun:
     dtype: np.dtype[Any]
     arrays: Mapping[str, Array]
     """Initial values."""
+    slots: tuple[str, ...]
+    """The state vectors that it will have."""
 
     @classmethod
     def of(
         cls,
         name: str,
         params: Mapping[str, Any] | Sequence[ParamGroup],
-        optimizer: Adam,
+        optimizer: Optimizer,
         dtype: str | None,
         rules: RunRules,
     ) -> NewRun:
         """See `Server.create_run`. Raises ValueError or TypeError."""
-        if not isinstance(optimizer, Adam):
+        if not isinstance(optimizer, Optimizer):
             raise TypeError(f"optimizer is {optimizer!r}; expected a preset such as AMSGrad(lr=1e-2)")
         groups = checked_groups(params)
         arrays = [{key: flat_vector.as_array(key, value) for key, value in group.params.items()} for group in groups]
         layout = Layout([[(key, array.shape) for key, array in group.items()] for group in arrays])
         numbers = run_dtype(dtype, groups)
         spec = rules.spec(name, numbers)
-        for group in groups:
-            spec.groups.add(adam=optimizer.replace(group.hyperparameters).to_message())
+        optimizers = [(group.optimizer or optimizer).replace(group.hyperparameters) for group in groups]
+        spec.groups.extend(own.to_group() for own in optimizers)
         for tensor in layout.tensors:
             spec.groups[tensor.group].tensors.add(name=tensor.name, shape=tensor.shape)
-        return cls(spec, layout, numbers, {key: array for group in arrays for key, array in group.items()})
+        slots = tuple(dict.fromkeys(slot for own in optimizers for slot in own.slots))
+        return cls(spec, layout, numbers, {key: array for group in arrays for key, array in group.items()}, slots)
 
     def check_same(self, name: str, found: run_pb2.RunSpec) -> None:
         """Raises LayoutMismatch where the run of this name has other tensors, groups or dtype."""
@@ -99,7 +105,7 @@ class NewRun:
     def upload(self, state: Mapping[str, Any] | None) -> RunUpload:
         """The run, with an optimizer state perhaps, to be sent. Raises ValueError or TypeError for a malformed one."""
         values = flat_vector.flatten(self.layout, self.arrays, self.dtype, "the parameters")
-        packed = None if state is None else pack_state(self.layout, self.dtype, slots_of(self.spec), state)
+        packed = None if state is None else pack_state(self.layout, self.dtype, self.slots, state)
         return RunUpload(self.spec, values, packed)
 
 
@@ -130,16 +136,12 @@ def checked_groups(params: Mapping[str, Any] | Sequence[ParamGroup]) -> list[Par
     for group in groups:
         if not isinstance(group, ParamGroup):
             raise TypeError(f"params hold a {type(group).__name__}; expected a dict, or a list of ParamGroup")
+        if not isinstance(group.optimizer, (Optimizer, NoneType)):
+            raise TypeError(f"a group's optimizer is {group.optimizer!r}; expected a preset such as SGD(lr=0.1)")
         for key in group.params:
             if not isinstance(key, str):
                 raise TypeError(f"a tensor is named {key!r}; expected a string")
     return groups
-
-
-def slots_of(spec: run_pb2.RunSpec) -> tuple[str, ...]:
-    """The state vectors that a run of this spec will have."""
-    maximum = any(group.adam.amsgrad for group in spec.groups)
-    return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if maximum else ("exp_avg", "exp_avg_sq")
 
 
 def run_dtype(dtype: str | None, groups: Sequence[ParamGroup]) -> np.dtype[Any]:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from gradwire.client.calls.remote_values import RemoteValues
 from gradwire.client.calls.snapshots import SnapshotInfo, snapshot_id
-from gradwire.client.optimizers import Adam
+from gradwire.client.optimizers.optimizer import Optimizer
 from gradwire.client.options import durability_of
 from gradwire.client.transport.link import Link
 from gradwire.client.transport.retry import RetryPolicy, retrying
@@ -51,7 +51,7 @@ def import_run(
     name: str,
     file: Path,
     *,
-    weights_only: Adam | None,
+    weights_only: Optimizer | None,
     durability: str | None,
     replace: bool,
 ) -> run_pb2.Run:
@@ -64,7 +64,7 @@ def import_run(
         durability=durability_of(durability),
     )
     if weights_only is not None:
-        header.groups.add(adam=weights_only.to_message())
+        header.groups.append(weights_only.to_group())
     if is_stream(file):  # opened once: whoever writes into it does so once, and what has been read is gone
         policy = None
     else:

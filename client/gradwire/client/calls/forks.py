@@ -9,7 +9,7 @@ from typing import Any
 
 from gradwire.client.calls.remote_values import RemoteValues
 from gradwire.client.calls.snapshots import SnapshotInfo, snapshot_id
-from gradwire.client.optimizers import Adam
+from gradwire.client.optimizers.optimizer import Optimizer
 from gradwire.client.options import durability_of
 from gradwire.client.overrides import override_messages
 from gradwire.client.transport.retry import retrying
@@ -21,7 +21,7 @@ from gradwire.wire.layout import run_resource
 class ForkChanges:
     """What is to be different in the new run; see `Run.fork`."""
 
-    optimizer: Adam | None
+    optimizer: Optimizer | None
     lr: float | Sequence[float] | None
     overrides: Mapping[int, Mapping[str, Any]] | None
     durability: str | None
@@ -39,7 +39,7 @@ def fork_run(
         new_name=run_resource(name),
         request_id=uuid.uuid4().hex,
         replace=replace,
-        groups=[] if changes.optimizer is None else [run_pb2.Group(adam=changes.optimizer.to_message())] * groups,
+        groups=[] if changes.optimizer is None else [changes.optimizer.to_group()] * groups,
         overrides=override_messages(groups, changes.lr, changes.overrides),
         durability=durability_of(changes.durability),
     )

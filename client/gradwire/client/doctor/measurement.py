@@ -17,7 +17,7 @@ import numpy as np
 
 from gradwire.client.connection import Server
 from gradwire.client.errors import translate
-from gradwire.client.optimizers import TorchAdam
+from gradwire.client.optimizers.adam import TorchAdam
 from gradwire.client.run import Run
 from gradwire.client.transport.retry import RetryPolicy
 from gradwire.v1 import run_pb2, train_pb2

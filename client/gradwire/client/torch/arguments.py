@@ -6,16 +6,20 @@ from dataclasses import fields
 from typing import Any
 
 from gradwire.client.connection import Server
-from gradwire.client.optimizers import Adam, TorchAdam
+from gradwire.client.optimizers.adam import Adam, TorchAdam
+from gradwire.client.optimizers.optimizer import Optimizer
+from gradwire.client.torch.words import words_for
 from gradwire.wire.tls import TLS
 
 
-def preset_of(optimizer: Any, maximize: bool | None, options: dict[str, Any]) -> Adam:
+def preset_of(optimizer: Any, maximize: bool | None, options: dict[str, Any]) -> Optimizer:
     """The preset with those of ``options`` that are its hyperparameters, which are taken out of them. Raises TypeError,
     ValueError."""
     preset = TorchAdam() if optimizer is None else optimizer
-    if not isinstance(preset, Adam):
-        raise TypeError(f"optimizer is {preset!r}; expected a preset such as TorchAdam(lr=1e-3)")
+    if not (isinstance(preset, Adam) or words_for(preset)):
+        raise TypeError(
+            f"optimizer is {preset!r}; expected a preset such as TorchAdam(lr=1e-3), of Adam, SGD or Adagrad"
+        )
     hyperparameters = {field.name for field in fields(preset)}
     changes = {name: options.pop(name) for name in list(options) if name in hyperparameters}
     return preset.replace(changes if maximize is None else {**changes, "maximize": maximize})

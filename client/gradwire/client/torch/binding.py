@@ -12,10 +12,11 @@ import torch
 
 from gradwire.client.connection import Server
 from gradwire.client.errors import LayoutMismatch
-from gradwire.client.optimizers import Adam, ParamGroup
+from gradwire.client.optimizers.optimizer import Optimizer
+from gradwire.client.optimizers.param_group import ParamGroup
 from gradwire.client.run import Run
 from gradwire.client.torch import groups as torch_groups
-from gradwire.client.torch.state import run_state, slots_of, tensor_state, tensor_states
+from gradwire.client.torch.state import counts, initial_values, run_state, tensor_state, tensor_states
 from gradwire.client.torch.state_view import States
 from gradwire.client.torch.tensors import Array, RemoteTensor, as_array, put
 from gradwire.v1 import run_pb2
@@ -36,7 +37,9 @@ class Binding:
     Raises as `Server.create_run` does, and ValueError where there is no parameter at all.
     """
 
-    def __init__(self, server: Server, param_groups: ParamGroups, optimizer: Adam, creation: Mapping[str, Any]) -> None:
+    def __init__(
+        self, server: Server, param_groups: ParamGroups, optimizer: Optimizer, creation: Mapping[str, Any]
+    ) -> None:
         groups = _members(param_groups)
         if not groups:
             raise ValueError("the parameter groups are all empty; expected at least one parameter")
@@ -76,13 +79,14 @@ class Binding:
         theirs_all = self.run.describe().spec.groups
         for (index, group), theirs in zip(groups.items(), theirs_all, strict=True):
             try:
+                torch_groups.check_same_optimizer(index, group, theirs)
                 torch_groups.check_choices(
-                    index, torch_groups.choices(group), torch_groups.choices_of(theirs.adam), "here; the run has"
+                    index, torch_groups.choices(group), torch_groups.choices_of(theirs), "here; the run has"
                 )
             except ValueError as error:
                 raise LayoutMismatch(f"run {self.run.name!r} exists with another optimizer: {error}") from None
         for group, theirs in zip(groups.values(), theirs_all, strict=True):
-            torch_groups.adopt(group, theirs.adam)
+            torch_groups.adopt(group, theirs)
         self._in_force = [torch_groups.numbers(group) for group in groups.values()]
         self._take(self.tensors)
 
@@ -180,22 +184,24 @@ class Binding:
     def states(self) -> States:
         """The state of each parameter that was stepped, in torch's words; 16-bit parameters have it in float32."""
         states = {}
-        entries = tensor_states(self.run, [group.adam for group in self.run.describe().spec.groups])
+        entries = tensor_states(self.run, self.run.describe().spec.groups)
         for tensor, entry in zip(self.tensors, entries, strict=True):
             if entry is not None:
                 dtype = tensor.dtype if tensor.dtype is torch.float64 else torch.float32
-                slots = {k: v.to(device=tensor.param.device, dtype=dtype) for k, v in entry.items() if k != "step"}
-                states[tensor.param] = {"step": entry["step"], **slots}
+                states[tensor.param] = {
+                    k: v if k == "step" else v.to(device=tensor.param.device, dtype=dtype) for k, v in entry.items()
+                }
         return states
 
     def empty_states(self) -> States:
         """What the server has of parameters that were never stepped."""
-        specs = [group.adam for group in self.run.describe().spec.groups]
+        specs = self.run.describe().spec.groups
         states = {}
         for tensor, layout in zip(self.tensors, self.run.layout.tensors, strict=True):
             dtype = tensor.dtype if tensor.dtype is torch.float64 else torch.float32
-            zeros = {k: torch.zeros_like(tensor.param, dtype=dtype) for k in slots_of(specs[layout.group])}
-            states[tensor.param] = {"step": torch.tensor(0.0), **zeros}
+            begun = initial_values(specs[layout.group])
+            slots = {k: torch.full_like(tensor.param, v, dtype=dtype) for k, v in begun.items()}
+            states[tensor.param] = {**({"step": torch.tensor(0.0)} if counts(specs[layout.group]) else {}), **slots}
         return states
 
     def write_states(self, states: States) -> None:
@@ -205,13 +211,11 @@ class Binding:
         """
         if not states:
             return
-        specs = [group.adam for group in self.run.describe().spec.groups]
+        specs = self.run.describe().spec.groups
         wanted = {}
         for tensor, layout in zip(self.tensors, self.run.layout.tensors, strict=True):
             if tensor.param in states:
-                wanted[layout.name] = tensor_state(
-                    self.run, layout, slots_of(specs[layout.group]), states[tensor.param]
-                )
+                wanted[layout.name] = tensor_state(self.run, layout, specs[layout.group], states[tensor.param])
         found = self.run.state_dict()
         theirs = found["tensors"]
         if any(
@@ -226,12 +230,14 @@ class Binding:
         groups = _members(param_groups)
         for index, (number, group) in enumerate(groups.items()):
             torch_groups.check_choices(number, group, self._choices[index], "in the state; this optimizer has")
-        specs = [group.adam for group in self.run.describe().spec.groups]
+        specs = self.run.describe().spec.groups
         packed = run_state(self.run, specs, {"state": state, "param_groups": list(groups.values())})
         if packed["step"] or self.run.step_count:  # not zeros over zeros
             self.run.load_state_dict(packed)
 
-    def grown(self, server: Server, param_groups: ParamGroups, optimizer: Adam, creation: Mapping[str, Any]) -> Binding:
+    def grown(
+        self, server: Server, param_groups: ParamGroups, optimizer: Optimizer, creation: Mapping[str, Any]
+    ) -> Binding:
         """A binding with further groups, whose run has taken the place of this one, whole.
 
         The tensors that were there keep their values and state to the last bit, and a run that was resumed its own
@@ -240,14 +246,15 @@ class Binding:
         self.write_edits()
         state, values, spec = self.run.state_dict(), self.run.read(), self.run.describe().spec
         groups = _members(param_groups).values()
-        slots = ["exp_avg", "exp_avg_sq"]
-        if any(group["amsgrad"] for group in groups):
-            slots.append("max_exp_avg_sq")
+        specs = [optimizer.replace(torch_groups.hyperparameters(group)).to_group() for group in groups]
+        slots = dict.fromkeys(slot for spec in specs for slot in initial_values(spec))
         known = {tensor.param: tensor.name for tensor in self.tensors}
+        begun = {id(p): initial_values(s) for group, s in zip(groups, specs, strict=True) for p in group["params"]}
         tensors: dict[str, Any] = {}
         kept = {}
         for name, param in _names(groups):
-            tensors[name] = {"step": 0, **{slot: np.zeros(tuple(param.shape)) for slot in slots}}
+            values_of = {slot: np.full(tuple(param.shape), begun[id(param)].get(slot, 0.0)) for slot in slots}
+            tensors[name] = {"step": 0, **values_of}
             if param in known:
                 tensors[name].update(state["tensors"][known[param]])
                 kept[name] = values[known[param]]

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from gradwire.client.connection import Server, connect
-from gradwire.client.optimizers import Adam
+from gradwire.client.optimizers.optimizer import Optimizer
 from gradwire.client.torch.binding import Binding, ParamGroups
 from gradwire.client.torch.checkpoints import Checkpoint
 from gradwire.client.torch.closing import Closing
@@ -37,7 +37,7 @@ class BoundRun:
         target: str | Server | None,
         tls: TLS | None,
         token: str | None,
-        preset: Adam,
+        preset: Optimizer,
         creation: Mapping[str, Any],
         groups: Callable[[], ParamGroups],
     ) -> None:

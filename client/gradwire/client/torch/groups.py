@@ -12,8 +12,11 @@ from typing import Any
 
 import torch
 
-from gradwire.client.optimizers import Adam, TorchAdam, WeightDecay, number, pair, truth
+from gradwire.client.optimizers.adam import Adam, TorchAdam, WeightDecay
+from gradwire.client.optimizers.numbers import number, pair, truth
+from gradwire.client.optimizers.optimizer import Optimizer
 from gradwire.client.torch.tensors import check_parameter
+from gradwire.client.torch.words import words_for, words_in, words_of
 from gradwire.v1 import run_pb2
 
 _TORCH_WAY = {
@@ -28,8 +31,12 @@ _TORCH_WAY = {
 _CHOICES = ("amsgrad", "maximize", "decoupled_weight_decay", *[key for key in _TORCH_WAY if key != "bounds"])
 
 
-def defaults(preset: Adam) -> dict[str, Any]:
+def defaults(preset: Optimizer) -> dict[str, Any]:
     """The preset as ``torch.optim.Optimizer.defaults``. Tensors stay what they are: schedulers write into ``lr``."""
+    words = words_for(preset)
+    if words is not None:
+        return words.defaults(preset)
+    assert isinstance(preset, Adam)
     decay = preset.decay()
     lr: Any = preset.lr
     betas: Any = preset.betas
@@ -56,6 +63,10 @@ def defaults(preset: Adam) -> dict[str, Any]:
 def checked_numbers(group: Mapping[str, Any]) -> dict[str, Any]:
     """`numbers`. Raises NotImplementedError for what a remote step cannot do, TypeError or ValueError for malformed
     values."""
+    words = words_of(group)
+    if words is not None:
+        words.check(group)
+        return words.numbers(group)
     for key in ("capturable", "differentiable"):
         if group.get(key):
             raise NotImplementedError(f"{key}=True is not supported: the step runs on a server")
@@ -83,6 +94,9 @@ def check_added(index: int, group: Mapping[str, Any]) -> None:
 
 def hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
     """All that a group says, as `ParamGroup` takes it."""
+    words = words_of(group)
+    if words is not None:
+        return words.hyperparameters(group)
     decay = WeightDecay(
         number("weight_decay", group["weight_decay"]),
         weight_decouple=bool(group["decoupled_weight_decay"]),
@@ -102,6 +116,9 @@ def hyperparameters(group: Mapping[str, Any]) -> dict[str, Any]:
 
 def numbers(group: Mapping[str, Any]) -> dict[str, Any]:
     """What may change from step to step, as `Run.step` takes overrides."""
+    words = words_of(group)
+    if words is not None:
+        return words.numbers(group)
     bounds = group.get("bounds")
     return {
         "lr": number("lr", group["lr"]),
@@ -114,6 +131,9 @@ def numbers(group: Mapping[str, Any]) -> dict[str, Any]:
 
 def choices(group: Mapping[str, Any]) -> dict[str, Any]:
     """What cannot change during a run."""
+    words = words_of(group)
+    if words is not None:
+        return words.choices(group)
     return {key: group[key] if key in group else _TORCH_WAY.get(key) for key in _CHOICES}
 
 
@@ -128,9 +148,12 @@ def check_choices(index: int, group: Mapping[str, Any], expected: Mapping[str, A
             raise ValueError(f"parameter group {index} has {key}={found!r} {what} {key}={value!r}")
 
 
-def choices_of(message: run_pb2.Adam) -> dict[str, Any]:
-    """`choices` of a group of a run."""
-    modes = run_pb2.Adam
+def choices_of(group: run_pb2.Group) -> dict[str, Any]:
+    """`choices` of a group of a run. Raises ValueError for one that is of no optimizer of torch's."""
+    words = words_in(group)
+    if words is not None:
+        return words.choices_of(message_of(group))
+    message, modes = message_of(group), run_pb2.Adam
     return {
         "amsgrad": message.amsgrad,
         "maximize": message.maximize,
@@ -143,13 +166,33 @@ def choices_of(message: run_pb2.Adam) -> dict[str, Any]:
     }
 
 
-def adopt(group: dict[str, Any], message: run_pb2.Adam) -> None:
-    """Puts the numbers that a run has in force into ``group``."""
+def message_of(group: run_pb2.Group) -> Any:
+    """What a group of a run says of its optimizer. Raises ValueError where torch has none like it."""
+    name = group.WhichOneof("optimizer")
+    if name not in ("adam", "sgd", "adagrad"):
+        raise ValueError(f"the run's optimizer is {name}, and torch.optim has none like it")
+    return getattr(group, name)
+
+
+def check_same_optimizer(index: int, group: Mapping[str, Any], theirs: run_pb2.Group) -> None:
+    """Raises ValueError where the run's group is of another optimizer than that of ``param_groups``."""
+    if words_of(group) is not words_in(theirs):
+        raise ValueError(
+            f"parameter group {index} is of another optimizer than {theirs.WhichOneof('optimizer')}, the run's"
+        )
+
+
+def adopt(group: dict[str, Any], theirs: run_pb2.Group) -> None:
+    """Puts the numbers that a run has in force into ``group``, which is of the same optimizer."""
+    message, words = message_of(theirs), words_of(group)
     if isinstance(group["lr"], torch.Tensor):
         group["lr"].fill_(message.lr)
     else:
         group["lr"] = message.lr
-    group.update(betas=(message.beta1, message.beta2), eps=message.eps, weight_decay=message.weight_decay)
+    if words is not None:
+        group.update({name: getattr(message, name) for name in words.changing if name != "lr"})
+    else:
+        group.update(betas=(message.beta1, message.beta2), eps=message.eps, weight_decay=message.weight_decay)
     low = message.low if message.HasField("low") else -inf
     high = message.high if message.HasField("high") else inf
     if (low, high) != (-inf, inf):
@@ -163,11 +206,15 @@ def merged(group: Mapping[str, Any], saved: Mapping[str, Any]) -> dict[str, Any]
 
     Raises ValueError for a group of another optimizer, TypeError for malformed values.
     """
-    missing = [key for key in ("lr", "betas", "eps", "weight_decay") if key not in saved]
-    if "foreach" in saved and "amsgrad" not in saved:  # Adam had the latter first; RAdam and NAdam have only the former
+    words = words_of(group)
+    expected = ("lr", "betas", "eps", "weight_decay") if words is None else words.changing
+    missing = [key for key in expected if key not in saved]
+    # Adam had amsgrad before it had foreach; RAdam and NAdam have only the latter.
+    if words is None and "foreach" in saved and "amsgrad" not in saved:
         missing.append("amsgrad")
     if missing:
-        raise ValueError(f"the state is not one of Adam's: a parameter group has no {', '.join(missing)}")
+        whose = "Adam" if words is None else words.title
+        raise ValueError(f"the state is not one of {whose}'s: a parameter group has no {', '.join(missing)}")
     kept = {key: value for key, value in group.items() if key not in saved and key in _NOT_ALWAYS_SAVED}
     found = {**saved, **kept, "params": group["params"]}
     checked_numbers(found)

@@ -11,7 +11,7 @@ import torch
 from torch.optim import Optimizer
 
 from gradwire.client.connection import Server
-from gradwire.client.optimizers import Adam
+from gradwire.client.optimizers import optimizer as presets
 from gradwire.client.options import Receipt
 from gradwire.client.run import Run
 from gradwire.client.torch import groups as torch_groups
@@ -25,7 +25,7 @@ from gradwire.wire.tls import TLS
 
 
 class RemoteOptimizer(Optimizer):
-    """Adam, AdamW or AMSGrad with the state and the arithmetic on a server; otherwise as ``torch.optim.Adam``.
+    """Adam, AdamW, AMSGrad, SGD or Adagrad with the state and the arithmetic on a server; otherwise as torch's own.
 
     The server holds parameters and state of the run (float32; float64 if any parameter is): 16-bit parameters have
     float32 master weights there. A step sends the gradients and writes the new values into the parameters, once all of
@@ -34,7 +34,8 @@ class RemoteOptimizer(Optimizer):
     Args:
         params: parameters, ``named_parameters()``, or groups (dicts) as every torch optimizer takes them; the keys of a
             group win over ``optimizer``.
-        optimizer: a preset such as ``TorchAdam(lr=1e-3, amsgrad=True)``; default ``TorchAdam()``, with those of
+        optimizer: a preset of Adam's, `SGD` or `Adagrad`, such as ``TorchAdam(lr=1e-3, amsgrad=True)``; default
+            ``TorchAdam()``, with those of
             ``options`` that are hyperparameters (``lr``, ``betas``, ...), which win over a preset, too.
         target, tls, token: see `gradwire.client.connect`; or a `Server` to share, which is not closed with this.
         run: name of the run on the server.
@@ -54,7 +55,7 @@ class RemoteOptimizer(Optimizer):
     def __init__(
         self,
         params: Iterable[Any],
-        optimizer: Adam | None = None,
+        optimizer: presets.Optimizer | None = None,
         *,
         run: str,
         target: str | Server | None = None,
@@ -173,7 +174,7 @@ class RemoteOptimizer(Optimizer):
 
     @uncompiled
     def state_dict(self) -> dict[str, Any]:
-        """The whole state, read from the server, in the format of ``torch.optim.Adam``, which can load it.
+        """The whole state, read from the server, in the format of torch's optimizer, which can load it.
 
         What wrappers keep in ``state`` is in it too. A copy; nothing is changed by it, here or there.
         """
@@ -188,9 +189,9 @@ class RemoteOptimizer(Optimizer):
 
     @uncompiled
     def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Puts a state of this class, of ``torch.optim.Adam`` or ``AdamW`` on the server, whole or not at all.
+        """Puts a state of this class or of torch's optimizer of the same kind on the server, whole or not at all.
 
-        Hyperparameters become those of the state, as in torch; keys of its entries that are not Adam's are kept here.
+        Hyperparameters become those of the state, as in torch; other keys of its entries than torch's are kept here.
         Where ``param_groups`` was assigned with other parameters, the run becomes one of those first. Raises ValueError
         for a state that does not fit: other groups, shapes, or another variant (``amsgrad``, ``maximize``, decoupled
         weight decay, ...).

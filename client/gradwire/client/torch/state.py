@@ -1,4 +1,4 @@
-"""Optimizer state of a run to and from ``torch.optim.Adam``.
+"""Optimizer state of a run to and from ``torch.optim.Adam``, ``SGD`` and ``Adagrad``.
 
 Tensors are numbered in the run's layout order, group after group, as torch numbers the parameters it was given.
 
@@ -21,24 +21,25 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from gradwire.client.optimizers import number as as_number
+from gradwire.client.optimizers.numbers import number as as_number
 from gradwire.client.run import Run
+from gradwire.client.torch.groups import message_of
+from gradwire.client.torch.words import words_in
 from gradwire.v1 import run_pb2
 from gradwire.wire.layout import TensorLayout, shape_text
 
-_ALL_SLOTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 _LARGEST_FLOAT32_STEP = 2**24
 """torch counts steps in float32, which holds whole numbers up to here."""
 
 
 def state_dict(run: Run) -> dict[str, Any]:
-    """The run's optimizer state as ``torch.optim.Adam(...).state_dict()`` has it.
+    """The run's optimizer state as ``state_dict()`` of torch's optimizer of the same kind has it.
 
     The hyperparameters are those in force: the ``lr`` of a schedule is its lr0, and what torch has no word for (bounds,
     epsilon-hat form, no bias correction, schedules) stays behind. Tensors that have never been stepped have no state.
 
     Raises ValueError where the same numbers would mean something else to torch: a maximum of the corrected moment, a
-    weight decay that does not scale with lr.
+    weight decay that does not scale with lr, an optimizer that torch does not have.
     """
     groups = _groups(run)
     state = {index: entry for index, entry in enumerate(tensor_states(run, groups)) if entry is not None}
@@ -50,10 +51,10 @@ def state_dict(run: Run) -> dict[str, Any]:
 
 
 def load_state_dict(run: Run, torch_state: Mapping[str, Any]) -> None:
-    """Puts the state of a ``torch.optim.Adam`` into a run, whole or not at all. Tensors without state start at t = 0.
+    """Puts the state of torch's optimizer into a run, whole or not at all. Tensors without state start at t = 0.
 
     Parameters and hyperparameters stay the run's own: see `Run.write`, and ``lr`` and ``overrides`` of `Run.step`. The
-    run's step becomes the largest t.
+    run's step becomes the largest t; ``SGD`` counts none, so there it stays, and a tensor with a buffer is at t = 1.
 
     Raises ValueError for another number of groups or tensors, another shape, or a state of the other variant (with
     ``max_exp_avg_sq`` where the group has no amsgrad, or without), TypeError for what is no tensor or no state at all.
@@ -62,17 +63,18 @@ def load_state_dict(run: Run, torch_state: Mapping[str, Any]) -> None:
     run.load_state_dict(run_state(run, _groups(run), torch_state))
 
 
-def tensor_states(run: Run, groups: Sequence[run_pb2.Adam]) -> list[dict[str, Any] | None]:
+def tensor_states(run: Run, groups: Sequence[run_pb2.Group]) -> list[dict[str, Any] | None]:
     """Each tensor's state in torch's words, in layout order; None: it has never been stepped."""
     states: list[dict[str, Any] | None] = []
     for tensor, parts in zip(run.layout.tensors, _parts(run), strict=True):
-        t = parts["step"]
-        if t == 0:
+        t, group = parts["step"], groups[tensor.group]
+        slots = {slot: torch.from_numpy(parts[slot].copy()) for slot in initial_values(group)}
+        begun_at_once = group.HasField("adagrad")  # torch gives it its state before the first step
+        if not slots or (t == 0 and not begun_at_once):
             states.append(None)
             continue
         counter = torch.float32 if t <= _LARGEST_FLOAT32_STEP else torch.float64
-        slots = {slot: torch.from_numpy(parts[slot].copy()) for slot in slots_of(groups[tensor.group])}
-        states.append({"step": torch.tensor(float(t), dtype=counter), **slots})
+        states.append({**({"step": torch.tensor(float(t), dtype=counter)} if counts(group) else {}), **slots})
     return states
 
 
@@ -87,7 +89,7 @@ def check_parts(torch_state: Any) -> None:
             raise ValueError(f"the state has no {key!r}; expected what state_dict() of an optimizer gives")
 
 
-def run_state(run: Run, groups: Sequence[run_pb2.Adam], torch_state: Mapping[str, Any]) -> dict[str, Any]:
+def run_state(run: Run, groups: Sequence[run_pb2.Group], torch_state: Mapping[str, Any]) -> dict[str, Any]:
     """torch's state as `Run.load_state_dict` takes it. Raises ValueError and TypeError as `load_state_dict` does."""
     check_parts(torch_state)
     indices = _indices(run, groups, torch_state["param_groups"])
@@ -97,22 +99,34 @@ def run_state(run: Run, groups: Sequence[run_pb2.Adam], torch_state: Mapping[str
         raise ValueError(f"the state names parameters {unknown[:5]} that no parameter group has")
     tensors = {}
     for index, tensor in zip(indices, run.layout.tensors, strict=True):
-        tensors[tensor.name] = tensor_state(run, tensor, slots_of(groups[tensor.group]), states.get(index) or {})
-    return {"step": max(parts["step"] for parts in tensors.values()), "tensors": tensors}
+        tensors[tensor.name] = tensor_state(run, tensor, groups[tensor.group], states.get(index) or {})
+    step = max(parts["step"] for parts in tensors.values())
+    return {"step": step if all(map(counts, groups)) else max(step, run.step_count), "tensors": tensors}
 
 
-def _groups(run: Run) -> list[run_pb2.Adam]:
-    groups = [group.adam for group in run.describe().spec.groups]
+def _groups(run: Run) -> list[run_pb2.Group]:
+    groups = list(run.describe().spec.groups)
     for number, group in enumerate(groups):
-        if group.maximum_of == run_pb2.Adam.MAXIMUM_OF_BIAS_CORRECTED:
+        message_of(group)
+        if group.adam.maximum_of == run_pb2.Adam.MAXIMUM_OF_BIAS_CORRECTED:
             raise ValueError(
                 f"group {number} keeps the maximum of the bias-corrected moment; torch.optim.Adam that of the raw one"
             )
     return groups
 
 
-def slots_of(group: run_pb2.Adam) -> Sequence[str]:
-    return _ALL_SLOTS if group.amsgrad else _ALL_SLOTS[:2]
+def initial_values(group: run_pb2.Group) -> dict[str, float]:
+    """The slots of a group's tensors in torch's order, and what each begins with."""
+    if group.HasField("sgd"):
+        return {"momentum_buffer": 0.0} if group.sgd.momentum else {}
+    if group.HasField("adagrad"):
+        return {"sum": group.adagrad.initial_accumulator_value}
+    return dict.fromkeys(("exp_avg", "exp_avg_sq", *(("max_exp_avg_sq",) if group.adam.amsgrad else ())), 0.0)
+
+
+def counts(group: run_pb2.Group) -> bool:
+    """Whether torch counts a tensor's steps."""
+    return not group.HasField("sgd")
 
 
 def _parts(run: Run) -> list[dict[str, Any]]:
@@ -120,8 +134,11 @@ def _parts(run: Run) -> list[dict[str, Any]]:
     return [tensors[tensor.name] for tensor in run.layout.tensors]
 
 
-def _hyperparameters(number: int, group: run_pb2.Adam) -> dict[str, Any]:
+def _hyperparameters(number: int, whole: run_pb2.Group) -> dict[str, Any]:
     """A group as torch's ``param_groups`` have it, without ``params``."""
+    words, group = words_in(whole), whole.adam
+    if words is not None:
+        return words.param_group(message_of(whole))
     absolute = group.weight_decay_mode == run_pb2.Adam.WEIGHT_DECAY_MODE_DECOUPLED_ABSOLUTE
     if absolute and group.weight_decay:
         raise ValueError(f"group {number} has an absolute weight decay; that of torch.optim.AdamW is a multiple of lr")
@@ -140,30 +157,33 @@ def _hyperparameters(number: int, group: run_pb2.Adam) -> dict[str, Any]:
     }
 
 
-def _indices(run: Run, groups: Sequence[run_pb2.Adam], param_groups: Sequence[Mapping[str, Any]]) -> list[Any]:
+def _indices(run: Run, groups: Sequence[run_pb2.Group], param_groups: Sequence[Mapping[str, Any]]) -> list[Any]:
     """torch's index of each tensor, in layout order. Raises ValueError where the groups are not the run's."""
     found = [len(group["params"]) for group in param_groups]
     expected = [sum(tensor.group == number for tensor in run.layout.tensors) for number in range(run.layout.groups)]
     if found != expected:
         raise ValueError(f"the state has parameter groups of {found} tensors; run {run.name!r} has {expected}")
     for number, (theirs, ours) in enumerate(zip(param_groups, groups, strict=True)):
-        if bool(theirs.get("amsgrad", False)) != ours.amsgrad:
-            raise ValueError(f"group {number} of the state has amsgrad={not ours.amsgrad}; the run's has the opposite")
+        words, amsgrad = words_in(ours), ours.adam.amsgrad
+        missing = [] if words is None else words.missing(theirs)
+        if words is not None and missing:
+            raise ValueError(f"group {number} of the state has no {', '.join(missing)}, which {words.title} has")
+        if words is None and bool(theirs.get("amsgrad", False)) != amsgrad:
+            raise ValueError(f"group {number} of the state has amsgrad={not amsgrad}; the run's has the opposite")
     return [index for group in param_groups for index in group["params"]]
 
 
-def tensor_state(run: Run, tensor: TensorLayout, slots: Sequence[str], state: Mapping[str, Any]) -> dict[str, Any]:
+def tensor_state(run: Run, tensor: TensorLayout, group: run_pb2.Group, state: Mapping[str, Any]) -> dict[str, Any]:
     """One tensor's state with all of the run's slots. Raises ValueError where torch's does not fit."""
-    used = {slot for slot in _ALL_SLOTS if slot in run.slots}
-    if not state:
-        return {"step": 0, **{slot: np.zeros(tensor.shape, run.dtype) for slot in used}}
-    if set(state) != {"step", *slots}:
-        raise ValueError(
-            f"the state of tensor {shape_text(tensor)} has {sorted(state)}; expected {sorted(('step', *slots))}"
-        )
-    parts: dict[str, Any] = {"step": _whole(state["step"], tensor)}
-    for slot in used:
-        # A group without amsgrad leaves the maximum alone, in a run that keeps one for the other groups.
+    slots = initial_values(group)
+    if not state or list(state.values()) == [None]:  # older versions of torch keep a buffer that is None
+        return {"step": 0, **{slot: np.full(tensor.shape, slots.get(slot, 0.0), run.dtype) for slot in run.slots}}
+    expected = {*slots, "step"} if counts(group) else {*slots}
+    if set(state) != expected:
+        raise ValueError(f"the state of tensor {shape_text(tensor)} has {sorted(state)}; expected {sorted(expected)}")
+    parts: dict[str, Any] = {"step": _whole(state["step"], tensor) if counts(group) else 1}
+    for slot in run.slots:
+        # A group leaves alone what it does not use, in a run that keeps it for other groups.
         if slot not in slots:
             parts[slot] = np.zeros(tensor.shape, run.dtype)
             continue

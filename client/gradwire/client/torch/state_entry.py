@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any, TypeVar
 
-SLOTS = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")
-"""The keys of Adam's own; all others are somebody else's."""
+SLOTS = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "sum")
+"""The keys of optimizers' own; all others are somebody else's."""
 
 _Kind = TypeVar("_Kind", bound=type)
 
@@ -86,5 +86,5 @@ class Entry(dict[Any, Any]):
         return dict, (self.copy(),)
 
     def raw(self) -> dict[str, Any]:
-        """The keys of Adam's as they lie here."""
+        """The keys of the optimizer's as they lie here."""
         return {key: dict.__getitem__(self, key) for key in SLOTS if dict.__contains__(self, key)}

@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import platform
 import sys
+from collections.abc import Sequence
 from types import ModuleType
 
 import llvmlite
@@ -18,8 +19,10 @@ from gradwire.server.devices import chunks, driver
 from gradwire.server.devices.base import Device
 from gradwire.server.engine import clipping
 from gradwire.server.optimizers import adam, schedules
+from gradwire.server.optimizers.base import Hyperparameters
 
 
+@functools.cache
 def computing_text(*modules: ModuleType) -> str:
     """What the bits depend on of these modules' sources, which is not where they import something from. A new text
     refuses every journal that is not yet saved."""
@@ -38,10 +41,13 @@ def _of_this_build() -> bytes:
     return hashlib.sha256("\n".join(parts).encode()).digest()
 
 
-def fingerprint(device: Device) -> str:
+def fingerprint(device: Device, groups: Sequence[Hyperparameters]) -> str:
     """16 hexadecimal digits: the same for two servers that compute the same bits of the same journal.
 
-    It does not see everything: two processors of one architecture count as the same.
+    It does not see everything: two processors of one architecture count as the same. Adam's text is part of every
+    fingerprint, that of another optimizer of those of the runs that have it.
     """
     own = computing_text(sys.modules[type(device).__module__], *device.kernel_modules)
+    others = {group.kernel.update.__module__ for group in groups} - {adam.__name__}
+    own += computing_text(*(sys.modules[name] for name in sorted(others)))
     return hashlib.sha256(_of_this_build() + own.encode() + device.name.split(":")[0].encode()).hexdigest()[:16]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from enum import IntEnum
@@ -13,9 +12,8 @@ import numpy as np
 
 from gradwire.server.engine.block import BlockHeader, Receipt, Returns
 from gradwire.server.engine.spec import Durability, NonFinitePolicy, RunSpec
-from gradwire.server.optimizers.adam import AdamHyperparameters, EpsilonPlacement, MaximumOf, WeightDecayMode
-from gradwire.server.optimizers.base import Hyperparameters
-from gradwire.server.optimizers.schedules import Schedule
+from gradwire.server.optimizers.base import Hyperparameters, field_types
+from gradwire.server.optimizers.known import OPTIMIZERS, name_of
 from gradwire.server.store.json_text import joined, list_text
 from gradwire.wire.layout import Layout
 
@@ -43,12 +41,6 @@ def read_record(text: str, what: str) -> dict[str, Any]:
 
 
 _DTYPES: dict[str, np.dtype[Any]] = {"float32": np.dtype(np.float32), "float64": np.dtype(np.float64)}
-_ENUMS: dict[str, type[IntEnum]] = {
-    "weight_decay_mode": WeightDecayMode,
-    "epsilon_placement": EpsilonPlacement,
-    "maximum_of": MaximumOf,
-    "schedule": Schedule,
-}
 
 
 def spec_to_text(spec: RunSpec) -> str:
@@ -102,20 +94,24 @@ def groups_to_data(groups: Sequence[Hyperparameters]) -> list[dict[str, Any]]:
     """Hyperparameters as JSON has them; infinities become ``Infinity``, which Python reads again."""
     data = []
     for group in groups:
-        assert isinstance(group, AdamHyperparameters)
-        fields = {field.name: getattr(group, field.name) for field in dataclasses.fields(group)}
-        data.append({"optimizer": "adam"} | {k: v.name if isinstance(v, IntEnum) else v for k, v in fields.items()})
+        values = {name: getattr(group, name) for name in field_types(type(group))}
+        data.append(
+            {"optimizer": name_of(group)} | {k: v.name if isinstance(v, IntEnum) else v for k, v in values.items()}
+        )
     return data
 
 
 def groups_from_data(data: Sequence[dict[str, Any]]) -> tuple[Hyperparameters, ...]:
     groups = []
     for fields in data:
-        fields = dict(fields)
-        if fields.pop("optimizer") != "adam":
-            raise ValueError("a group of an optimizer that this server does not know")
-        values: dict[str, Any] = {k: _ENUMS[k][v] if k in _ENUMS else _number(v) for k, v in fields.items()}
-        groups.append(AdamHyperparameters(**values))
+        kind = OPTIMIZERS.get(fields["optimizer"])
+        if kind is None:
+            raise ValueError(f"a group has the optimizer {fields['optimizer']}, which this server does not know")
+        types = field_types(kind)
+        values = {name: value for name, value in fields.items() if name != "optimizer"}
+        groups.append(
+            kind(**{k: types[k][v] if issubclass(types[k], IntEnum) else _number(v) for k, v in values.items()})
+        )
     return tuple(groups)
 
 

@@ -48,9 +48,9 @@ class Restorer:
     def begin(self, stored: StoredRun, snapshot: Snapshot) -> Run:
         """Raises SnapshotDamaged for a snapshot of something else, Unrecoverable where there is no room."""
         self.give_up()
+        spec = spec_of(stored)
         try:
             read_record(stored.extra, "what is stored of it")
-            spec = spec_from_text(stored.spec)
             run = Run(spec, self._device, self._budget_of(spec.name), self._executor, stored.request_id)
         except (GradwireError, ValueError, KeyError) as error:
             raise Unrecoverable(str(error)) from error
@@ -122,6 +122,14 @@ class Restorer:
             self._unfinished.delete()
             self._unfinished = None
         self._gradients = None
+
+
+def spec_of(stored: StoredRun) -> RunSpec:
+    """Raises Unrecoverable where the run's spec is none."""
+    try:
+        return spec_from_text(stored.spec)
+    except (GradwireError, ValueError, KeyError, TypeError) as error:
+        raise Unrecoverable(str(error)) from error
 
 
 def fill_run(run: Run, snapshot: Snapshot) -> None:

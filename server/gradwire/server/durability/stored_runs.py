@@ -9,9 +9,11 @@ from dataclasses import dataclass, replace
 from functools import partial
 
 from gradwire.server.config import ServerConfig
+from gradwire.server.devices.base import Device
 from gradwire.server.durability.changes import on_disk
+from gradwire.server.durability.fingerprint import fingerprint
 from gradwire.server.durability.records import read_record, spec_to_text
-from gradwire.server.durability.restorer import Restorer
+from gradwire.server.durability.restorer import Restorer, spec_of
 from gradwire.server.durability.run_snapshot import snapshot_of
 from gradwire.server.durability.run_storage import RunStorage, reserved_bytes, used_at
 from gradwire.server.durability.snapshotter import Snapshotter
@@ -55,7 +57,7 @@ class StoredRuns:
 
     Args:
         store: keeps the runs.
-        fingerprint: of the kernels of this server.
+        device: computes the runs.
         runs: all runs that there are now.
         crowded: whether a run's owner uses more of the disk than it may.
     """
@@ -63,7 +65,7 @@ class StoredRuns:
     def __init__(
         self,
         store: Store,
-        fingerprint: str,
+        device: Device,
         config: ServerConfig,
         runs: Callable[[], Iterable[Run]],
         crowded: Callable[[Run], bool],
@@ -71,14 +73,14 @@ class StoredRuns:
         self.store = store
         self.snapshotter = Snapshotter(runs, config.snapshot_interval_seconds, crowded)
         self.snapshots_kept = config.snapshots_kept
-        self._fingerprint = fingerprint
+        self._device = device
         self._snapshot_steps = config.snapshot_steps
 
     async def write_first(self, run: Run) -> FirstSnapshot | None:
         """Writes the first snapshot of a run that nobody sees yet; None for a run that lives in memory."""
 
         def write() -> FirstSnapshot:
-            snapshot = snapshot_of(run, Position(0, b""), self._fingerprint)
+            snapshot = snapshot_of(run, Position(0, b""), fingerprint(self._device, run.groups))
             stored = StoredRun(run.uid, run.spec.name, spec_to_text(run.spec), run.request_id, run.epoch)
             return FirstSnapshot(stored, self.store.write(run.uid, snapshot))
 
@@ -107,7 +109,7 @@ class StoredRuns:
         """The run is in the store, as it is."""
         run.storage = storage = RunStorage(
             store=self.store,
-            fingerprint=self._fingerprint,
+            fingerprint=fingerprint(self._device, run.groups),
             journals=run.spec.durability is Durability.JOURNAL,
             saved_version=run.version,
             saved_step=run.step,
@@ -131,9 +133,8 @@ class StoredRuns:
         for stored in self.store.runs():
             started = time.perf_counter()
             try:
-                found = recover(
-                    self.store, stored.uid, self._fingerprint, partial(restorer.begin, stored), restorer.replay
-                )
+                own = fingerprint(self._device, spec_of(stored).groups)
+                found = recover(self.store, stored.uid, own, partial(restorer.begin, stored), restorer.replay)
             except Unrecoverable as error:
                 restorer.give_up()
                 log.error("%s cannot be brought back: %s", stored.name, error)

@@ -14,7 +14,7 @@ from gradwire.server.engine.block import BlockHeader
 from gradwire.server.engine.spec import RunSpec
 from gradwire.server.engine.threads import pieces
 from gradwire.server.memory.budget import Reservation
-from gradwire.server.optimizers.base import Floats, Hyperparameters
+from gradwire.server.optimizers.base import Floats, Hyperparameters, numbers
 from gradwire.wire.errors import InvalidHyperparameter, ProtocolViolation
 from gradwire.wire.layout import Layout, Range
 
@@ -78,6 +78,13 @@ def override_groups(
     for index, changes in overrides.items():
         if not 0 <= index < len(groups):
             raise ProtocolViolation(f"an override names group {index}; this run has groups 0 to {len(groups) - 1}")
+        unknown = sorted(changes.keys() - set(numbers(type(changed[index]))))
+        if unknown:
+            raise InvalidHyperparameter(
+                f"override of group {index}: its optimizer has no {', '.join(unknown)}; expected some of "
+                f"{', '.join(numbers(type(changed[index])))}",
+                field=unknown[0],
+            )
         try:
             changed[index] = changed[index].replace(changes)
         except InvalidHyperparameter as error:

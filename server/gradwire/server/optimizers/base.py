@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
+import typing
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -34,7 +37,11 @@ class Kernel:
 
 
 class Hyperparameters(Protocol):
-    """The hyperparameters of one group, checked and immutable. Each optimizer has its own class."""
+    """The hyperparameters of one group, checked and immutable. Each optimizer has its own class.
+
+    It is a dataclass. Its fields are floats, which a block may override, bools and enums, which are chosen once; they
+    have the names that the contract gives them.
+    """
 
     @property
     def kernel(self) -> Kernel:
@@ -55,3 +62,30 @@ class Hyperparameters(Protocol):
 
     def replace(self, changes: Mapping[str, float]) -> Hyperparameters:
         """A checked copy with other numbers. Raises InvalidHyperparameter."""
+
+
+@runtime_checkable
+class Primed(Protocol):
+    """Hyperparameters whose slots do not all begin with zeros."""
+
+    @property
+    def initial_values(self) -> Mapping[str, float]:
+        """What each element of a slot is before the first step; slots that are not named begin with 0."""
+
+
+def initial_values(group: Hyperparameters) -> Mapping[str, float]:
+    """What the slots that ``group`` uses begin with, where that is not 0."""
+    named = group.initial_values if isinstance(group, Primed) else {}
+    return {slot: value for slot, value in named.items() if value != 0 and slot in group.kernel.used_slots}
+
+
+@functools.cache
+def field_types(kind: Any) -> Mapping[str, Any]:
+    """The hyperparameters of an optimizer's class, in order: float, bool or an IntEnum each."""
+    hints = typing.get_type_hints(kind)
+    return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
+
+
+def numbers(kind: Any) -> tuple[str, ...]:
+    """Those of its hyperparameters that are numbers."""
+    return tuple(name for name, found in field_types(kind).items() if found is float)

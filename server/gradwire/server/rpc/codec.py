@@ -17,17 +17,14 @@ from gradwire.server.engine.features import Feature
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.spec import Durability, NonFinitePolicy, RunSpec
 from gradwire.server.memory.shared_memory import SharedMemory, SharedSlice
-from gradwire.server.optimizers.adam import AdamHyperparameters, EpsilonPlacement, MaximumOf, WeightDecayMode
 from gradwire.server.optimizers.base import Hyperparameters
-from gradwire.server.optimizers.schedules import Schedule
+from gradwire.server.rpc.hyperparameters import choice, decode_group, decode_numbers
 from gradwire.v1 import run_pb2, train_pb2
 from gradwire.wire.encoding import MAX_ANSWER_BYTES, Array, state_dtype, wire_dtype
 from gradwire.wire.envelope import Opened, open_request
-from gradwire.wire.errors import GradwireError, InvalidHyperparameter, InvalidSpec, ProtocolViolation
+from gradwire.wire.errors import ProtocolViolation
 from gradwire.wire.int8 import Blocks
 from gradwire.wire.layout_message import decode_layout
-
-NUMBERS = ("lr", "beta1", "beta2", "eps", "weight_decay", "low", "high")
 
 _MANY_GROUPS = 1000
 
@@ -45,7 +42,7 @@ def decode_spec(message: run_pb2.RunSpec, name: str) -> RunSpec:
         layout=decode_layout(message.groups),
         dtype=state_dtype(message.dtype),
         groups=_decode_groups(message.groups),
-        non_finite_policy=_choice(NonFinitePolicy, message.non_finite_policy, "non_finite_policy"),
+        non_finite_policy=choice(NonFinitePolicy, message.non_finite_policy, "non_finite_policy"),
         clip_value=message.clip_value if message.HasField("clip_value") else None,
         clip_norm=message.clip_norm if message.HasField("clip_norm") else None,
         durability=decode_durability(message.durability),
@@ -88,7 +85,7 @@ def _decode_header(message: train_pb2.BlockHeader, last: bool) -> BlockHeader:
     if message.deferred and not last:
         # A deferred block's other fields count in its last message only; before that they need not even be valid.
         return BlockHeader(steps, overrides=_guessed_numbers(message.overrides), deferred=True)
-    returns: Returns = _choice(Returns, message.returns, "returns", ProtocolViolation)
+    returns: Returns = choice(Returns, message.returns, "returns", ProtocolViolation)
     if not (message.absent_tensors or message.overrides or message.deferred):
         return BlockHeader(steps, returns)
     return BlockHeader(
@@ -206,38 +203,8 @@ def _encode_receipt(receipt: Receipt, sent_bytes: int, message: train_pb2.Receip
 
 def decode_durability(value: int) -> Durability | None:
     """None: not set. Raises InvalidSpec."""
-    found: Durability | None = _choice(Durability, value, "durability") if value else None
+    found: Durability | None = choice(Durability, value, "durability") if value else None
     return found
-
-
-def decode_numbers(messages: Iterable[run_pb2.Override]) -> dict[int, dict[str, float]]:
-    """Group -> numbers that change. Raises ProtocolViolation."""
-    overrides: dict[int, dict[str, float]] = {}
-    for override in messages:
-        if override.group in overrides:
-            raise ProtocolViolation(f"two overrides for group {override.group} in one block; expected at most one")
-        overrides[override.group] = _present_numbers(override)
-    return overrides
-
-
-def decode_group(index: int, message: run_pb2.Group) -> Hyperparameters:
-    """Raises InvalidSpec or InvalidHyperparameter."""
-    if message.WhichOneof("optimizer") != "adam":
-        raise InvalidSpec(f"group {index} names no optimizer that this server knows; expected adam")
-    adam = message.adam
-    try:
-        return AdamHyperparameters(
-            weight_decay_mode=_choice(WeightDecayMode, adam.weight_decay_mode, "weight_decay_mode"),
-            amsgrad=adam.amsgrad,
-            epsilon_placement=_choice(EpsilonPlacement, adam.epsilon_placement, "epsilon_placement"),
-            maximum_of=_choice(MaximumOf, adam.maximum_of, "maximum_of"),
-            bias_correction=adam.bias_correction if adam.HasField("bias_correction") else True,
-            schedule=_choice(Schedule, adam.schedule, "schedule"),
-            maximize=adam.maximize,
-            **_present_numbers(adam),
-        )
-    except InvalidHyperparameter as error:
-        raise error.within(f"group {index}") from None
 
 
 def _decode_groups(messages: Iterable[run_pb2.Group]) -> tuple[Hyperparameters, ...]:
@@ -245,20 +212,9 @@ def _decode_groups(messages: Iterable[run_pb2.Group]) -> tuple[Hyperparameters, 
     known: dict[tuple[str | None, bytes], Hyperparameters] = {}
     groups = []
     for index, message in enumerate(messages):
-        key = message.WhichOneof("optimizer"), message.adam.SerializeToString()
+        name = message.WhichOneof("optimizer")
+        key = name, b"" if name is None else getattr(message, name).SerializeToString()
         if key not in known:
             known[key] = decode_group(index, message)
         groups.append(known[key])
     return tuple(groups)
-
-
-def _present_numbers(message: run_pb2.Adam | run_pb2.Override) -> dict[str, float]:
-    return {name: getattr(message, name) for name in NUMBERS if message.HasField(name)}  # type: ignore[arg-type]
-
-
-def _choice(enum: Any, value: int, field: str, error: type[GradwireError] = InvalidSpec) -> Any:
-    """The member of ``enum``; 0 (unspecified) is its first one, which is the documented default."""
-    try:
-        return enum(value or 1)
-    except ValueError:
-        raise error(f"{field} is {value}; expected one of {', '.join(f'{m.value} ({m.name})' for m in enum)}") from None

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from math import inf
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.threads import pieces
-from gradwire.server.optimizers.adam import AdamHyperparameters
 from gradwire.server.optimizers.base import Hyperparameters
-from gradwire.server.rpc.codec import NUMBERS, durability_of, placements
+from gradwire.server.rpc.codec import durability_of, placements
+from gradwire.server.rpc.hyperparameters import encode_group
 from gradwire.v1 import run_pb2
 from gradwire.wire.encoding import dtype_of
 from gradwire.wire.envelope import field, length_delimited
@@ -86,20 +85,3 @@ def report(run: Run, name: str, server_instance: str) -> RunReport:
         spec.layout,
         run.groups,
     )
-
-
-def encode_group(group: Hyperparameters) -> run_pb2.Group:
-    assert isinstance(group, AdamHyperparameters)
-    adam = run_pb2.Adam(
-        weight_decay_mode=int(group.weight_decay_mode),  # type: ignore[arg-type]
-        amsgrad=group.amsgrad,
-        epsilon_placement=int(group.epsilon_placement),  # type: ignore[arg-type]
-        maximum_of=int(group.maximum_of),  # type: ignore[arg-type]
-        bias_correction=group.bias_correction,
-        schedule=int(group.schedule),  # type: ignore[arg-type]
-        maximize=group.maximize,
-    )
-    for name in NUMBERS:
-        if (value := getattr(group, name)) not in (-inf, inf):
-            setattr(adam, name, value)
-    return run_pb2.Group(adam=adam)

@@ -66,7 +66,7 @@ class OptimizerServicer(SnapshotCalls, ServerCalls):
         try:
             if header.HasField("state"):
                 creation.begin_with(header.state.slots, header.state.step, header.state.tensor_steps)
-            await self.registry.prepare(spec)
+            await self.registry.prepare(creation.run)
             async for request in requests:
                 if request.WhichOneof("message") == "slot_slice":
                     part = request.slot_slice

@@ -10,7 +10,8 @@ from gradwire.server.engine.run import Run
 from gradwire.server.engine.threads import in_thread
 from gradwire.server.rpc.call import Call
 from gradwire.server.rpc.calls import Calls, first_of, open_stream, require
-from gradwire.server.rpc.codec import decode_durability, decode_group, decode_numbers
+from gradwire.server.rpc.codec import decode_durability
+from gradwire.server.rpc.hyperparameters import decode_group, decode_numbers
 from gradwire.server.runs import files, operations
 from gradwire.server.store.base import SnapshotInfo
 from gradwire.v1 import run_pb2, service_pb2

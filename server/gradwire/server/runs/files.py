@@ -171,7 +171,7 @@ class Import:
                 except ProtocolViolation as error:
                     raise InvalidSpec(f"the file's description of the run makes no sense: {error}") from error
                 creation.run.step = state.step
-            await registry.prepare(spec)
+            await registry.prepare(creation.run)
             await in_thread(registry.executor, partial(_fill, creation, vectors, state is not None))
             run = await registry.finish_creation(creation)
         finally:

@@ -179,7 +179,7 @@ async def fork(
             )
         creation = registry.begin_creation(spec, request_id, replaces, None)
         try:
-            await registry.prepare(spec)
+            await registry.prepare(creation.run)
             await in_thread(registry.executor, partial(_begin_with, creation, snapshot))
             made = await registry.finish_creation(creation)
         finally:

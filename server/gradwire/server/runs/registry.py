@@ -9,6 +9,7 @@ from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any, TypeVar
 
 import numpy as np
@@ -18,12 +19,13 @@ from gradwire.server.access.identity import tenant_of
 from gradwire.server.access.ledger import Ledger
 from gradwire.server.config import ServerConfig
 from gradwire.server.devices.base import Device
-from gradwire.server.durability.fingerprint import fingerprint
 from gradwire.server.durability.restorer import Restorer
 from gradwire.server.durability.run_storage import reserved_bytes, storage_of
 from gradwire.server.durability.stored_runs import DamagedRun, FirstSnapshot, StoredRuns, with_durability
+from gradwire.server.engine.initial_state import begins_with_zeros, prime
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.spec import RunSpec
+from gradwire.server.engine.threads import in_thread
 from gradwire.server.engine.workers import check_id
 from gradwire.server.memory.budget import MemoryBudget
 from gradwire.server.runs.creation import Creation
@@ -76,7 +78,7 @@ class Registry:
         self.memory_store = MemoryStore()
         """Has the snapshots of runs that live in memory."""
         if store is not None:
-            self.stored_runs = StoredRuns(store, fingerprint(device), config, self.runs, self._is_crowded)
+            self.stored_runs = StoredRuns(store, device, config, self.runs, self._is_crowded)
         self._damaged: dict[str, DamagedRun] = {}
         self._structure = asyncio.Lock()
         """Held while the store learns which runs there are."""
@@ -213,9 +215,12 @@ class Registry:
         limit = self.ledger.disk_limit(tenant)
         return limit is not None and self.disk_bytes(tenant) > limit
 
-    async def prepare(self, spec: RunSpec) -> None:
-        """Compiles what the run's steps will call, in a thread: never at a step, never on the event loop."""
-        await asyncio.get_running_loop().run_in_executor(self.executor, self._compile, spec)
+    async def prepare(self, run: Run) -> None:
+        """Compiles what the run's steps will call, in a thread: never at a step, never on the event loop. Puts into its
+        state what that begins with."""
+        await asyncio.get_running_loop().run_in_executor(self.executor, self._compile, run.spec)
+        if not begins_with_zeros(run):
+            await in_thread(self.executor, partial(prime, run))
 
     def _compile(self, spec: RunSpec) -> None:
         self.device.warm_up([(kernel, spec.dtype) for kernel in {group.kernel for group in spec.groups}])

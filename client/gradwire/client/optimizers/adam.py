@@ -1,20 +1,16 @@
-"""Optimizer presets. The class picks the defaults, the keywords change them; the server does the arithmetic."""
+"""Adam and AMSGrad. The class picks the defaults, the keywords change them."""
 
 from __future__ import annotations
 
-import contextlib
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
-import numpy as np
-
+from gradwire.client.optimizers.numbers import number, pair, truth
+from gradwire.client.optimizers.optimizer import SCHEDULES, Optimizer
 from gradwire.v1 import run_pb2
 
 _Adam = run_pb2.Adam
 
-_SCHEDULES = {"constant": _Adam.SCHEDULE_CONSTANT, "inverse-sqrt": _Adam.SCHEDULE_INVERSE_SQRT}
 _MAXIMA = {"raw": _Adam.MAXIMUM_OF_RAW, "bias-corrected": _Adam.MAXIMUM_OF_BIAS_CORRECTED}
 
 
@@ -45,7 +41,7 @@ class WeightDecay:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Adam:
+class Adam(Optimizer):
     """Adam with labml's defaults (Kingma and Ba 2015; ``labml_nn.optimizers.adam``).
 
     Args:
@@ -86,8 +82,8 @@ class Adam:
             pair("bounds", self.bounds)
         if self.maximum_of not in _MAXIMA:
             raise ValueError(f"maximum_of is {self.maximum_of!r}; expected one of {', '.join(map(repr, _MAXIMA))}")
-        if self.schedule not in _SCHEDULES:
-            raise ValueError(f"schedule is {self.schedule!r}; expected one of {', '.join(map(repr, _SCHEDULES))}")
+        if self.schedule not in SCHEDULES:
+            raise ValueError(f"schedule is {self.schedule!r}; expected one of {', '.join(map(repr, SCHEDULES))}")
         for name in ("lr", "eps"):
             number(name, getattr(self, name))
         if not isinstance(self.weight_decay, WeightDecay):
@@ -95,15 +91,12 @@ class Adam:
         for name in ("optimized_update", "amsgrad", "bias_correction", "maximize"):
             truth(name, getattr(self, name))
 
-    def replace(self, changes: Mapping[str, Any]) -> Adam:
-        """A copy with other hyperparameters. Raises TypeError for a name that there is none of."""
-        names = {field.name for field in dataclasses.fields(self)}
-        for name in changes:
-            if name not in names:
-                raise TypeError(
-                    f"{type(self).__name__} has no hyperparameter {name!r}; expected one of {sorted(names)}"
-                )
-        return dataclasses.replace(self, **changes)
+    @property
+    def slots(self) -> tuple[str, ...]:
+        return ("exp_avg", "exp_avg_sq", "max_exp_avg_sq") if self.amsgrad else ("exp_avg", "exp_avg_sq")
+
+    def to_group(self) -> run_pb2.Group:
+        return run_pb2.Group(adam=self.to_message())
 
     def to_message(self) -> run_pb2.Adam:
         """This choice in the contract's words."""
@@ -122,7 +115,7 @@ class Adam:
             ),
             maximum_of=_MAXIMA[self.maximum_of],
             bias_correction=bool(self.bias_correction),
-            schedule=_SCHEDULES[self.schedule],
+            schedule=SCHEDULES[self.schedule],
             maximize=bool(self.maximize),
         )
         if self.bounds is not None:
@@ -192,50 +185,3 @@ class TorchAdamW(TorchAdam):
         super().__post_init__()
         if self.decoupled_weight_decay is False:
             raise ValueError("TorchAdamW always decouples its weight decay; TorchAdam does not")
-
-
-class ParamGroup:
-    """Tensors with hyperparameters of their own.
-
-    Args:
-        params: name -> array.
-        hyperparameters: those that differ from the run's optimizer.
-    """
-
-    def __init__(self, params: Mapping[str, Any], **hyperparameters: Any) -> None:
-        self.params = dict(params)
-        self.hyperparameters = hyperparameters
-
-    def __repr__(self) -> str:
-        return f"ParamGroup({list(self.params)}, {self.hyperparameters})"
-
-
-def number(name: str, value: Any) -> float:
-    """A Python, numpy or torch number as a float. Raises TypeError for anything else, booleans included."""
-    if type(value) is float:
-        return value
-    item = getattr(value, "item", None)
-    if callable(item) and getattr(value, "size", 1) != 0:  # a numpy or torch scalar
-        with contextlib.suppress(RuntimeError, ValueError):
-            value = item()
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise TypeError(f"{name} is {value!r}; expected a number")
-    return float(value)
-
-
-def truth(name: str, value: Any) -> bool:
-    """True or False, also numpy's and as 1 and 0. Raises TypeError for anything else: any text would mean True."""
-    if value is True or value is False:
-        return value
-    if not isinstance(value, (int, np.bool_)) or value not in (0, 1):
-        raise TypeError(f"{name} is {value!r}; expected True or False")
-    return bool(value)
-
-
-def pair(name: str, value: Any) -> tuple[float, float]:
-    """Two Python floats, from numbers, numpy scalars or tensors of one element. Raises TypeError."""
-    try:
-        first, second = value
-    except (TypeError, ValueError):
-        raise TypeError(f"{name} is {value!r}; expected two numbers") from None
-    return number(name, first), number(name, second)
