@@ -186,6 +186,7 @@ class Registry:
         await asyncio.get_running_loop().run_in_executor(self.executor, self._compile, spec)
 
     def _compile(self, spec: RunSpec) -> None:
+        spec.layout.columns  # noqa: B018  # they are made once, and not at the first step
         self.device.warm_up([(kernel, spec.dtype) for kernel in {group.kernel for group in spec.groups}])
         for group in spec.groups:
             group.varying(1, 1, 1, spec.dtype)
