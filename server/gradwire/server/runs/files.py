@@ -213,7 +213,7 @@ class _State:
     tensor_steps: list[int]
 
 
-def _read(path: Path, optimizer: Hyperparameters | None) -> tuple[RunSpec, _State | None, Mapping[str, Vector]]:
+def _read(path: Path, optimizer: Hyperparameters | None) -> tuple[RunSpec, _State | None, dict[str, Vector]]:
     """Spec, state and vectors of a file. Raises InvalidSpec."""
     from gradwire.server.store.snapshots import read_file
 
@@ -263,12 +263,13 @@ def _count(value: Any) -> int:
     return value
 
 
-def _fill(creation: Creation, vectors: Mapping[str, Vector], with_state: bool) -> None:
-    run = creation.run
-    for tensor in run.spec.layout.tensors:
-        _write(run, run.state.params, tensor.start, vectors[tensor.name])
+def _fill(creation: Creation, vectors: dict[str, Vector], with_state: bool) -> None:
+    """Uses ``vectors`` up: to free hundreds of thousands at once would keep the event loop waiting."""
+    run, layout = creation.run, creation.run.spec.layout
+    for name, start in zip(layout.names, layout.columns.starts.tolist(), strict=True):
+        _write(run, run.state.params, start, vectors.pop(name))
         for slot in run.spec.slots if with_state else ():
-            _write(run, run.state.slots[slot], tensor.start, vectors[slot_name(slot, tensor.name)])
+            _write(run, run.state.slots[slot], start, vectors.pop(slot_name(slot, name)))
 
 
 def _write(run: Run, target: Any, start: int, vector: Vector) -> None:

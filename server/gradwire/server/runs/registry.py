@@ -223,6 +223,7 @@ class Registry:
             await in_thread(self.executor, partial(prime, run))
 
     def _compile(self, spec: RunSpec) -> None:
+        spec.layout.columns  # noqa: B018  # they are made once, and not at the first step
         self.device.warm_up([(kernel, spec.dtype) for kernel in {group.kernel for group in spec.groups}])
         for group in spec.groups:
             group.varying(1, 1, 1, spec.dtype)

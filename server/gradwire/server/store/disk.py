@@ -104,10 +104,9 @@ class DiskStore(Store):
         return list(self._index.losses)
 
     def create(self, run: StoredRun, first: Written, replaces: str = "", label: str = "") -> Future[SnapshotInfo]:
-        position = Position(0, first_link(run.uid, run.spec))
-
         def work(transaction: Transaction) -> SnapshotInfo:
             failpoint("create.before-insert")
+            position = Position(0, first_link(run.uid, run.spec))  # megabytes, with many tensors
             self._count(transaction)
             if replaces:
                 self._delete(transaction, replaces)
