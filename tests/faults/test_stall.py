@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 
 import grpc
 import numpy as np
 import pytest
 
-from gradwire.v1 import run_pb2, service_pb2
+from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc
 from gradwire.wire.errors import Stalled
 from tests.faults.bare import BareStream, Stub, create, fresh_name, read_parameters, refusal_of, spec_of
 from tests.faults.gated import GatedDevice, gradient
-from tests.faults.hosted import HostedServer, eventually
+from tests.faults.hosted import WAIT_SECONDS, HostedServer, eventually
 from tests.faults.proxy import Direction, Proxy
 
 SIZE = 2**22
@@ -113,3 +114,50 @@ def test_a_reader_whose_connection_breaks_is_no_error_of_the_server(
         eventually(lambda: hosted.handler_tasks() == 0, "the call ends")
         answers.cancel()
     assert hosted.used_bytes == run_bytes
+
+
+def requests_of(method: str, run: str) -> list[object]:
+    """Those that come before somebody falls silent."""
+    if method == "CreateRun":
+        header = service_pb2.CreateRunHeader(spec=spec_of(fresh_name("silent"), SIZE), request_id="silent")
+        return [service_pb2.CreateRunRequest(header=header)]
+    if method == "WriteParameters":
+        return [service_pb2.WriteParametersRequest(header=service_pb2.WriteParametersHeader(name=f"runs/{run}"))]
+    if method == "WriteState":
+        state = service_pb2.StateHeader(slots=["exp_avg", "exp_avg_sq", "max_exp_avg_sq"], tensor_steps=[0])
+        return [service_pb2.WriteStateRequest(header=service_pb2.WriteStateHeader(name=f"runs/{run}", state=state))]
+    if method == "ImportRun":
+        header = service_pb2.ImportRunHeader(name=f"runs/{fresh_name('silent')}", request_id="silent")
+        return [service_pb2.ImportRunRequest(header=header), service_pb2.ImportRunRequest(data=b"x")]
+    return []
+
+
+@pytest.mark.parametrize("silent_from", ["the beginning", "its header on"])
+@pytest.mark.parametrize("method", ["CreateRun", "WriteParameters", "WriteState", "ImportRun", "Train"])
+def test_a_client_that_sends_nothing_more_is_told_and_costs_nothing(method: str, silent_from: str) -> None:
+    with HostedServer(stall_timeout_seconds=0.3) as hosted, grpc.insecure_channel(hosted.target) as channel:
+        stub = service_pb2_grpc.OptimizerServiceStub(channel)
+        name = fresh_name("silent")
+        create(stub, spec_of(name, 8), np.zeros(8, np.float32))
+        run_bytes = hosted.used_bytes
+        silence = threading.Event()
+
+        def requests() -> Iterator[object]:
+            if silent_from == "its header on":
+                yield from requests_of(method, name)
+            silence.wait(WAIT_SECONDS)
+
+        def answers() -> list[object]:
+            answer = getattr(stub, method)(requests())
+            return list(answer) if method == "Train" else [answer]
+
+        try:
+            with pytest.raises(grpc.RpcError) as caught:
+                answers()
+            refusal = refusal_of(caught.value)
+            assert isinstance(refusal, Stalled)
+            assert refusal.applied is False
+            assert "nothing was sent" in refusal.message
+            eventually(lambda: hosted.used_bytes == run_bytes, "what was reserved is freed")
+        finally:
+            silence.set()

@@ -105,7 +105,8 @@ class OptimizerServiceStub:
                                                                 runs, close streams (a RetryInfo says when it may be
                                                                 worth asking); `max_steps`: fewer steps at once
       RESULT_TOO_LARGE       RESOURCE_EXHAUSTED  false   no     a trajectory beyond `max_bytes`: fewer steps, or LAST
-      STALLED                DEADLINE_EXCEEDED   any     attach you did not read for 60 s (--stall-timeout)
+      STALLED                DEADLINE_EXCEEDED   any     attach you did not read for 60 s (--stall-timeout), or sent no
+                                                                request, no attachment, no more of an upload
       DRAINING               UNAVAILABLE         false   later  the server is about to stop: try until it is back
       STARTING               UNAVAILABLE         false   later  its runs are not back from the disk yet
       STORAGE_FULL           RESOURCE_EXHAUSTED  any     later  its disk is full: nothing happens before somebody makes
@@ -334,7 +335,8 @@ class OptimizerServiceAsyncStub:
                                                                 runs, close streams (a RetryInfo says when it may be
                                                                 worth asking); `max_steps`: fewer steps at once
       RESULT_TOO_LARGE       RESOURCE_EXHAUSTED  false   no     a trajectory beyond `max_bytes`: fewer steps, or LAST
-      STALLED                DEADLINE_EXCEEDED   any     attach you did not read for 60 s (--stall-timeout)
+      STALLED                DEADLINE_EXCEEDED   any     attach you did not read for 60 s (--stall-timeout), or sent no
+                                                                request, no attachment, no more of an upload
       DRAINING               UNAVAILABLE         false   later  the server is about to stop: try until it is back
       STARTING               UNAVAILABLE         false   later  its runs are not back from the disk yet
       STORAGE_FULL           RESOURCE_EXHAUSTED  any     later  its disk is full: nothing happens before somebody makes
@@ -562,7 +564,8 @@ class OptimizerServiceServicer(metaclass=abc.ABCMeta):
                                                                 runs, close streams (a RetryInfo says when it may be
                                                                 worth asking); `max_steps`: fewer steps at once
       RESULT_TOO_LARGE       RESOURCE_EXHAUSTED  false   no     a trajectory beyond `max_bytes`: fewer steps, or LAST
-      STALLED                DEADLINE_EXCEEDED   any     attach you did not read for 60 s (--stall-timeout)
+      STALLED                DEADLINE_EXCEEDED   any     attach you did not read for 60 s (--stall-timeout), or sent no
+                                                                request, no attachment, no more of an upload
       DRAINING               UNAVAILABLE         false   later  the server is about to stop: try until it is back
       STARTING               UNAVAILABLE         false   later  its runs are not back from the disk yet
       STORAGE_FULL           RESOURCE_EXHAUSTED  any     later  its disk is full: nothing happens before somebody makes

@@ -87,7 +87,7 @@ def _option(
 @_option("--snapshot-interval", "Seconds after which a changed run is saved.", seconds, key="snapshot_interval_seconds")
 @_option("--snapshot-steps", "Steps after which a run is saved, however recently.", int, "none in particular")
 @_option("--snapshots-kept", "Snapshots of each run that are kept.", int)
-@_option("--stall-timeout", "Seconds a reply may wait for its peer.", seconds, key="stall_timeout_seconds")
+@_option("--stall-timeout", "Seconds a reply or a request may wait for its peer.", seconds, key="stall_timeout_seconds")
 @_option("--keepalive", "Seconds between probes of an idle connection.", seconds, key="keepalive_seconds")
 @_option("--drain-timeout", "Seconds that running steps get after SIGTERM.", seconds, key="drain_timeout_seconds")
 @_option("--shared-memory/--no-shared-memory", "Share memory with clients on this host.", key="shared_memory")

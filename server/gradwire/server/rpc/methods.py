@@ -96,7 +96,7 @@ def _wrapped(servicer: Calls, method: Any) -> Callable[[Any, Any], Awaitable[Any
 
 async def _message(guard: StreamGuard, context: Any, request: type[Message]) -> Message:
     """The only request of a call. Raises ProtocolViolation."""
-    serialized = await guard.read(context.read)
+    serialized = await guard.request(context.read)
     if serialized is grpc.aio.EOF:
         raise ProtocolViolation("the call ended before its request")
     return _decoded(serialized, request)
@@ -106,7 +106,7 @@ async def _messages(
     guard: StreamGuard, context: Any, request: type[Message], pace: Pace | None
 ) -> AsyncIterator[Message]:
     """The requests of a call, one after another, as fast as ``pace`` has them. Raises ProtocolViolation."""
-    while (serialized := await guard.read(context.read)) is not grpc.aio.EOF:
+    while (serialized := await guard.request(context.read)) is not grpc.aio.EOF:
         yield _decoded(serialized, request)
         if pace is not None:
             pace.use(0, len(serialized))

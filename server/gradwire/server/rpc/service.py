@@ -98,7 +98,7 @@ class OptimizerServicer(SnapshotCalls, ServerCalls):
         await open_stream(call.context)
         with self.guarded(call) as guard, ExitStack() as streams:
             self.registry.require_open()
-            first = await guard.read(call.context.read)
+            first = await guard.request(call.context.read)
             attach = _train_request(first, "attach").message.attach
             call.who.require_worker(attach.worker_id)
             run = self.run_of(call, attach.run, attach.run_uid)

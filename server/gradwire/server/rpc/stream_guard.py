@@ -30,7 +30,8 @@ class StreamGuard:
         self._stall_timeout_seconds = stall_timeout_seconds
         self._error: GradwireError | None = None
         self._reading = False
-        self._writing = False
+        self._stalled: Callable[[float], GradwireError] | None = None
+        """Makes what ends a wait for the peer that lasts too long; None: nobody waits so."""
         self._give_up_at = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._drain: GradwireError | None = None
@@ -41,7 +42,7 @@ class StreamGuard:
             self._loop.call_soon_threadsafe(self.interrupt, error)
         elif self._error is None:
             self._error = error
-            if self._reading or self._writing:
+            if self._reading or self._stalled is not None:
                 self._task.cancel()
 
     def drain(self, error: GradwireError) -> None:
@@ -70,6 +71,14 @@ class StreamGuard:
         finally:
             self._reading = False
 
+    async def request(self, read: Callable[[], Awaitable[T]]) -> T:
+        """As `read`, for what the peer has no reason to take its time over. Raises Stalled."""
+        self._wait_for_peer(_silent)
+        try:
+            return await self.read(read)
+        finally:
+            self._stalled = None
+
     async def pause(self, seconds: float) -> None:
         """Lets the peer wait. Whatever would end a read ends this, too."""
         await self.read(lambda: asyncio.sleep(seconds))
@@ -84,11 +93,7 @@ class StreamGuard:
     async def _within_stall_timeout(self, act: Callable[..., Awaitable[T]], *arguments: object) -> T:
         if self._error is not None:
             raise self._error
-        # One timer a stream, not one a write: it looks whether the write under way is older than it may be.
-        self._give_up_at = self._loop.time() + self._stall_timeout_seconds
-        if self._timer is None:
-            self._timer = self._loop.call_at(self._give_up_at, self._check_stall)
-        self._writing = True
+        self._wait_for_peer(_deaf)
         try:
             return await act(*arguments)
         except asyncio.CancelledError:
@@ -99,7 +104,14 @@ class StreamGuard:
             # The peer has gone. Mostly gRPC cancels the handler then, but a write under way may fail before that.
             raise asyncio.CancelledError from error
         finally:
-            self._writing = False
+            self._stalled = None
+
+    def _wait_for_peer(self, stalled: Callable[[float], GradwireError]) -> None:
+        """One timer a stream, not one a wait: it looks whether the wait under way is older than it may be."""
+        self._stalled = stalled
+        self._give_up_at = self._loop.time() + self._stall_timeout_seconds
+        if self._timer is None:
+            self._timer = self._loop.call_at(self._give_up_at, self._check_stall)
 
     def close(self) -> None:
         """Ends the guard with its stream."""
@@ -108,15 +120,21 @@ class StreamGuard:
 
     def _check_stall(self) -> None:
         self._timer = None
-        if not self._writing:
+        if self._stalled is None:
             return
         if self._loop.time() < self._give_up_at:
             self._timer = self._loop.call_at(self._give_up_at, self._check_stall)
             return
-        self.interrupt(
-            Stalled(
-                f"a reply was not taken off the stream for {self._stall_timeout_seconds:g} s; read while you write",
-                applied=None,
-                stall_timeout_seconds=self._stall_timeout_seconds,
-            )
-        )
+        self.interrupt(self._stalled(self._stall_timeout_seconds))
+
+
+def _deaf(seconds: float) -> GradwireError:
+    return Stalled(
+        f"a reply was not taken off the stream for {seconds:g} s; read while you write",
+        applied=None,
+        stall_timeout_seconds=seconds,
+    )
+
+
+def _silent(seconds: float) -> GradwireError:
+    return Stalled(f"nothing was sent for {seconds:g} s; expected a request", stall_timeout_seconds=seconds)
