@@ -12,7 +12,7 @@ from benchmarks.backend import FLOAT32, Backend
 from benchmarks.measure import Timing, interleave, timed
 from gradwire.server.devices.base import Segment, State
 from gradwire.server.optimizers.adam import SLOTS, AdamHyperparameters, EpsilonPlacement
-from gradwire.server.optimizers.base import Kernel
+from gradwire.server.optimizers.base import Hyperparameters, Kernel
 from gradwire.wire.layout import Range
 
 TARGET = 1.3
@@ -103,7 +103,7 @@ HEADER = ("one step", "device", "median [middle half]", "GB/s", "x copy floor", 
 class Vector:
     """A run's state under one group's hyperparameters, which counts its steps."""
 
-    def __init__(self, backend: Backend, group: AdamHyperparameters, params: np.ndarray[Any, Any]) -> None:
+    def __init__(self, backend: Backend, group: Hyperparameters, params: np.ndarray[Any, Any]) -> None:
         self._device = backend.device
         self._group = group
         self._steps = 0

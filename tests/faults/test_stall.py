@@ -127,8 +127,8 @@ def requests_of(method: str, run: str) -> list[object]:
         state = service_pb2.StateHeader(slots=["exp_avg", "exp_avg_sq", "max_exp_avg_sq"], tensor_steps=[0])
         return [service_pb2.WriteStateRequest(header=service_pb2.WriteStateHeader(name=f"runs/{run}", state=state))]
     if method == "ImportRun":
-        header = service_pb2.ImportRunHeader(name=f"runs/{fresh_name('silent')}", request_id="silent")
-        return [service_pb2.ImportRunRequest(header=header), service_pb2.ImportRunRequest(data=b"x")]
+        first = service_pb2.ImportRunHeader(name=f"runs/{fresh_name('silent')}", request_id="silent")
+        return [service_pb2.ImportRunRequest(header=first), service_pb2.ImportRunRequest(data=b"x")]
     return []
 
 

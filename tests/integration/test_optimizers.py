@@ -188,6 +188,19 @@ def test_groups_of_one_run_may_have_different_optimizers(server: Server) -> None
         assert not state["b"]["momentum_buffer"].any()
 
 
+@pytest.mark.parametrize("case", ["sgd", "diloco", "fedyogi"])
+def test_gradients_are_clipped_before_any_of_it(server: Server, case: str) -> None:
+    optimizer, rule = CASES[case]
+    reference = ReferenceRun(values(0), rule)
+    with server.create_run(f"{case}-clipped", values(0), optimizer, clip_norm=0.5) as run:
+        for k in range(3):
+            grads = values(k)
+            norm = np.sqrt(sum(np.square(grad).sum() for grad in grads.values()))
+            reference.step({name: np.asarray(grad * (0.5 / (norm + 1e-6))) for name, grad in grads.items()})
+            run.step(grads)
+        assert_close(run.params, reference.params)
+
+
 OVERRIDES: dict[str, dict[str, Any]] = {
     "fedavgm": {"lr": 0.5, "momentum": 0.5, "dampening": 0.1, "weight_decay": 0.1, "bounds": (-1.0, 1.0)},
     "adagrad": {"lr": 0.5, "lr_decay": 0.5, "weight_decay": 0.2, "eps": 0.1},
@@ -256,8 +269,17 @@ def test_a_server_that_is_killed_brings_back_runs_of_every_optimizer(durability:
     """The journal is replayed through the same kernels."""
     digests: dict[str, str] = {}
     with ServerProcess("--data-dir", str(tmp_path)) as process, connect(process.target) as connection:
-        for case, (optimizer, _) in {**CASES, "adam": (Adam(), None)}.items():
-            with connection.create_run(case, values(0), optimizer, durability=durability) as run:
+        mixed = [
+            ParamGroup({name: value}, optimizer)
+            for (name, value), optimizer in zip(
+                values(0).items(), (Yogi(), SGD(), FedAdagrad(), AMSGrad()), strict=True
+            )
+        ]
+        runs: dict[str, tuple[Any, Optimizer]] = {
+            case: (values(0), optimizer) for case, (optimizer, _) in CASES.items()
+        }
+        for case, (params, optimizer) in {**runs, "adam": (values(0), Adam()), "mixed": (mixed, SGD())}.items():
+            with connection.create_run(case, params, optimizer, durability=durability) as run:
                 for k in range(3):
                     run.step(values(k))
                 if durability == "SNAPSHOT":

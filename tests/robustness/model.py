@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gradwire.client import AMSGrad, Run, Server
+from gradwire.client import SGD, AMSGrad, FedYogi, Optimizer, Run, Server
 
 
 class Violation(AssertionError):
@@ -66,8 +66,10 @@ class Shape:
     def initial(self) -> dict[str, npt.NDArray[np.float32]]:
         return values_of(self, self.seed)
 
-    def optimizer(self) -> AMSGrad:
-        return AMSGrad(lr=0.05, weight_decay=0.01)
+    def optimizer(self) -> Optimizer:
+        """Of one kind for each seed: with three vectors, with one, and with some that do not begin with 0."""
+        kinds = AMSGrad(lr=0.05, weight_decay=0.01), SGD(lr=0.05, momentum=0.9), FedYogi(lr=0.05)
+        return kinds[self.seed % 3]
 
 
 def values_of(shape: Shape, seed: int, rows: int | None = None) -> dict[str, npt.NDArray[np.float32]]:
@@ -132,7 +134,7 @@ class Fingerprint:
 
 def fingerprint(run: Run) -> Fingerprint:
     message = run.describe()
-    groups = b"".join(group.adam.SerializeToString(deterministic=True) for group in message.spec.groups)
+    groups = b"".join(group.SerializeToString(deterministic=True) for group in message.spec.groups)
     return Fingerprint(message.step, run.digest(), groups)
 
 

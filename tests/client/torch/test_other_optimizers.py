@@ -132,6 +132,24 @@ def test_state_that_is_edited_goes_to_the_server(server: Server) -> None:
         assert_close(here, there, 4 * STEPS)
 
 
+@pytest.mark.parametrize("case", ["momentum", "adagrad"])
+def test_what_a_wrapper_keeps_beside_stays_its_own(server: Server, case: str) -> None:
+    """Also under a key that another optimizer has."""
+    key = "step" if case == "momentum" else "momentum_buffer"
+    remote, here, local, there = pair(server, case)
+    with remote:
+        both(remote, here, local, there, 0)
+        remote.state[here[0]][key] = 7
+        both(remote, here, local, there, 1)
+        assert remote.state[here[0]][key] == 7
+        saved = remote.state_dict()
+        assert saved["state"][0][key] == 7
+        remote.load_state_dict(saved)
+        assert remote.state[here[0]][key] == 7
+        both(remote, here, local, there, 2)
+        assert_close(here, there, 4 * STEPS)
+
+
 def test_a_scheduler_moves_the_momentum(server: Server) -> None:
     remote, here, local, there = pair(server, "momentum")
     schedulers = [

@@ -18,6 +18,7 @@ from gradwire.client.torch.closing import Closing
 from gradwire.client.torch.overlap import Overlap
 from gradwire.client.torch.shield import Shield
 from gradwire.client.torch.state_view import States, StateView
+from gradwire.client.torch.words import state_keys, words_for
 from gradwire.client.training.early_gradients import Source
 from gradwire.wire.errors import GradwireError
 from gradwire.wire.tls import TLS
@@ -43,7 +44,7 @@ class BoundRun:
     ) -> None:
         self.server = target if isinstance(target, Server) else connect(target, tls=tls, token=token)
         self.closing = Closing(None if isinstance(target, Server) else self.server)
-        self.view = StateView(_weakly(self._params, []), _weakly(self._read_states, {}))
+        self.view = StateView(_weakly(self._params, []), _weakly(self._read_states, {}), state_keys(words_for(preset)))
         self.overlap: Overlap | None = None
         self._preset = preset
         self._creation = creation

@@ -11,7 +11,7 @@ import torch
 from gradwire.client.torch import groups as torch_groups
 from gradwire.client.torch.binding import ParamGroups
 from gradwire.client.torch.state import check_parts
-from gradwire.client.torch.state_entry import SLOTS
+from gradwire.client.torch.words import state_keys, words_of
 
 
 def packed(states: Mapping[Any, Any], param_groups: ParamGroups) -> dict[str, Any]:
@@ -40,10 +40,10 @@ class Checkpoint(NamedTuple):
     """A saved state, for the parameters that an optimizer has."""
 
     states: dict[Any, Any]
-    """Adam's, under the keys of ``saved_groups``."""
+    """The optimizer's, under the keys of ``saved_groups``."""
     saved_groups: list[dict[str, Any]]
     others: dict[Any, Any]
-    """What wrappers have kept: by parameter beside Adam's own, or under other keys."""
+    """What wrappers have kept: by parameter beside the optimizer's own, or under other keys."""
     groups: list[dict[str, Any]]
     """``param_groups`` as they are to become."""
 
@@ -61,6 +61,7 @@ def unpacked(state_dict: Any, param_groups: ParamGroups) -> Checkpoint:
         for group, new in zip(groups, saved, strict=True)
         for param, key in zip(group["params"], new["params"], strict=True)
     }
+    own = {key: state_keys(words_of(group)) for group, new in zip(groups, saved, strict=True) for key in new["params"]}
     states: dict[Any, Any] = {}
     others: dict[Any, Any] = {}
     for key, entry in state_dict["state"].items():
@@ -69,8 +70,8 @@ def unpacked(state_dict: Any, param_groups: ParamGroups) -> Checkpoint:
         elif not isinstance(entry, Mapping) or key not in params:
             states[key] = entry  # for who reads it to refuse
         else:
-            states[key] = {name: value for name, value in entry.items() if name in SLOTS}
-            rest = {name: _moved(value, params[key]) for name, value in entry.items() if name not in SLOTS}
+            states[key] = {name: value for name, value in entry.items() if name in own[key]}
+            rest = {name: _moved(value, params[key]) for name, value in entry.items() if name not in own[key]}
             if rest:
                 others[params[key]] = rest
     return Checkpoint(states, saved, others, groups)

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, MutableMapping
+from collections.abc import Callable, Iterator, MutableMapping, Sequence
 from typing import Any, TypeVar
-
-SLOTS = ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer", "sum")
-"""The keys of optimizers' own; all others are somebody else's."""
 
 _Kind = TypeVar("_Kind", bound=type)
 
@@ -41,29 +38,35 @@ def asking(kind: _Kind) -> _Kind:
 
 @asking
 class Entry(dict[Any, Any]):
-    """The state of one parameter. ``load``: puts what the server has into it; without one this is a dict."""
+    """The state of one parameter.
 
-    def __init__(self, values: Any = (), load: Callable[[], None] | None = None) -> None:
+    Args:
+        own: the keys of the optimizer's own; all others are somebody else's.
+        load: puts what the server has into it; without one this is a dict.
+    """
+
+    def __init__(self, values: Any = (), own: Sequence[str] = (), load: Callable[[], None] | None = None) -> None:
         super().__init__(values)
+        self._own = own
         self._load = load or (lambda: None)
 
     def __getitem__(self, key: Any) -> Any:
-        if key in SLOTS:
+        if key in self._own:
             self._load()
         return super().__getitem__(key)
 
     def __setitem__(self, key: Any, value: Any) -> None:
-        if key in SLOTS:
+        if key in self._own:
             self._load()
         super().__setitem__(key, value)
 
     def __delitem__(self, key: Any) -> None:
-        if key in SLOTS:
+        if key in self._own:
             self._load()
         super().__delitem__(key)
 
     def __contains__(self, key: object) -> bool:
-        if key in SLOTS:
+        if key in self._own:
             self._load()
         return super().__contains__(key)
 
@@ -87,4 +90,4 @@ class Entry(dict[Any, Any]):
 
     def raw(self) -> dict[str, Any]:
         """The keys of the optimizer's as they lie here."""
-        return {key: dict.__getitem__(self, key) for key in SLOTS if dict.__contains__(self, key)}
+        return {key: dict.__getitem__(self, key) for key in self._own if dict.__contains__(self, key)}

@@ -1,8 +1,8 @@
 """``optimizer.state`` as torch has it, of a state that is on a server.
 
 Reading fetches the state, once between two steps; what is written, and what is done to the tensors that were read, goes
-to the server before the next step. Where nobody looks, a step costs nothing more. Keys that are not Adam's, which
-wrappers keep beside them, stay here and are never fetched for.
+to the server before the next step. Where nobody looks, a step costs nothing more. Keys that are not the optimizer's,
+which wrappers keep beside them, stay here and are never fetched for.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import weakref
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -29,10 +29,14 @@ class StateView(defaultdict[Any, Any]):
     Args:
         params: those of the run, now.
         fetch: the state of those of them that were stepped, from the server, in new tensors.
+        own: see `Entry`.
     """
 
-    def __init__(self, params: Callable[[], Iterable[torch.Tensor]], fetch: Callable[[], States]) -> None:
+    def __init__(
+        self, params: Callable[[], Iterable[torch.Tensor]], fetch: Callable[[], States], own: Sequence[str]
+    ) -> None:
         super().__init__(dict)
+        self._own = own
         self._params = params
         self._fetch = fetch
         self._fresh = False
@@ -46,7 +50,7 @@ class StateView(defaultdict[Any, Any]):
 
     def __getitem__(self, key: Any) -> Any:
         if not dict.__contains__(self, key):
-            dict.__setitem__(self, key, Entry((), self.load) if isinstance(key, torch.Tensor) else {})
+            dict.__setitem__(self, key, Entry((), self._own, self.load) if isinstance(key, torch.Tensor) else {})
         return dict.__getitem__(self, key)
 
     def __setitem__(self, key: Any, value: Any) -> None:
@@ -189,7 +193,7 @@ class StateView(defaultdict[Any, Any]):
 
     def _put(self, key: Any, value: Any) -> None:
         if isinstance(key, torch.Tensor) and isinstance(value, Mapping):
-            value = Entry(value, self.load)
+            value = Entry(value, self._own, self.load)
         dict.__setitem__(self, key, value)
 
     def _fill(self, states: States) -> None:

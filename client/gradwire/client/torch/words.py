@@ -29,6 +29,8 @@ class Words:
     """The numbers that may change from step to step."""
     chosen: tuple[str, ...]
     """What is chosen once."""
+    state: tuple[str, ...]
+    """The keys of a parameter's state."""
 
     @property
     def title(self) -> str:
@@ -86,6 +88,7 @@ WORDS = (
         ),
         changing=("lr", "momentum", "dampening", "weight_decay"),
         chosen=("nesterov", "maximize"),
+        state=("momentum_buffer",),
     ),
     Words(
         preset=Adagrad,
@@ -96,6 +99,7 @@ WORDS = (
         ),
         changing=("lr", "lr_decay", "eps", "weight_decay"),
         chosen=("initial_accumulator_value", "maximize"),
+        state=("step", "sum"),
     ),
 )
 
@@ -115,3 +119,8 @@ def words_for(preset: Optimizer) -> Words | None:
 def words_in(message: run_pb2.Group) -> Words | None:
     """As `words_of`, for a group of a run."""
     return next((words for words in WORDS if message.WhichOneof("optimizer") == words.field), None)
+
+
+def state_keys(words: Words | None) -> tuple[str, ...]:
+    """The keys of a parameter's state that are the optimizer's; None: Adam's."""
+    return ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq") if words is None else words.state
