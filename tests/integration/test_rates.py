@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from gradwire.client import AMSGrad, connect
+from gradwire.server.memory.shared_memory import SharedMemory
 from gradwire.server.rpc.stream_guard import StreamGuard
 from gradwire.v1 import run_pb2, service_pb2
 from gradwire.wire.errors import Draining, GradwireError
@@ -202,3 +203,34 @@ def test_a_refusal_says_when_to_try_again(lab: BareClient, access: AccessFile, h
     with connect(hosted.target, token=secret_of("lab")) as server, pytest.raises(GradwireError) as caught:
         server.create_run("b", {"w": np.ones(1, np.float32)}, AMSGrad())
     assert caught.value.retry_seconds == 60.0
+
+
+def test_who_waits_has_answered_the_offer_of_shared_memory(
+    access: AccessFile, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is taken back where nobody answers in time, and what has not been read is no answer."""
+    heard: list[str] = []
+    confirm = SharedMemory.confirm
+
+    def confirmed(memory: SharedMemory, proof: bytes, in_place: bool = False) -> None:
+        heard.append("answered")
+        confirm(memory, proof, in_place)
+
+    async def pause(guard: StreamGuard, seconds: float) -> None:
+        heard.append("waits")
+
+    access.quotas["lab"] = 'bytes_per_second = "1MiB"'
+    access.write()
+    values = {"w": np.zeros(500_000, np.float32)}
+    listen = (f"unix:{tmp_path}/s",)
+    with (
+        HostedServer(access=str(access.path), listen=listen) as hosted,
+        connect(hosted.target, token=secret_of("lab")) as server,
+    ):
+        server.create_run("a", values, AMSGrad()).close()
+        monkeypatch.setattr(StreamGuard, "pause", pause)
+        monkeypatch.setattr(SharedMemory, "confirm", confirmed)
+        with server.attach("a", shared_memory=True) as run:
+            assert run.step(values).paced_seconds > 0
+    assert heard[-1] == "waits"
+    assert "answered" in heard

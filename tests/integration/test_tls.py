@@ -470,6 +470,10 @@ def test_a_pair_that_does_not_match_leaves_the_old_one(tmp_path: Path, caplog: p
         with connect(server.target, tls=files.trusting) as connection:
             assert connection.list_runs() == []
         assert "is no file any more" in caplog.text
+        with connect(server.target, tls=files.trusting) as connection:
+            status = connection.status()
+        assert status.certificate_refusals == 2
+        assert status.certificate_error.endswith("is no file any more")
         Path(files.path("server.key")).unlink()
         Path(files.path("server.key")).write_bytes(kept)
         with connect(server.target, tls=files.trusting) as connection:

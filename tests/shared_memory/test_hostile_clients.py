@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 
 from gradwire.client import AMSGrad, Server
+from gradwire.server.memory.shared_memory import SharedMemory
 from gradwire.v1 import run_pb2, service_pb2_grpc, train_pb2
 from gradwire.wire.errors import GradwireError, InvalidSlice, NonFiniteGradient, ProtocolViolation, Stalled
 from gradwire.wire.shared import HEADER_BYTES, Region
@@ -371,3 +372,38 @@ def test_streams_that_offer_and_never_answer(hosted: HostedServer, stub: Stub, n
         assert sum(len(part.data) for part in parts) == BYTES
         stream.finish()
     eventually(lambda: hosted.used_bytes == used, "all is free")
+
+
+def test_an_offer_that_is_not_answered_is_withdrawn(
+    hosted: HostedServer, stub: Stub, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradwire.server.rpc.train_stream.OFFER_SECONDS", 0.05)
+    before = hosted.used_bytes
+    stream = HostileStream(stub, name, confirm=False)
+    assert stream.attached.HasField("region")
+    eventually(lambda: hosted.used_bytes == before, "the memory is freed")
+    assert stream.step(1, GRADIENT).step == 1  # in messages
+    stream.put(mapped=train_pb2.Mapped(proof=stream.region.proof))
+    error = stream.error()
+    assert isinstance(error, Stalled)
+    assert error.applied is False
+    assert hosted.handlers() == 0
+
+
+def test_an_offer_that_is_answered_stays(
+    hosted: HostedServer, stub: Stub, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gradwire.server.rpc.train_stream.OFFER_SECONDS", 0.2)
+    withdrawn = threading.Event()
+    withdraw = SharedMemory.withdraw
+
+    def noted(memory: SharedMemory) -> None:
+        withdraw(memory)
+        withdrawn.set()
+
+    monkeypatch.setattr(SharedMemory, "withdraw", noted)
+    stream = HostileStream(stub, name)
+    assert withdrawn.wait(30)
+    stream.write(0, GRADIENT)
+    stream.gradients(0, BYTES)
+    assert stream.receipt().step == 1

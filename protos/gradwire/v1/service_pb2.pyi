@@ -174,6 +174,7 @@ class GetServerStatusResponse(google.protobuf.message.Message):
     EVENT_LOOP_LAG_SECONDS_FIELD_NUMBER: builtins.int
     AUDIT_LINES_LOST_FIELD_NUMBER: builtins.int
     UNUSED_HANDSHAKES_FIELD_NUMBER: builtins.int
+    CERTIFICATE_REFUSALS_FIELD_NUMBER: builtins.int
     version: builtins.str
     """Of gradwire."""
     server_instance: builtins.str
@@ -204,6 +205,8 @@ class GetServerStatusResponse(google.protobuf.message.Message):
     """TLS handshakes since the server was started that no call has followed within 15 s: they have failed, or nobody used
     the connection.
     """
+    certificate_refusals: builtins.int
+    """How often since the server was started files of TLS had changed and were not taken."""
     def __init__(
         self,
         *,
@@ -221,8 +224,9 @@ class GetServerStatusResponse(google.protobuf.message.Message):
         event_loop_lag_seconds: builtins.float = ...,
         audit_lines_lost: builtins.int = ...,
         unused_handshakes: builtins.int = ...,
+        certificate_refusals: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["access_error", b"access_error", "audit_lines_lost", b"audit_lines_lost", "certificate_error", b"certificate_error", "certificate_expires_seconds", b"certificate_expires_seconds", "damaged_runs", b"damaged_runs", "event_loop_lag_seconds", b"event_loop_lag_seconds", "memory_bytes", b"memory_bytes", "memory_limit_bytes", b"memory_limit_bytes", "recovered", b"recovered", "runs", b"runs", "server_instance", b"server_instance", "unused_handshakes", b"unused_handshakes", "uptime_seconds", b"uptime_seconds", "version", b"version"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["access_error", b"access_error", "audit_lines_lost", b"audit_lines_lost", "certificate_error", b"certificate_error", "certificate_expires_seconds", b"certificate_expires_seconds", "certificate_refusals", b"certificate_refusals", "damaged_runs", b"damaged_runs", "event_loop_lag_seconds", b"event_loop_lag_seconds", "memory_bytes", b"memory_bytes", "memory_limit_bytes", b"memory_limit_bytes", "recovered", b"recovered", "runs", b"runs", "server_instance", b"server_instance", "unused_handshakes", b"unused_handshakes", "uptime_seconds", b"uptime_seconds", "version", b"version"]) -> None: ...
 
 global___GetServerStatusResponse = GetServerStatusResponse
 

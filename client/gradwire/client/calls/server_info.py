@@ -66,6 +66,8 @@ class ServerStatus:
     """The longest time of the last minute for which the server's event loop did not come to what was due."""
     audit_lines_lost: int
     """Lines of the audit log that could not be written since the server was started."""
+    certificate_refusals: int
+    """How often since then files of TLS had changed and were not taken."""
     unused_handshakes: int
     """TLS handshakes since then that no call has followed within 15 s: they failed, or nobody used the connection."""
 

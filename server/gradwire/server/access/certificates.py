@@ -92,6 +92,8 @@ class RenewedCertificates:
         self.now = files.read()
         self.error = ""
         """Why the files as they are now are not used; empty: they are."""
+        self.refusals = 0
+        """How often files were not good: each state of them counts once."""
         self._said_at = float("-inf")
         self._say_when_it_expires()
 
@@ -107,6 +109,7 @@ class RenewedCertificates:
                 found = self._files.read()
             except (BadCertificate, OSError) as error:
                 if str(error) != self.error:
+                    self.refusals += 1
                     log.error("the certificate stays as it was: %s", error)
                 self.error = str(error)
                 return self.now

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from gradwire.server.memory.budget import NO_ROOM, MemoryBudget, Reservation
 from gradwire.wire.encoding import SLICE_BYTES
-from gradwire.wire.errors import ProtocolViolation
+from gradwire.wire.errors import ProtocolViolation, Stalled
 from gradwire.wire.shared import (
     FILE_NAME,
     HEADER_BYTES,
@@ -58,6 +58,7 @@ class SharedMemory:
         """Whether the client has said, and proved, that it has mapped the memory."""
         self.in_place = False
         """Whether parameters go where their elements have their place in a vector."""
+        self._withdrawn = False
         self._unpin: Callable[[], None] | None = None
         self._reservation: Reservation | None = budget.reserve(
             memory_bytes(gradient_bytes, parameter_bytes), "memory that is shared with a client"
@@ -92,8 +93,17 @@ class SharedMemory:
         """What the offer names."""
         return self._region.nonce
 
+    def withdraw(self) -> None:
+        """Frees the memory if the client has not said by now whether it has mapped it."""
+        if self.file_descriptor >= 0:
+            self.close()
+            self._withdrawn = True
+
     def confirm(self, proof: bytes, in_place: bool = False) -> None:
-        """The client says whether it has mapped the memory. Raises ProtocolViolation when it has not, but says so."""
+        """The client says whether it has mapped the memory. Raises ProtocolViolation when it has not, but says so, and
+        Stalled when it says so after `withdraw`."""
+        if self._withdrawn:
+            raise Stalled("whether the region is mapped was said too late: the server has freed it. Attach again")
         if self.file_descriptor < 0:
             raise ProtocolViolation("a message says a second time whether the region is mapped")
         self._close_file()

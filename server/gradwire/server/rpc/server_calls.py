@@ -49,6 +49,7 @@ class ServerCalls(Calls):
         if certificates is not None:
             status.certificate_expires_seconds = certificates.renew().expires.timestamp()
             status.certificate_error = certificates.error
+            status.certificate_refusals = certificates.refusals
             status.unused_handshakes = self.handshakes.unused
         return status
 

@@ -124,6 +124,7 @@ class OptimizerServicer(SnapshotCalls, ServerCalls):
                 self.note(call.context, call, "Train")
                 call.action = "Detach"
                 stream = TrainStream(guard, call.context, session.memory, encoder, pace)
+                streams.callback(stream.close)
                 await guard.write(call.context.write, self._attached(session))
                 while (part := await stream.receive()) is not None:
                     only = await session.receive_whole(part)

@@ -23,6 +23,9 @@ from gradwire.wire.shared import Place
 MAX_KEPT = 64
 """Messages that are read while room for an answer is waited for. Each of them but the last one is small."""
 
+OFFER_SECONDS = 10.0
+"""A client that has not said by then whether it has mapped the memory that it was offered goes without."""
+
 Request = Opened[train_pb2.TrainRequest]
 
 
@@ -32,7 +35,7 @@ class TrainStream:
     Args:
         memory: what the client was offered; None: nothing.
         encoder: of the replies.
-        pace: what a block costs is waited for before the next one is read; None: nobody counts.
+        pace: what a block costs is waited for before the next one, of which no more is read; None: nobody counts.
     """
 
     def __init__(
@@ -51,11 +54,18 @@ class TrainStream:
         self._steps = 0  # of the block that is arriving
         self._paced_seconds = 0.0  # what it has waited for
         self._between = True  # no block is arriving
-        self._early: asyncio.Future[Any] | None = None  # a read that has begun already
+        self._offer: asyncio.TimerHandle | None = None
+        if memory is not None:
+            self._offer = asyncio.get_running_loop().call_later(OFFER_SECONDS, memory.withdraw)
         self._kept: deque[Request | None] = deque()
         self._received = 0  # slices of gradients, in shared memory
         self._owed = False  # the client waits to be told how many of them have been taken
         self._answered = False
+
+    def close(self) -> None:
+        """Ends it with its stream."""
+        if self._offer is not None:
+            self._offer.cancel()
 
     async def receive(self) -> GradientSlice | None:
         """The next slice; None at the end. What lies in shared memory must have been taken when the next one is asked
@@ -63,13 +73,14 @@ class TrainStream:
         if self._owed:
             self._owed = False
             await self._guard.write(self._context.write, encode_taken(self._received))
-        if self._between and self._pace is not None and (seconds := self._pace.wait_seconds()):
-            await self._wait(seconds)
         while True:
-            request = self._kept.popleft() if self._kept else _opened(await self._guard.read(self._read))
+            request = self._kept.popleft() if self._kept else _opened(await self._guard.read(self._context.read))
             if request is None:
                 return None
             if request.message.WhichOneof("message") == "gradients":
+                if self._between and self._pace is not None and (seconds := self._pace.wait_seconds()):
+                    self._paced_seconds = seconds
+                    await self._guard.pause(seconds)
                 return self._slice(request)
             self._hear(request.message)
 
@@ -96,24 +107,6 @@ class TrainStream:
                 else:
                     message = parameters_response(piece, values)
                 await self._guard.write(self._context.write, message)
-
-    async def _wait(self, seconds: float) -> None:
-        """Looks at nothing more of the client's for so long, unless it ends the stream."""
-        self._paced_seconds = seconds
-        began = asyncio.get_running_loop().time()
-        if self._kept:
-            await self._guard.pause(seconds)
-            return
-        self._early = reading = asyncio.ensure_future(self._context.read())
-        reading.add_done_callback(_look_at)  # the stream may end before anybody else does
-        await self._guard.read(lambda: asyncio.wait({reading}, timeout=seconds))
-        rest = seconds - (asyncio.get_running_loop().time() - began)
-        if not (reading.done() and reading.result() is grpc.aio.EOF) and rest > 0:
-            await self._guard.pause(rest)
-
-    async def _read(self) -> Any:
-        early, self._early = self._early, None
-        return await (self._context.read() if early is None else early)
 
     def _slice(self, request: Request) -> GradientSlice:
         message: train_pb2.Gradients = request.message.gradients
@@ -174,7 +167,7 @@ class TrainStream:
         while (place := memory.place(size, 0, last=last)) is None:
             if self._kept and (self._kept[-1] is None or self._kept[-1].data or len(self._kept) == MAX_KEPT):
                 return None
-            request = _opened(await self._guard.hear(self._read))
+            request = _opened(await self._guard.hear(self._context.read))
             if request is not None and request.message.WhichOneof("message") == "taken":
                 self._hear(request.message)
                 continue
@@ -182,11 +175,6 @@ class TrainStream:
             if request is not None and request.message.gradients.HasField("shared"):
                 memory.taken(request.message.gradients.shared.taken)
         return place
-
-
-def _look_at(reading: asyncio.Future[Any]) -> None:
-    if not reading.cancelled():
-        reading.exception()
 
 
 def _opened(serialized: Any) -> Request | None:
