@@ -143,7 +143,7 @@ def _conformance(simulated: bool) -> list[Command]:
     chosen = "cuda and (block_of or copy)" if simulated else "cuda"
     tests = [f"tests/server/devices/{name}" for name in files]
     return [
-        Command("pytest tests/server/devices", (*PYTEST, *_workers(), "-k", chosen, *tests), 80, TESTS, markdown=False)
+        Command("pytest tests/server/devices", (*PYTEST, *_workers(), "-k", chosen, *tests), 110, TESTS, markdown=False)
     ]
 
 
@@ -164,7 +164,11 @@ def _kernels(simulated: bool) -> list[Command]:
     sizes = ("40", "70") if simulated else ("25000000", "250000000")
     steps, rounds = ("20", "2") if simulated else ("1000000", "9")
     arguments = ("--device", "cuda", "--elements", *sizes, "--steps", steps, "--rounds", rounds)
-    return [Command("kernels.py", ("benchmarks/kernels.py", *arguments), 45)]
+    others = ("--device", "cuda", "--elements", sizes[0], "--rounds", rounds, "--only", "optimizers")
+    return [
+        Command("kernels.py", ("benchmarks/kernels.py", *arguments, "--only", "amsgrad"), 45),
+        Command("kernels.py, other optimizers", ("benchmarks/kernels.py", *others), 30),
+    ]
 
 
 def _wire(simulated: bool) -> list[Command]:

@@ -188,6 +188,16 @@ def test_groups_of_one_run_may_have_different_optimizers(server: Server) -> None
         assert not state["b"]["momentum_buffer"].any()
 
 
+def test_an_outer_step_of_rate_1_ends_at_the_mean_of_the_workers(server: Server) -> None:
+    """FedAvg: the pseudo-gradient is before minus after, averaged over who took part."""
+    with server.create_run("fedavg", values(0), SGD(lr=1)) as run:
+        for round_ in range(3):
+            before = {name: value.copy() for name, value in run.params.items()}
+            workers = [values(10 * round_ + k) for k in (1, 2)]
+            run.step({name: sum(before[name] - after[name] for after in workers) / 2 for name in before})
+            assert_close(run.params, {name: (workers[0][name] + workers[1][name]) / 2 for name in before})
+
+
 @pytest.mark.parametrize("case", ["sgd", "diloco", "fedyogi"])
 def test_gradients_are_clipped_before_any_of_it(server: Server, case: str) -> None:
     optimizer, rule = CASES[case]

@@ -173,7 +173,7 @@ class Server:
         Args:
             name: 1 to 128 of ``A-Z a-z 0-9 . _ -``.
             params: name -> initial array, or a list of `ParamGroup`. They are copied; the run's own are ``run.params``.
-            optimizer: a preset such as ``AMSGrad(lr=1e-2)``.
+            optimizer: a preset such as ``AMSGrad(lr=1e-2)``; a `ParamGroup` may have one of its own.
             on_existing: ``"error"``; ``"resume"``: attach to the run of this name, keeping its values, if its tensors
                 are the same; ``"replace"``: put the new run in its place once it is whole.
             dtype: ``"float32"`` or ``"float64"``; None: float64 if all arrays are, else float32.

@@ -167,7 +167,8 @@ class Run:
         Args:
             grads: name -> array of the tensor's shape. A tensor that is missing or None stays as it is, its t too.
             lr: a new learning rate from this step on, for all groups or one for each.
-            overrides: group index -> new ``lr``, ``betas``, ``eps``, ``weight_decay``, ``bounds`` from this step on.
+            overrides: group index -> new ``lr``, ``betas``, ``eps``, ``weight_decay``, ``bounds``, ``momentum``,
+                ``dampening``, ``lr_decay``, ``tau`` from this step on, as far as the group's optimizer has them.
             ahead: tensors whose gradients `send_ahead` was given and which have not changed since.
 
         Raises ValueError or TypeError for malformed gradients (nothing is sent), GradwireError as the error table says.
@@ -352,7 +353,7 @@ class Run:
         """A new run with the same tensors, values, state and step, attached to.
 
         Args:
-            optimizer: for all groups in place of their own; it must keep the same state (amsgrad or not).
+            optimizer: for all groups in place of their own; it must keep the same state.
             lr, overrides: numbers that change on top of that, as in `step`.
             snapshot: begin from this one; None: from the run as it is now.
             durability: as in `Server.create_run`; None: as this run.

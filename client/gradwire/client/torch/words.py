@@ -106,9 +106,9 @@ WORDS = (
 
 def words_of(group: Mapping[str, Any]) -> Words | None:
     """Those of the optimizer that a group of ``param_groups`` belongs to; None: Adam's."""
-    if "momentum" in group:
-        return WORDS[0]
-    return WORDS[1] if "lr_decay" in group else None
+    if "betas" in group:  # whatever else somebody has put into it
+        return None
+    return next((words for words in WORDS if all(key in group for key in words.changing)), None)
 
 
 def words_for(preset: Optimizer) -> Words | None:

@@ -78,11 +78,12 @@ def override_groups(
     for index, changes in overrides.items():
         if not 0 <= index < len(groups):
             raise ProtocolViolation(f"an override names group {index}; this run has groups 0 to {len(groups) - 1}")
-        unknown = sorted(changes.keys() - set(numbers(type(changed[index]))))
+        known = numbers(type(changed[index]))
+        unknown = sorted(changes.keys() - set(known))
         if unknown:
             raise InvalidHyperparameter(
                 f"override of group {index}: its optimizer has no {', '.join(unknown)}; expected some of "
-                f"{', '.join(numbers(type(changed[index])))}",
+                f"{', '.join(known)}",
                 field=unknown[0],
             )
         try:

@@ -86,6 +86,7 @@ def field_types(kind: Any) -> Mapping[str, Any]:
     return {field.name: hints[field.name] for field in dataclasses.fields(kind)}
 
 
+@functools.cache
 def numbers(kind: Any) -> tuple[str, ...]:
     """Those of its hyperparameters that are numbers."""
     return tuple(name for name, found in field_types(kind).items() if found is float)
