@@ -50,7 +50,7 @@ def _facts(answer: service_pb2.GetServerStatusResponse) -> Iterator[tuple[str, s
     yield "event loop lag", f"{1000 * answer.event_loop_lag_seconds:.1f} ms"
     yield "certificate", _time(answer.certificate_expires_seconds, "none", "until ")
     if answer.certificate_refusals:
-        yield "certificate refusals", f"{answer.certificate_refusals}"
+        yield "TLS files refused", f"{answer.certificate_refusals}"
     if answer.certificate_error:
         yield "certificate error", answer.certificate_error
     if answer.access_error:
@@ -63,7 +63,7 @@ def _facts(answer: service_pb2.GetServerStatusResponse) -> Iterator[tuple[str, s
 
 def _say(*facts: tuple[str, str]) -> None:
     for name, value in facts:
-        click.echo(printable(f"{name + ':':<21} {value}"))
+        click.echo(printable(f"{name + ':':<18} {value}"))
 
 
 def _role(role: service_pb2.Role.ValueType) -> str:
