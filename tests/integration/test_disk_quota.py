@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from tests.integration.access import AccessFile, secret_of
 ELEMENTS = 1000
 STATE_BYTES = 4 * 4 * ELEMENTS
 """Of a run with AMSGrad."""
-RUN_BYTES = 4 * STATE_BYTES
-"""Three snapshots are kept, while a fourth is written."""
+SNAPSHOT_BYTES = STATE_BYTES + 4096 + 8
+RUN_BYTES = 4 * SNAPSHOT_BYTES + 1024
+"""Three snapshots are kept, while a fourth is written; and the name of a tensor."""
 
 
 @pytest.fixture
@@ -26,7 +28,7 @@ def access(tmp_path: Path) -> AccessFile:
     file = AccessFile(tmp_path / "access.toml")
     file.add("lab", "lab")
     file.add("other", "other")
-    file.quotas["lab"] = f"disk = {2 * RUN_BYTES + STATE_BYTES + STATE_BYTES // 2}"
+    file.quotas["lab"] = f"disk = {2 * RUN_BYTES + SNAPSHOT_BYTES + STATE_BYTES // 2}"
     file.write()
     return file
 
@@ -151,3 +153,26 @@ def test_a_file_that_arrives_is_counted(hosted: HostedServer, lab: BareClient) -
     error = refused("QUOTA_EXCEEDED", lambda: lab.call("ImportRun", parts()))
     assert error.info.metadata["quota"] == "disk"
     assert not hosted.registry.arriving_files["lab"]
+
+
+def test_a_save_whose_caller_has_gone_is_counted_or_leaves_nothing(
+    hosted: HostedServer, lab: BareClient, tmp_path: Path
+) -> None:
+    """What has been written is recorded, so that it goes with the run."""
+    create(lab, "a")
+    folder = tmp_path / "data/snapshots"
+    for attempt in range(20):
+        request = service_pb2.SaveSnapshotRequest(name="runs/a", label=f"{attempt}")
+        call = lab.stub.SaveSnapshot.future(request, metadata=lab.metadata)
+        time.sleep(0.001 * attempt)
+        call.cancel()
+    eventually(lambda: hosted.handlers() == 0, "the calls have ended")
+    assert len(list(folder.iterdir())) == len(listed(lab, "a"))
+    labelled = [snapshot for snapshot in listed(lab, "a") if snapshot.label]
+    assert used(lab) == RUN_BYTES + sum(snapshot.size_bytes for snapshot in labelled)
+
+
+def test_names_of_tensors_are_counted(lab: BareClient) -> None:
+    many = [group(**{f"t{index}": [0] for index in range(200)})]
+    error = refused("QUOTA_EXCEEDED", lambda: lab.create("a", many, [], durability=run_pb2.DURABILITY_SNAPSHOT))
+    assert error.info.metadata["quota"] == "disk"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 
 from gradwire.client import AMSGrad, connect
+from gradwire.server.access.pacing import Pace
 from gradwire.server.memory.shared_memory import SharedMemory
 from gradwire.server.rpc.stream_guard import StreamGuard
 from gradwire.v1 import run_pb2, service_pb2
@@ -49,11 +51,14 @@ def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
     """What would have been waited for; nobody waits."""
     found: list[float] = []
 
-    async def pause(guard: StreamGuard, seconds: float) -> None:
-        found.append(seconds)
-        await guard.read(lambda: asyncio.sleep(0))
+    async def keep(guard: StreamGuard, pace: Pace | None, longest_seconds: float = math.inf) -> float:
+        seconds = 0.0 if pace is None else min(pace.wait_seconds(), longest_seconds)
+        if seconds:
+            found.append(seconds)
+            await guard.read(lambda: asyncio.sleep(0))
+        return seconds
 
-    monkeypatch.setattr(StreamGuard, "pause", pause)
+    monkeypatch.setattr(StreamGuard, "keep", keep)
     return found
 
 
@@ -127,6 +132,15 @@ def test_too_many_steps_at_once_are_refused(lab: BareClient, access: AccessFile)
         return str(lab.call("WhoAmI", service_pb2.WhoAmIRequest()))
 
     eventually(lambda: "limit: 1\n" in limits(), "the file is taken")
+
+
+def test_streams_share_what_a_minute_allows(lab: BareClient) -> None:
+    """Else each of them would send as much at once as all of them may in a minute."""
+    lab.create("b", [group(w=[1])], [0.0], request_id="b")
+    with lab.attach("a") as one, lab.attach("b") as two:
+        block(one, 1, 300)
+        error = refused("QUOTA_EXCEEDED", lambda: block(two, 1, 301))
+        assert error.info.metadata["max_steps"] == "300"
 
 
 def test_a_repeat_of_what_would_be_too_much_now_is_answered(
@@ -216,8 +230,9 @@ def test_who_waits_has_answered_the_offer_of_shared_memory(
         heard.append("answered")
         confirm(memory, proof, in_place)
 
-    async def pause(guard: StreamGuard, seconds: float) -> None:
+    async def keep(guard: StreamGuard, pace: Pace | None, longest_seconds: float = math.inf) -> float:
         heard.append("waits")
+        return 1.0
 
     access.quotas["lab"] = 'bytes_per_second = "1MiB"'
     access.write()
@@ -228,7 +243,7 @@ def test_who_waits_has_answered_the_offer_of_shared_memory(
         connect(hosted.target, token=secret_of("lab")) as server,
     ):
         server.create_run("a", values, AMSGrad()).close()
-        monkeypatch.setattr(StreamGuard, "pause", pause)
+        monkeypatch.setattr(StreamGuard, "keep", keep)
         monkeypatch.setattr(SharedMemory, "confirm", confirmed)
         with server.attach("a", shared_memory=True) as run:
             assert run.step(values).paced_seconds > 0

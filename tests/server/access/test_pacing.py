@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from gradwire.server.access.pacing import BURST_SECONDS, LONGEST_SECONDS, Pace
+from gradwire.server.access.pacing import BURST_SECONDS, DEBT_SECONDS, Pace
 from gradwire.server.access.quotas import Quotas
 from gradwire.wire.errors import QuotaExceeded
 
@@ -68,9 +68,16 @@ def test_two_streams_share_the_rate() -> None:
     assert 7000 / (paced.now - 1000.0) == pytest.approx(100, rel=0.02)
 
 
-def test_nobody_waits_longer_than_a_minute() -> None:
+def test_a_debt_is_not_remembered_for_ever() -> None:
     paced = Paced(bytes_per_second=1)
-    assert paced.use(1, 10**9) == LONGEST_SECONDS
+    assert paced.use(1, 10**9) == DEBT_SECONDS
+
+
+def test_streams_together_may_send_what_one_may_alone() -> None:
+    paced = Paced(steps_per_second=10)
+    paced.pace.require(200, 0, streams=3)
+    with pytest.raises(QuotaExceeded, match=r"which 3 streams share; expected at most 200 steps"):
+        paced.pace.require(201, 0, streams=3)
 
 
 def test_a_rate_that_is_taken_away_is_waited_for_no_more() -> None:

@@ -91,6 +91,10 @@ class Ledger:
         """What its runs may take of the disk; None: all that there is."""
         return self._quotas(tenant).disk
 
+    def open_streams(self, tenant: str) -> int:
+        """To its runs, now; of one run they count once."""
+        return len(self._streams[tenant])
+
     @contextmanager
     def stream(self, tenant: str, run: str) -> Iterator[None]:
         """While a stream to one of its runs is open. Raises QuotaExceeded for one too many.

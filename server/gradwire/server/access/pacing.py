@@ -10,7 +10,10 @@ from gradwire.server.access.quotas import RATES, Quotas
 from gradwire.wire.errors import QuotaExceeded
 
 LONGEST_SECONDS = 60.0
-"""What is waited for at a time. What would take longer is forgiven for a single step, and refused for more of them."""
+"""What a block is waited for. One that would cost more is refused, unless it is a single step."""
+
+DEBT_SECONDS = 600.0
+"""What is remembered of a debt; more of it is forgiven."""
 
 BURST_SECONDS = 1.0
 """So much of a rate may be used at once by who has used nothing."""
@@ -32,16 +35,22 @@ class Pace:
         self._paid_at = dict.fromkeys(RATES, -math.inf)
         """When what has been used is paid for, by the clock."""
 
-    def require(self, steps: int, size_bytes: int) -> None:
-        """Raises QuotaExceeded for a block of more than one step that no wait would make good."""
+    def require(self, steps: int, size_bytes: int, streams: int = 1) -> None:
+        """Raises QuotaExceeded for a block of more than one step that no wait would make good.
+
+        Args:
+            streams: that the tenant has open, each of which may send as much.
+        """
         if steps == 1:
             return
         for quota, amount, rate in self._in_force(steps, size_bytes):
-            if amount > rate * LONGEST_SECONDS:
-                most = max(1, int(steps * rate * LONGEST_SECONDS / amount))
+            enough = rate * LONGEST_SECONDS / streams
+            if amount > enough:
+                most = max(1, int(steps * enough / amount))
+                shared = f", which {streams} streams share" if streams > 1 else ""
                 raise QuotaExceeded(
                     f"quota {quota!r}: the block has {steps} steps, which is more than {LONGEST_SECONDS:g} s of your "
-                    f"{rate}; expected at most {most} steps",
+                    f"{rate}{shared}; expected at most {most} steps",
                     quota=quota,
                     used=amount,
                     limit=rate,
@@ -53,10 +62,11 @@ class Pace:
         now = self._clock()
         for quota, amount, rate in self._in_force(steps, size_bytes):
             paid_at = max(self._paid_at[quota], now - BURST_SECONDS) + amount / rate
-            self._paid_at[quota] = min(paid_at, now + LONGEST_SECONDS)
+            self._paid_at[quota] = min(paid_at, now + DEBT_SECONDS)
 
     def wait_seconds(self) -> float:
-        """How long nothing more is to be read; 0: nothing is owed."""
+        """How long nothing more is to be taken or given; 0: nothing is owed. To be asked again after that: others use
+        the rates, too."""
         paid_at = max((self._paid_at[quota] for quota, _, _ in self._in_force(0, 0)), default=-math.inf)
         return max(0.0, paid_at - self._clock())
 

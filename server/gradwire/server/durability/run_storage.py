@@ -12,12 +12,17 @@ from typing import Any
 
 from gradwire.server.devices.base import State
 from gradwire.server.engine.run import Run
-from gradwire.server.engine.spec import Durability, RunSpec
+from gradwire.server.engine.spec import TENSOR_BYTES, Durability, RunSpec
 from gradwire.server.memory.budget import Reservation
 from gradwire.server.store.base import Store
 
 _PUT_OFF_SECONDS = 10.0
 _GRACE_SECONDS = 3600.0
+
+_FILE_BYTES = 4096
+"""Of a snapshot's file, besides its values: a header, and what file systems round up."""
+_STEPS_BYTES = 8
+"""Of a tensor in a snapshot, besides its values, if it has seen less than a million steps."""
 
 USED = "used"
 """When a run was used last, in seconds since 1970."""
@@ -117,9 +122,16 @@ def used_at(extra: Mapping[str, Any], ttl_seconds: float) -> float:
 
 
 def reserved_bytes(spec: RunSpec, kept: int) -> int:
-    """What the snapshots of a run may take of the disk, of which ``kept`` are kept: a new one is written before an old
-    one goes."""
-    return 0 if spec.durability is Durability.MEMORY else (kept + 1) * spec.state_bytes
+    """What a run may take of the disk with its snapshots, of which ``kept`` are kept: a new one is written before an
+    old one goes."""
+    if spec.durability is Durability.MEMORY:
+        return 0
+    return (kept + 1) * snapshot_bytes(spec) + TENSOR_BYTES * len(spec.layout.names)
+
+
+def snapshot_bytes(spec: RunSpec) -> int:
+    """What one snapshot may take of the disk, at most but for what it remembers of workers."""
+    return spec.state_bytes + _STEPS_BYTES * len(spec.layout.names) + _FILE_BYTES
 
 
 def storage_of(run: Run) -> RunStorage | None:

@@ -105,7 +105,13 @@ class Snapshotter:
         storage.put_off()
 
     async def save(self, run: Run, label: str = "") -> SnapshotInfo:
-        """Takes a snapshot of a run now. Raises RunNotFound, StorageFull, StorageFailed."""
+        """Takes a snapshot of a run now. Raises RunNotFound, StorageFull, StorageFailed.
+
+        A caller that is cancelled stays: what has been written must be recorded, or nobody would ever remove it.
+        """
+        return await to_the_end(asyncio.ensure_future(self._save(run, label)))
+
+    async def _save(self, run: Run, label: str) -> SnapshotInfo:
         storage = storage_of(run)
         assert storage is not None
         async with self._busy:

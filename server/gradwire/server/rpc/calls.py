@@ -164,8 +164,7 @@ class Calls:
         """Writes a message of a download, when the caller's tenant may have it."""
         pace = self.pace_of(call)
         if pace is not None:
-            if seconds := pace.wait_seconds():
-                await guard.pause(seconds)
+            await guard.keep(pace)
             pace.use(0, message.ByteSize())
         await guard.write(call.context.write, message)
 

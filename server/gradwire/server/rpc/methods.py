@@ -110,8 +110,7 @@ async def _messages(
         yield _decoded(serialized, request)
         if pace is not None:
             pace.use(0, len(serialized))
-            if seconds := pace.wait_seconds():
-                await guard.pause(seconds)
+            await guard.keep(pace)
 
 
 def _decoded(serialized: bytes, request: type[Message]) -> Message:

@@ -10,6 +10,7 @@ from typing import Any
 import grpc
 
 from gradwire.server.access.identity import tenant_of
+from gradwire.server.access.pacing import Pace
 from gradwire.server.durability.stored_runs import DamagedRun
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.threads import in_thread, pieces, unless_short
@@ -116,7 +117,7 @@ class OptimizerServicer(SnapshotCalls, ServerCalls):
                 max_result_bytes=self.registry.config.max_result,
                 executor=self.registry.executor,
                 local=local,
-                admit=None if pace is None else pace.require,
+                admit=None if pace is None else partial(self._admit, pace, call.who.tenant),
             )
             try:
                 if attach.shared_memory and self._may_share_memory(call.peer):
@@ -139,6 +140,10 @@ class OptimizerServicer(SnapshotCalls, ServerCalls):
                 raise
             finally:
                 await asyncio.shield(session.close())
+
+    def _admit(self, pace: Pace, tenant: str, steps: int, size_bytes: int) -> None:
+        """Raises QuotaExceeded for a block that is too much at once."""
+        pace.require(steps, size_bytes, max(1, self.registry.ledger.open_streams(tenant)))
 
     def _attached(self, session: Session) -> bytes:
         response = train_pb2.TrainResponse(

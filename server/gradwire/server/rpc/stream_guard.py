@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Awaitable, Callable
 from typing import Any, TypeVar
 
 import grpc
 
+from gradwire.server.access.pacing import Pace
 from gradwire.wire.errors import GradwireError, Stalled
 
 T = TypeVar("T")
@@ -79,8 +81,19 @@ class StreamGuard:
         finally:
             self._stalled = None
 
+    async def keep(self, pace: Pace | None, longest_seconds: float = math.inf) -> float:
+        """Lets the peer wait while its tenant owes something; returns how long. Whatever would end a read ends this."""
+        if pace is None or not (owed := pace.wait_seconds()):
+            return 0.0
+        began = self._loop.time()
+        end = began + longest_seconds
+        while owed > 0 and (rest := end - self._loop.time()) > 0:
+            await self.pause(min(owed, rest))
+            owed = pace.wait_seconds()
+        return self._loop.time() - began
+
     async def pause(self, seconds: float) -> None:
-        """Lets the peer wait. Whatever would end a read ends this, too."""
+        """Lets the peer wait."""
         await self.read(lambda: asyncio.sleep(seconds))
 
     async def write(self, write: Callable[[Any], Awaitable[None]], message: object) -> None:

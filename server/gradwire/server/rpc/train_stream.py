@@ -8,7 +8,7 @@ from typing import Any
 
 import grpc
 
-from gradwire.server.access.pacing import Pace
+from gradwire.server.access.pacing import LONGEST_SECONDS, Pace
 from gradwire.server.encodings.encoders import Encoder
 from gradwire.server.engine.block import GradientSlice, Placed, Reply
 from gradwire.server.memory.shared_memory import SharedMemory
@@ -78,9 +78,8 @@ class TrainStream:
             if request is None:
                 return None
             if request.message.WhichOneof("message") == "gradients":
-                if self._between and self._pace is not None and (seconds := self._pace.wait_seconds()):
-                    self._paced_seconds = seconds
-                    await self._guard.pause(seconds)
+                if self._between:
+                    self._paced_seconds = await self._guard.keep(self._pace, LONGEST_SECONDS)
                 return self._slice(request)
             self._hear(request.message)
 

@@ -16,7 +16,7 @@ from gradwire.server.durability import changes
 from gradwire.server.durability.records import groups_from_data, spec_to_text
 from gradwire.server.durability.restorer import fill_state
 from gradwire.server.durability.run_snapshot import PARAMETERS, copied, room_for, snapshot_of
-from gradwire.server.durability.run_storage import RunStorage, storage_of
+from gradwire.server.durability.run_storage import RunStorage, snapshot_bytes, storage_of
 from gradwire.server.durability.snapshotter import Snapshotter
 from gradwire.server.engine.run import Run, Values
 from gradwire.server.engine.spec import Durability
@@ -46,7 +46,7 @@ async def save(registry: Registry, run: Run, label: str) -> SnapshotInfo:
 async def _save_on_disk(
     registry: Registry, snapshotter: Snapshotter, run: Run, storage: RunStorage, label: str
 ) -> SnapshotInfo:
-    tenant, size_bytes = tenant_of(run.spec.name), run.spec.state_bytes
+    tenant, size_bytes = tenant_of(run.spec.name), snapshot_bytes(run.spec)
     registry.ledger.require_disk(tenant, registry.disk_bytes(tenant), size_bytes, "the snapshot")
     storage.saving_bytes += size_bytes
     try:
