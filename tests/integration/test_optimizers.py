@@ -79,7 +79,7 @@ def test_promise_1_same_numbers_for_every_optimizer(server: Server, case: str, d
     optimizer, rule = CASES[case]
     reference = ReferenceRun(values(0, dtype), rule)
     rtol = 1e-12 if dtype == "float64" else 2.0**-18
-    with server.create_run(f"{case}-{dtype}", values(0, dtype), optimizer) as run:
+    with server.create_run(f"optimizers-{case}-{dtype}", values(0, dtype), optimizer) as run:
         assert set(run.slots) == set(reference.slots["w"])
         assert_same_state(run, reference, rtol)  # what it begins with
         for k in range(4):
@@ -103,8 +103,8 @@ def test_a_block_equals_its_single_steps_bit_for_bit(server: Server, case: str) 
     optimizer, _ = CASES[case]
     rows = [values(k, "float32") for k in range(5)]
     with (
-        server.create_run(f"{case}-block", values(9, "float32"), optimizer) as block,
-        server.create_run(f"{case}-single", values(9, "float32"), optimizer) as single,
+        server.create_run(f"optimizers-{case}-block", values(9, "float32"), optimizer) as block,
+        server.create_run(f"optimizers-{case}-single", values(9, "float32"), optimizer) as single,
     ):
         block.step_many({name: np.stack([row[name] for row in rows]) for name in SHAPES})
         for row in rows:
@@ -121,7 +121,7 @@ def test_what_is_computed_while_it_arrives_is_the_same(server: Server, far_proce
     with connect(far_process.target) as far:
         digests = []
         for connection in (server, far):
-            with connection.create_run(f"{case}-far", {"x": start}, optimizer) as run:
+            with connection.create_run(f"optimizers-{case}-far", {"x": start}, optimizer) as run:
                 for gradient in grads:
                     run.step({"x": gradient})
                 digests.append(run.digest())
@@ -133,13 +133,13 @@ def test_what_is_not_finite_is_refused_or_left_out(server: Server, case: str) ->
     optimizer, rule = CASES[case]
     bad = values(1)
     bad["w"][0, 0] = np.nan
-    with server.create_run(f"{case}-reject", values(0), optimizer) as run:
+    with server.create_run(f"optimizers-{case}-reject", values(0), optimizer) as run:
         with pytest.raises(NonFiniteGradient):
             run.step(bad)
         assert_close(run.read(), values(0), 0)
     reference = ReferenceRun(values(0), rule)
     reference.step(values(2))
-    with server.create_run(f"{case}-skip", values(0), optimizer, non_finite="skip") as run:
+    with server.create_run(f"optimizers-{case}-skip", values(0), optimizer, non_finite="skip") as run:
         assert run.step(bad).skipped
         run.step(values(2))  # still the first step
         assert_close(run.params, reference.params)
@@ -149,11 +149,11 @@ def test_what_is_not_finite_is_refused_or_left_out(server: Server, case: str) ->
 @each_case
 def test_state_is_taken_back_and_goes_with_a_new_run(server: Server, case: str) -> None:
     optimizer, _ = CASES[case]
-    with server.create_run(f"{case}-first", values(0), optimizer) as run:
+    with server.create_run(f"optimizers-{case}-first", values(0), optimizer) as run:
         for k in range(3):
             run.step(values(k))
         state, params = run.state_dict(), run.read()
-        with server.create_run(f"{case}-second", params, optimizer, state=state) as again:
+        with server.create_run(f"optimizers-{case}-second", params, optimizer, state=state) as again:
             for other in (run, again):
                 other.step(values(7))
             assert again.digest() == run.digest()
@@ -174,7 +174,7 @@ def test_groups_of_one_run_may_have_different_optimizers(server: Server) -> None
         ParamGroup({"none": start["none"]}, lr=0.5),
     ]
     reference = ReferenceRun(start, rules)
-    with server.create_run("mixed", groups, SGD()) as run:
+    with server.create_run("optimizers-mixed", groups, SGD()) as run:
         assert set(run.slots) == {"momentum_buffer", "exp_avg", "exp_avg_sq", "sum"}
         kinds = [group.WhichOneof("optimizer") for group in run.describe().spec.groups]
         assert kinds == ["sgd", "yogi", "adagrad", "sgd"]
@@ -190,7 +190,7 @@ def test_groups_of_one_run_may_have_different_optimizers(server: Server) -> None
 
 def test_an_outer_step_of_rate_1_ends_at_the_mean_of_the_workers(server: Server) -> None:
     """FedAvg: the pseudo-gradient is before minus after, averaged over who took part."""
-    with server.create_run("fedavg", values(0), SGD(lr=1)) as run:
+    with server.create_run("optimizers-fedavg", values(0), SGD(lr=1)) as run:
         for round_ in range(3):
             before = {name: value.copy() for name, value in run.params.items()}
             workers = [values(10 * round_ + k) for k in (1, 2)]
@@ -202,7 +202,7 @@ def test_an_outer_step_of_rate_1_ends_at_the_mean_of_the_workers(server: Server)
 def test_gradients_are_clipped_before_any_of_it(server: Server, case: str) -> None:
     optimizer, rule = CASES[case]
     reference = ReferenceRun(values(0), rule)
-    with server.create_run(f"{case}-clipped", values(0), optimizer, clip_norm=0.5) as run:
+    with server.create_run(f"optimizers-{case}-clipped", values(0), optimizer, clip_norm=0.5) as run:
         for k in range(3):
             grads = values(k)
             norm = np.sqrt(sum(np.square(grad).sum() for grad in grads.values()))
@@ -223,7 +223,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
 def test_every_number_can_change_from_a_step_on(server: Server, case: str) -> None:
     optimizer, rule = CASES[case]
     reference = ReferenceRun(values(0), rule)
-    with server.create_run(f"{case}-overrides", values(0), optimizer) as run:
+    with server.create_run(f"optimizers-{case}-overrides", values(0), optimizer) as run:
         for k in range(4):
             reference.step(values(k))
             run.step(values(k), overrides={0: OVERRIDES[case]} if k == 2 else None)
@@ -239,36 +239,38 @@ def test_every_number_can_change_from_a_step_on(server: Server, case: str) -> No
 
 
 def test_a_number_that_the_optimizer_does_not_have_is_refused_and_nothing_applied(server: Server) -> None:
-    with server.create_run("no-momentum", values(0), AMSGrad()) as run:
+    with server.create_run("optimizers-no-momentum", values(0), AMSGrad()) as run:
         with pytest.raises(InvalidHyperparameter, match="its optimizer has no momentum; expected some of lr, beta1"):
             run.step(values(1), overrides={0: {"momentum": 0.9}})
         assert_close(run.read(), values(0), 0)
     with pytest.raises(InvalidHyperparameter, match="group 0: nesterov with momentum 0"):
-        server.create_run("bad-nesterov", values(0), SGD(nesterov=True))
+        server.create_run("optimizers-nesterov", values(0), SGD(nesterov=True))
 
 
 def test_forks_keep_the_state_and_a_new_optimizer_must_have_the_same(server: Server) -> None:
-    with server.create_run("fork-me", values(0), Yogi()) as run:
+    with server.create_run("optimizers-trunk", values(0), Yogi()) as run:
         run.step(values(1))
-        with run.fork("forked", optimizer=FedYogi(lr=0.5)) as forked:
+        with run.fork("optimizers-fork", optimizer=FedYogi(lr=0.5)) as forked:
             assert forked.describe().spec.groups[0].fed_opt.lr == 0.5
             assert_close(
                 forked.state_dict()["tensors"]["w"], {"exp_avg_sq": run.state_dict()["tensors"]["w"]["exp_avg_sq"]}
             )
         with pytest.raises(InvalidHyperparameter, match=r"the run would have the slots \['momentum_buffer'\]"):
-            run.fork("refused", optimizer=SGD(momentum=0.9))
+            run.fork("optimizers-refused", optimizer=SGD(momentum=0.9))
 
 
 @each_case
 def test_export_and_import_bring_every_optimizer_along(server: Server, case: str, tmp_path: Any) -> None:
     optimizer, _ = CASES[case]
-    with server.create_run(f"{case}-export", values(0), optimizer) as run:
+    with server.create_run(f"optimizers-{case}-export", values(0), optimizer) as run:
         run.step(values(1))
         run.export(tmp_path / "run.safetensors")
-        with server.import_run(f"{case}-import", tmp_path / "run.safetensors") as again:
+        with server.import_run(f"optimizers-{case}-import", tmp_path / "run.safetensors") as again:
             assert again.digest() == run.digest()
             assert again.describe().spec.groups == run.describe().spec.groups
-        with server.import_run(f"{case}-weights", tmp_path / "run.safetensors", weights_only=optimizer) as fresh:
+        with server.import_run(
+            f"optimizers-{case}-weights", tmp_path / "run.safetensors", weights_only=optimizer
+        ) as fresh:
             assert_close(fresh.read(), run.read(), 0)
             state = ReferenceRun(values(0), CASES[case][1])
             assert_same_state(fresh, state)
