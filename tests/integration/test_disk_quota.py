@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -176,3 +177,35 @@ def test_names_of_tensors_are_counted(lab: BareClient) -> None:
     many = [group(**{f"t{index}": [0] for index in range(200)})]
     error = refused("QUOTA_EXCEEDED", lambda: lab.create("a", many, [], durability=run_pb2.DURABILITY_SNAPSHOT))
     assert error.info.metadata["quota"] == "disk"
+
+
+def test_runs_that_take_each_others_place_are_counted_together(hosted: HostedServer, lab: BareClient) -> None:
+    hold = threading.Event()
+
+    def parts(request_id: str) -> Iterator[service_pb2.CreateRunRequest]:
+        spec = run_pb2.RunSpec(name="runs/a", groups=[group(w=[ELEMENTS])], durability=run_pb2.DURABILITY_SNAPSHOT)
+        yield service_pb2.CreateRunRequest(
+            header=service_pb2.CreateRunHeader(spec=spec, request_id=request_id, replace=True)
+        )
+        hold.wait(30)
+
+    open_ones = [lab.stub.CreateRun.future(parts(f"{number}"), metadata=lab.metadata) for number in range(2)]
+    try:
+        eventually(lambda: used(lab) == 2 * RUN_BYTES, "both have begun")
+        refused("QUOTA_EXCEEDED", lambda: create(lab, "a", replace=True))
+    finally:
+        hold.set()
+        for call in open_ones:
+            call.cancel()
+    eventually(lambda: used(lab) == 0, "they have ended")
+
+
+def test_a_file_comes_on_top_of_what_is_there(lab: BareClient) -> None:
+    create(lab, "a")
+    create(lab, "b")
+
+    def parts() -> Iterator[service_pb2.ImportRunRequest]:
+        yield service_pb2.ImportRunRequest(header=service_pb2.ImportRunHeader(name="runs/i", request_id="i"))
+        yield service_pb2.ImportRunRequest(data=bytes(SNAPSHOT_BYTES + STATE_BYTES))
+
+    refused("QUOTA_EXCEEDED", lambda: lab.call("ImportRun", parts()))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
+from google.rpc import error_details_pb2
 
 from gradwire.v1 import run_pb2, service_pb2
 from tests.contract.bare import BareClient, Refusal, group, refused
@@ -192,3 +194,35 @@ def test_runs_come_back_whatever_the_quotas_have_become(access: AccessFile, tmp_
         for name in ("a", "b"):
             assert lab.get(name).elements == SMALL
         refused("QUOTA_EXCEEDED", lambda: create(lab, "c"))
+
+
+def test_the_way_back_is_never_refused(hosted: HostedServer, access: AccessFile, lab: BareClient) -> None:
+    create(lab, "a", SMALL)
+    access.quotas["lab"] = "memory = 100_000"
+    access.write()
+    eventually(lambda: "100000" in str(lab.call("WhoAmI", service_pb2.WhoAmIRequest())), "the file is taken")
+    saved = lab.call("SaveSnapshot", service_pb2.SaveSnapshotRequest(name="runs/a")).snapshot.id
+    access.quotas["lab"] = "memory = 1"
+    access.write()
+    eventually(lambda: "limit: 1\n" in str(lab.call("WhoAmI", service_pb2.WhoAmIRequest())), "the file is taken")
+    lab.call("RollBack", service_pb2.RollBackRequest(name="runs/a", snapshot_id=saved))
+    error = refused("QUOTA_EXCEEDED", lambda: lab.read("a"))
+    assert not [detail for detail in error.status.details if detail.Is(error_details_pb2.RetryInfo.DESCRIPTOR)]
+
+
+def test_receipts_that_name_many_steps_are_counted(hosted: HostedServer, access: AccessFile, lab: BareClient) -> None:
+    """They are remembered, of each worker that there ever was."""
+    access.quotas["lab"] = "memory = 110_000"
+    access.write()
+    eventually(lambda: "110000" in str(lab.call("WhoAmI", service_pb2.WhoAmIRequest())), "the file is taken")
+    lab.create("a", [group(w=[1])], [0.0], non_finite_policy=run_pb2.NON_FINITE_POLICY_SKIP)
+    before = hosted.used_bytes
+    for number in (1, 2):
+        with lab.attach("a", worker_id=f"{number}") as stream:
+            assert len(stream.step(1, [math.nan] * 500 + [1.0] * 1500, steps=2000)[1].skipped_steps) == 500
+    eventually(lambda: hosted.used_bytes == before + 2 * 500 * 40, "both are remembered")
+    with lab.attach("a", worker_id="1") as stream:
+        stream.step(2, [1.0] * 2000, steps=2000)
+    eventually(lambda: hosted.used_bytes == before + 500 * 40, "one of them is forgotten")
+    with lab.attach("a", worker_id="3") as stream:
+        refused("QUOTA_EXCEEDED", lambda: stream.step(1, [math.nan] * 2700, steps=2700))

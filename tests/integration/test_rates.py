@@ -13,6 +13,7 @@ import pytest
 
 from gradwire.client import AMSGrad, connect
 from gradwire.server.access.pacing import Pace
+from gradwire.server.access.quotas import Quotas
 from gradwire.server.memory.shared_memory import SharedMemory
 from gradwire.server.rpc.stream_guard import StreamGuard
 from gradwire.v1 import run_pb2, service_pb2
@@ -249,3 +250,30 @@ def test_who_waits_has_answered_the_offer_of_shared_memory(
             assert run.step(values).paced_seconds > 0
     assert heard[-1] == "waits"
     assert "answered" in heard
+
+
+def test_steps_count_though_nobody_waits_for_their_answer(hosted: HostedServer, lab: BareClient) -> None:
+    run = hosted.registry.get("tenants/lab/runs/a")
+    stream = lab.attach("a")
+    stream.send(whole(1, [1.0] * 600, steps=600))
+    eventually(lambda: run.step == 600, "the block is applied")
+    stream.call.cancel()
+    pace = hosted.registry.ledger.pace_of("lab")
+    assert pace is not None
+    assert pace.level("steps_per_second", 10) > 100
+
+
+def test_what_is_used_can_be_told_whatever_the_rate_has_become() -> None:
+    quotas = Quotas(steps_per_second=1)
+    pace = Pace(lambda: quotas)
+    pace.use(60, 0)
+    assert pace.level("steps_per_second", 2**63 - 1) == 2**63 - 1
+
+
+def test_what_waits_is_counted(hosted: HostedServer, lab: BareClient, access: AccessFile) -> None:
+    lab.create("big", [group(w=[250_000])], [0.0] * 250_000, durability=run_pb2.DURABILITY_MEMORY)
+    with in_debt(lab), lab.attach("big") as stream:
+        before = hosted.used_bytes
+        stream.send(whole(1, [1.0] * 250_000))
+        eventually(lambda: hosted.used_bytes == before + 1_000_000, "the block waits")
+        hosted.drain()

@@ -18,7 +18,7 @@ from gradwire.server.durability.run_storage import storage_of
 from gradwire.server.runs import expiry
 from gradwire.server.store.base import Store
 from gradwire.v1 import run_pb2, service_pb2
-from tests.contract.bare import BareClient, group, refused
+from tests.contract.bare import BareClient, group, refused, slices
 from tests.faults.hosted import HostedServer, eventually
 
 TTL_SECONDS = 5000.0
@@ -98,6 +98,29 @@ def test_who_is_attached_uses_it_all_the_time(hosted: HostedServer, bare: BareCl
     assert time.monotonic() - hosted.run_of("a").used_at < TTL_SECONDS / 2
     lie_unused(hosted, "a", TTL_SECONDS)
     eventually(gone(bare, "a"), "the run ends")
+
+
+def test_a_call_that_goes_on_uses_it(hosted: HostedServer, bare: BareClient, durability: str) -> None:
+    for name in ("a", "b"):
+        create(bare, name, durability)
+    goes_on = threading.Event()
+
+    def requests() -> Iterator[service_pb2.WriteParametersRequest]:
+        yield service_pb2.WriteParametersRequest(header=service_pb2.WriteParametersHeader(name="runs/a"))
+        assert goes_on.wait(30)
+        yield service_pb2.WriteParametersRequest(slice=slices([2.0])[0])
+
+    writing = bare.stub.WriteParameters.future(requests())
+    run = hosted.run_of("a")
+    eventually(lambda: run.users == 1, "the call has begun")
+    for name in ("a", "b"):
+        lie_unused(hosted, name, 2 * TTL_SECONDS)
+    eventually(gone(bare, "b"), "the other run ends")
+    goes_on.set()
+    assert writing.result().epoch > 0
+    eventually(lambda: run.users == 0, "the call has ended")
+    assert not run.expired
+    assert bare.read("a")[1] == [2.0]
 
 
 @pytest.mark.parametrize("method", ["GetRun", "ReadParameters", "DigestRun", "ListSnapshots"])

@@ -83,6 +83,7 @@ TOKEN = f'[[tokens]]\nid = "one"\nsha256 = "{DIGEST}"\ntenant = "default"\nrole 
         (TOKEN + "expires = 2030-01-01", "expires is 2030-01-01; expected a time with its zone"),
         (TOKEN + "expires = 2030-01-01T00:00:00", "expected a time with its zone"),
         (TOKEN + "expires = 5", "expected a time with its zone"),
+        (TOKEN + "expires = 9999-12-31T23:59:59-23:59", "expected a time before the year 10000"),
         (TOKEN + "runs = 'a'", "runs is no list of patterns"),
         (TOKEN + "runs = []", "runs is no list of patterns; expected runs = ['a-*'], or no runs for all"),
         (TOKEN + "workers = ['a', 1]", "workers is no list of patterns"),

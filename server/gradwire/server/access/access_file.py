@@ -11,21 +11,18 @@ import tomllib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from gradwire.server.access.identity import DEFAULT_TENANT, Identity, Role
-from gradwire.server.access.quotas import RATES, SIZES, Quotas
+from gradwire.server.access.quotas import MOST, RATES, SIZES, Quotas
 from gradwire.server.config import SIZE_UNITS
 from gradwire.wire.layout import TENANT_NAME
 
 MAX_BYTES = 16 * 2**20
 """Of an access file."""
-
-MAX_AMOUNT = 2**63 - 1
-"""Of a quota."""
 
 _TENANT = re.compile(TENANT_NAME, re.ASCII)
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
@@ -119,7 +116,7 @@ def _amount(value: Any, key: str, where: str) -> int:
     amount = value
     if key in SIZES and isinstance(value, str) and (found := _SIZE.fullmatch(value)):
         amount = int(found[1]) * SIZE_UNITS[found[2]]
-    if isinstance(amount, int) and not isinstance(amount, bool) and least <= amount <= MAX_AMOUNT:
+    if isinstance(amount, int) and not isinstance(amount, bool) and least <= amount <= MOST:
         return amount
     expected = "a number of bytes, or one with KiB, MiB, GiB or TiB" if key in SIZES else f"a number, {least} or more"
     raise BadAccessFile(f"{where}: {key} is {value!r}; expected {expected}")
@@ -168,7 +165,10 @@ def _identity(name: str, entry: dict[str, Any], tenants: set[str], where: str, d
     if expires is not None and not (isinstance(expires, datetime) and expires.tzinfo is not None):
         raise BadAccessFile(f"{where}: expires is {expires!s}; expected a time with its zone, 2027-01-31T12:00:00Z")
     patterns: dict[str, Any] = {key: _patterns(entry[key], key, where) for key in ("runs", "workers") if key in entry}
-    seconds = None if expires is None else expires.timestamp()
+    try:
+        seconds = None if expires is None else expires.astimezone(UTC).timestamp()
+    except OverflowError:
+        raise BadAccessFile(f"{where}: expires is {expires!s}; expected a time before the year 10000 in UTC") from None
     return Identity(tenant, Role[role.upper()], name, seconds, digest=digest, **patterns)
 
 

@@ -10,11 +10,8 @@ from typing import NamedTuple
 from gradwire.server.access.gate import Gate
 from gradwire.server.access.pacing import Pace
 from gradwire.server.access.quotas import RATES, Quotas
-from gradwire.server.memory.budget import BudgetShare, MemoryBudget
+from gradwire.server.memory.budget import RETRY_SECONDS, BudgetShare, MemoryBudget
 from gradwire.wire.errors import QuotaExceeded
-
-RETRY_SECONDS = 60.0
-"""After so long it is worth asking again whether there is room: somebody must have deleted or closed something."""
 
 
 class Use(NamedTuple):
@@ -84,7 +81,7 @@ class Ledger:
                 limit=limit,
                 needed_bytes=more,
             )
-            error.retry_seconds = RETRY_SECONDS
+            error.retry_seconds = RETRY_SECONDS if more <= limit else None
             raise error
 
     def disk_limit(self, tenant: str) -> int | None:

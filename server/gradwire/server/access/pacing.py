@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 
-from gradwire.server.access.quotas import RATES, Quotas
+from gradwire.server.access.quotas import MOST, RATES, Quotas
 from gradwire.wire.errors import QuotaExceeded
 
 LONGEST_SECONDS = 60.0
@@ -72,7 +72,11 @@ class Pace:
 
     def level(self, quota: str, rate: int) -> int:
         """How much of a second's use has not been worn off yet: above ``rate``, somebody waits."""
-        return round(rate * max(0.0, self._paid_at[quota] - self._clock() + BURST_SECONDS))
+        return min(round(rate * max(0.0, self._paid_at[quota] - self._clock() + BURST_SECONDS)), MOST)
+
+    def of_stream(self, streams: Callable[[], int]) -> StreamPace:
+        """As a stream counts. Args: streams: how many the tenant has open."""
+        return StreamPace(self, streams)
 
     def _in_force(self, steps: int, size_bytes: int) -> list[tuple[str, int, int]]:
         quotas = self._quotas()
@@ -81,3 +85,19 @@ class Pace:
             ("bytes_per_second", size_bytes, quotas.bytes_per_second),
         )
         return [(quota, amount, rate) for quota, amount, rate in found if rate is not None]
+
+
+class StreamPace:
+    """What one of a tenant's streams may send."""
+
+    def __init__(self, pace: Pace, streams: Callable[[], int]) -> None:
+        self._pace = pace
+        self._streams = streams
+
+    def require(self, steps: int, size_bytes: int) -> None:
+        """Raises QuotaExceeded for a new block that is too much at once."""
+        self._pace.require(steps, size_bytes, max(1, self._streams()))
+
+    def use_steps(self, steps: int) -> None:
+        """They are about to be done."""
+        self._pace.use(steps, 0)

@@ -31,3 +31,6 @@ SIZES = frozenset({"memory", "disk", "bytes_per_second"})
 
 RATES = ("steps_per_second", "bytes_per_second")
 """What may not be 0: one would wait for ever."""
+
+MOST = 2**63 - 1
+"""Of any of them, and of its use."""

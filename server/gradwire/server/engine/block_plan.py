@@ -9,13 +9,14 @@ import numpy as np
 from gradwire.server.engine.block import BlockHeader, Returns
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.spec import NonFinitePolicy, RunSpec
-from gradwire.server.engine.staged_block import StagedBlock, override_groups, scalar_bytes, segments_of
+from gradwire.server.engine.staged_block import SKIPPED_BYTES, StagedBlock, override_groups, scalar_bytes, segments_of
 from gradwire.server.engine.threads import pieces, updates
 from gradwire.server.optimizers.base import Hyperparameters
 from gradwire.server.store.base import MAX_ENTRY_BYTES
 from gradwire.wire.encoding import MAX_ROW_BYTES
 from gradwire.wire.errors import ProtocolViolation, ResultTooLarge
 
+_COUNTED_SKIPS = 1024
 _COUNTED_SCALARS = 65_536
 """Steps times tensors from which the scalars of a block are counted in the memory limit."""
 
@@ -86,9 +87,17 @@ def plan_block(run: Run, sequence: int, header: BlockHeader, groups: tuple[Hyper
     scalars = scalar_bytes(spec, run.tensor_steps, header) if header.steps * tensors >= _COUNTED_SCALARS else 0
     purpose = f"the scalars of {header.steps} steps of {spec.name}"
     scalar_memory = run.budget.reserve(scalars, purpose) if scalars else None
+    # Of a few steps the receipt is small, a million may all be skipped.
+    may_skip = spec.non_finite_policy is NonFinitePolicy.SKIP and header.steps >= _COUNTED_SKIPS
+    skipped_bytes = SKIPPED_BYTES * header.steps if may_skip else 0
+    wants_trajectory = header.returns is Returns.TRAJECTORY
     try:
-        if header.returns is Returns.TRAJECTORY:
-            result_memory = run.budget.reserve(spec.vector_bytes * header.steps, f"a trajectory of {spec.name}")
+        if wants_trajectory or skipped_bytes:
+            result_bytes = spec.vector_bytes * header.steps if wants_trajectory else 0
+            result_memory = run.budget.reserve(
+                result_bytes + skipped_bytes, f"the result of {header.steps} steps of {spec.name}"
+            )
+        if wants_trajectory:
             trajectory = run.device.allocate(header.steps, layout.elements, spec.dtype)
         return StagedBlock(
             sequence=sequence,
@@ -104,6 +113,7 @@ def plan_block(run: Run, sequence: int, header: BlockHeader, groups: tuple[Hyper
             scalar_memory=scalar_memory,
             trajectory=trajectory,
             result_memory=result_memory,
+            skipped_bytes=skipped_bytes,
         )
     except BaseException:
         if scalar_memory is not None:

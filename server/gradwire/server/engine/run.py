@@ -88,6 +88,8 @@ class Run:
         """How it is stored; None: it is in memory only."""
         self.used_at = time.monotonic()
         """When somebody did anything with the run last; while a worker holds it that is always."""
+        self.users = 0
+        """Calls about the run that have not ended."""
         self.on_delete: list[Callable[[], object]] = []
         """Called when the run ends: frees what others keep of it."""
         self._workers: OrderedDict[str, WorkerRecord] = OrderedDict()
@@ -132,7 +134,9 @@ class Run:
     def expired(self) -> bool:
         """Whether nobody has used it for its time to live."""
         ttl_seconds = self.spec.ttl_seconds
-        return ttl_seconds is not None and self.holder is None and time.monotonic() - self.used_at >= ttl_seconds
+        if ttl_seconds is None or self.holder is not None or self.users:
+            return False
+        return time.monotonic() - self.used_at >= ttl_seconds
 
     def fence(self, why: str) -> None:
         """Raises the epoch and ends the current hold."""

@@ -18,6 +18,9 @@ from gradwire.server.optimizers.base import Floats, Hyperparameters, numbers
 from gradwire.wire.errors import InvalidHyperparameter, ProtocolViolation
 from gradwire.wire.layout import Layout, Range
 
+SKIPPED_BYTES = 40
+"""What a skipped step takes in a receipt that is remembered."""
+
 
 @dataclass(eq=False)
 class StagedBlock:
@@ -42,6 +45,8 @@ class StagedBlock:
     scalar_memory: Reservation | None
     trajectory: DeviceArray | None
     result_memory: Reservation | None
+    skipped_bytes: int = 0
+    """Of ``result_memory``, what is for a receipt that names every step as skipped."""
     received_bytes: int = 0
     """Size of its gradients as they arrived; known when it is whole."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from gradwire.server.devices.base import DeviceArray
 from gradwire.server.engine.block import Receipt, Returns
-from gradwire.server.engine.staged_block import StagedBlock
+from gradwire.server.engine.staged_block import SKIPPED_BYTES, StagedBlock
 from gradwire.server.memory.budget import Reservation
 from gradwire.wire.errors import GradwireError, ProtocolViolation
 from gradwire.wire.layout import Range
@@ -38,6 +38,8 @@ class WorkerRecord:
         self.ranges = block.ranges
         self.trajectory = block.trajectory
         self.reservation = block.give_result_memory()
+        if self.reservation is not None:
+            self.reservation.give_back(block.skipped_bytes - SKIPPED_BYTES * len(receipt.skipped_steps))
 
     def forget_result(self) -> None:
         """Drops the remembered trajectory and its memory, not the sequence number."""

@@ -7,6 +7,9 @@ from collections.abc import Callable
 
 from gradwire.wire.errors import MemoryLimitExceeded, QuotaExceeded
 
+RETRY_SECONDS = 60.0
+"""After so long it is worth asking again whether there is room within a quota."""
+
 NO_ROOM = (MemoryLimitExceeded, QuotaExceeded)
 """What `MemoryBudget.reserve` raises: the server is full, or the tenant has as much as it may."""
 
@@ -23,6 +26,12 @@ class Reservation:
 
     def __exit__(self, *error: object) -> None:
         self.release()
+
+    def give_back(self, size_bytes: int) -> None:
+        """Releases a part of it."""
+        size_bytes = min(size_bytes, self.size_bytes)
+        self.size_bytes -= size_bytes
+        self._budget._give_back(size_bytes)
 
     def release(self) -> None:
         size_bytes, self.size_bytes = self.size_bytes, 0
@@ -89,7 +98,7 @@ class BudgetShare(MemoryBudget):
         with self._lock:
             bound = self._bound()
             if bound is not None and self.used_bytes + size_bytes > bound:
-                raise QuotaExceeded(
+                error = QuotaExceeded(
                     f"quota 'memory': {purpose} needs {size_bytes} bytes, and {max(0, bound - self.used_bytes)} of the "
                     f"{bound} of {self._whose} are free",
                     needed_bytes=size_bytes,
@@ -98,6 +107,8 @@ class BudgetShare(MemoryBudget):
                     used=self.used_bytes,
                     limit=bound,
                 )
+                error.retry_seconds = RETRY_SECONDS if size_bytes <= bound else None
+                raise error
             self._whole.reserve(size_bytes, purpose)
             self.used_bytes += size_bytes
         return Reservation(self, size_bytes)

@@ -7,6 +7,7 @@ from typing import Any
 
 from gradwire.server.access.gate import Gate
 from gradwire.server.access.identity import Identity, tenant_of
+from gradwire.server.engine.run import Run
 from gradwire.wire.errors import GradwireError
 
 
@@ -28,6 +29,7 @@ class Call:
     """Knows the tenants; None: nobody is asked for one."""
     resource: str = ""
     """The run that it is about, by its name inside, once that is known."""
+    _using: Run | None = None
 
     def run(self, name: str) -> str:
         """The name inside of a run that is there. Raises RunNotFound, PermissionDenied."""
@@ -40,6 +42,20 @@ class Call:
         if self.gate is not None:
             self.gate.require_tenant(tenant_of(self.resource))
         return self.resource
+
+    def use(self, run: Run) -> None:
+        """The call is about this run, until it has ended."""
+        run.note_use()
+        if self._using is None:
+            self._using = run
+            run.users += 1
+
+    def end(self) -> None:
+        """The call has ended."""
+        if self._using is not None:
+            self._using.users -= 1
+            self._using.note_use()
+            self._using = None
 
     @property
     def peer(self) -> str:

@@ -144,7 +144,7 @@ class Calls:
     def run_of(self, call: Call, name: str, uid: str = "") -> Run:
         """The run that a caller means. Raises RunNotFound, RunDamaged, PermissionDenied."""
         run = self.registry.get(call.run(name), uid)
-        run.note_use()
+        call.use(run)
         return run
 
     def note(self, context: Any, call: Call | None, method: str, reason: str = "") -> None:

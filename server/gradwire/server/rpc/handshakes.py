@@ -53,7 +53,8 @@ class Handshakes:
             self._peers.move_to_end(peer)
         elif not is_unix(peer):  # there is no TLS
             self._peers[peer] = None
-            self._used += 1
+            with self._lock:
+                self._used += bool(self._young)  # else it is one that has been counted as unused already
             if len(self._peers) > _KNOWN:
                 self._peers.popitem(last=False)
 

@@ -87,6 +87,9 @@ def _wrapped(servicer: Calls, method: Any) -> Callable[[Any, Any], Awaitable[Any
         except Exception:
             log.exception("unexpected error in %s", name)
             refusal = InternalError(f"unexpected error in {name}; the server's log says more", applied=None)
+        finally:
+            if caller is not None:
+                caller.end()
         servicer.note(context, caller, name, refusal.reason)
         await abort(context, refusal)
         return None  # gRPC does not look at it after an abort

@@ -10,7 +10,6 @@ from typing import Any
 import grpc
 
 from gradwire.server.access.identity import tenant_of
-from gradwire.server.access.pacing import Pace
 from gradwire.server.durability.stored_runs import DamagedRun
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.threads import in_thread, pieces, unless_short
@@ -104,6 +103,7 @@ class OptimizerServicer(SnapshotCalls, ServerCalls):
             call.who.require_worker(attach.worker_id)
             run = self.run_of(call, attach.run, attach.run_uid)
             decoder, encoder = await in_thread(self.registry.executor, lambda: encodings_of(attach, run))
+            open_streams = self.registry.ledger.open_streams
             local, pace = is_local(call.peer), self.pace_of(call)
             streams.enter_context(self.registry.ledger.stream(tenant_of(run.spec.name), run.spec.name))
             session = await Session.attach(
@@ -117,14 +117,14 @@ class OptimizerServicer(SnapshotCalls, ServerCalls):
                 max_result_bytes=self.registry.config.max_result,
                 executor=self.registry.executor,
                 local=local,
-                admit=None if pace is None else partial(self._admit, pace, call.who.tenant),
+                admission=None if pace is None else pace.of_stream(partial(open_streams, call.who.tenant)),
             )
             try:
                 if attach.shared_memory and self._may_share_memory(call.peer):
                     await session.share_memory()
                 self.note(call.context, call, "Train")
                 call.action = "Detach"
-                stream = TrainStream(guard, call.context, session.memory, encoder, pace)
+                stream = TrainStream(guard, call.context, session.memory, encoder, run.budget, pace)
                 streams.callback(stream.close)
                 await guard.write(call.context.write, self._attached(session))
                 while (part := await stream.receive()) is not None:
@@ -140,10 +140,6 @@ class OptimizerServicer(SnapshotCalls, ServerCalls):
                 raise
             finally:
                 await asyncio.shield(session.close())
-
-    def _admit(self, pace: Pace, tenant: str, steps: int, size_bytes: int) -> None:
-        """Raises QuotaExceeded for a block that is too much at once."""
-        pace.require(steps, size_bytes, max(1, self.registry.ledger.open_streams(tenant)))
 
     def _attached(self, session: Session) -> bytes:
         response = train_pb2.TrainResponse(

@@ -11,6 +11,7 @@ import grpc
 from gradwire.server.access.pacing import LONGEST_SECONDS, Pace
 from gradwire.server.encodings.encoders import Encoder
 from gradwire.server.engine.block import GradientSlice, Placed, Reply
+from gradwire.server.memory.budget import MemoryBudget
 from gradwire.server.memory.shared_memory import SharedMemory
 from gradwire.server.rpc.codec import cut, decode_gradients, decode_request, encode_reply, encode_shared, encode_taken
 from gradwire.server.rpc.stream_guard import StreamGuard
@@ -35,6 +36,7 @@ class TrainStream:
     Args:
         memory: what the client was offered; None: nothing.
         encoder: of the replies.
+        budget: of what is kept while it waits.
         pace: what a block costs is waited for before the next one, of which no more is read; None: nobody counts.
     """
 
@@ -44,14 +46,15 @@ class TrainStream:
         context: Any,
         memory: SharedMemory | None,
         encoder: Encoder,
+        budget: MemoryBudget,
         pace: Pace | None = None,
     ) -> None:
         self._guard = guard
         self._context = context
         self._memory = memory
         self._encoder = encoder
+        self._budget = budget
         self._pace = pace
-        self._steps = 0  # of the block that is arriving
         self._paced_seconds = 0.0  # what it has waited for
         self._between = True  # no block is arriving
         self._offer: asyncio.TimerHandle | None = None
@@ -78,8 +81,9 @@ class TrainStream:
             if request is None:
                 return None
             if request.message.WhichOneof("message") == "gradients":
-                if self._between:
-                    self._paced_seconds = await self._guard.keep(self._pace, LONGEST_SECONDS)
+                if self._between and self._pace is not None and self._pace.wait_seconds():
+                    with self._budget.reserve(len(request.data), "the beginning of a block that waits"):
+                        self._paced_seconds = await self._guard.keep(self._pace, LONGEST_SECONDS)
                 return self._slice(request)
             self._hear(request.message)
 
@@ -97,9 +101,8 @@ class TrainStream:
                 self._answered = self._between = True
                 parameters.receipt.paced_seconds = self._paced_seconds
                 self._paced_seconds = 0.0
-            if self._pace is not None:
-                steps = self._steps if last and not parameters.receipt.repeated else 0
-                self._pace.use(steps, 0 if data is None else data.nbytes)
+            if self._pace is not None and data is not None:
+                self._pace.use(0, data.nbytes)
             for piece, values in cut(parameters, None if placed else data):
                 if values is None:
                     message = train_pb2.TrainResponse(parameters=piece).SerializeToString()
@@ -128,8 +131,6 @@ class TrainStream:
 
     def _counted(self, part: GradientSlice) -> GradientSlice:
         self._between = False
-        if part.header is not None:
-            self._steps = part.header.steps
         if self._pace is not None:
             self._pace.use(0, len(part.data))
         return part

@@ -118,6 +118,7 @@ class Import:
     def __init__(self, registry: Registry, path: Path, tenant: str) -> None:
         self._registry = registry
         self._tenant = tenant
+        self._stored_bytes = registry.disk_bytes(tenant)
         self._path = path
         with refusing():
             self._file = path.open("wb")
@@ -133,7 +134,7 @@ class Import:
             )
         # What arrives is no run yet; it has its end with the call.
         registry, arriving = self._registry, self._registry.arriving_files
-        registry.ledger.require_disk(self._tenant, arriving[self._tenant], len(data), "the file")
+        registry.ledger.require_disk(self._tenant, self._stored_bytes + arriving[self._tenant], len(data), "the file")
         arriving[self._tenant] += len(data)
         self._size_bytes += len(data)
         with refusing():

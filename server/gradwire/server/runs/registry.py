@@ -192,7 +192,8 @@ class Registry:
         return {name for name in names if tenant_of(name) == tenant}
 
     def disk_bytes(self, tenant: str, besides: str = "") -> int:
-        """What the runs of a tenant take of the disk, ``besides`` left out: those too that are on their way there."""
+        """What the runs of a tenant take of the disk, those that are on their way there too. Args: besides: the name of
+        a run that is there and does not count."""
         if self.stored_runs is None or self.ledger.disk_limit(tenant) is None:
             return 0
         names = {name for name in self.names() if tenant_of(name) == tenant and name != besides}
@@ -203,7 +204,7 @@ class Registry:
         for creation in list(self._creations):
             spec = creation.run.spec
             arriving = not creation.run.ended and self._runs.get(spec.name) is not creation.run
-            if arriving and tenant_of(spec.name) == tenant and spec.name != besides:
+            if arriving and tenant_of(spec.name) == tenant:
                 total += self._reserved_bytes(spec)
         return total
 

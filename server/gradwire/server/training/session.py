@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import Executor
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from gradwire.server.durability import changes
 from gradwire.server.encodings.decoders import Decoder
@@ -22,6 +22,16 @@ from gradwire.server.training.results import Results
 from gradwire.server.training.straight_path import StraightPath
 from gradwire.wire.errors import GradwireError
 from gradwire.wire.shared import part_bytes
+
+
+class Admission(Protocol):
+    """Counts what a stream does."""
+
+    def require(self, steps: int, size_bytes: int) -> None:
+        """Raises for a new block whose steps, or the bytes of whose gradients, are too much at once."""
+
+    def use_steps(self, steps: int) -> None:
+        """A block of so many steps is about to be committed."""
 
 
 class Answering(NamedTuple):
@@ -45,7 +55,7 @@ class Session:
         encoder: cuts the replies, which whoever sends them passes through it, one after another.
         local: whether the peer's address is one of this host.
         max_result_bytes: largest trajectory that is remembered, and therefore computed.
-        admit: called with the steps of a new block and the bytes of its gradients; raises where it is too much at once.
+        admission: is told of blocks that are no repeats; None: nobody counts.
     """
 
     def __init__(
@@ -57,7 +67,7 @@ class Session:
         max_result_bytes: int,
         executor: Executor,
         local: bool = False,
-        admit: Callable[[int, int], None] | None = None,
+        admission: Admission | None = None,
     ) -> None:
         self.run = run
         self.holder = holder
@@ -68,7 +78,8 @@ class Session:
         self._results = Results(run, holder, encoder)
         self._straight_path = StraightPath(run, holder, decoder, encoder)
         self._answering = NOTHING
-        self._admit = admit
+        self._admission = admission
+        self._steps = 1
 
     @classmethod
     async def attach(
@@ -106,9 +117,8 @@ class Session:
     async def receive_whole(self, part: GradientSlice) -> Reply | None:
         """As `receive`, for what comes and is answered in one message; `answered` is to be called once that is sent.
         None: nothing has happened, and the message must be received. It is tried first for every message."""
-        header = part.header
-        if self._admit is not None and header is not None and self._receipt_of_repeat(part) is None:
-            self._admit(header.steps, header.steps * self._decoder.vector_bytes(self.run.spec.layout.elements))
+        if self._admission is not None and self._receipt_of_repeat(part) is None:
+            self._count(self._admission, part)
         block = self._straight_path.plan(part) if self._receiver.idle else None
         if block is None:
             return None
@@ -119,6 +129,13 @@ class Session:
         failpoint("reply.before")
         self._answering = Answering(True, part.sequence)
         return reply
+
+    def _count(self, admission: Admission, part: GradientSlice) -> None:
+        if part.header is not None:
+            self._steps = part.header.steps
+            admission.require(self._steps, self._steps * self._decoder.vector_bytes(self.run.spec.layout.elements))
+        if part.last:  # now, since nobody may be there any more when it has been committed
+            admission.use_steps(self._steps)
 
     def answered(self) -> None:
         """The reply to a block has been sent."""
