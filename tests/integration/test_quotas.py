@@ -219,10 +219,10 @@ def test_receipts_that_name_many_steps_are_counted(hosted: HostedServer, access:
     before = hosted.used_bytes
     for number in (1, 2):
         with lab.attach("a", worker_id=f"{number}") as stream:
-            assert len(stream.step(1, [math.nan] * 500 + [1.0] * 1500, steps=2000)[1].skipped_steps) == 500
-    eventually(lambda: hosted.used_bytes == before + 2 * 500 * 40, "both are remembered")
+            assert len(stream.step(1, [math.nan] * 200 + [1.0] * 1800, steps=2000)[1].skipped_steps) == 200
+    eventually(lambda: hosted.used_bytes == before + 2 * 200 * 40, "both are remembered")
     with lab.attach("a", worker_id="1") as stream:
         stream.step(2, [1.0] * 2000, steps=2000)
-    eventually(lambda: hosted.used_bytes == before + 500 * 40, "one of them is forgotten")
+    eventually(lambda: hosted.used_bytes == before + 200 * 40, "one of them is forgotten")
     with lab.attach("a", worker_id="3") as stream:
         refused("QUOTA_EXCEEDED", lambda: stream.step(1, [math.nan] * 2700, steps=2700))

@@ -8,6 +8,7 @@ import hashlib
 import inspect
 import platform
 import sys
+import threading
 from collections.abc import Sequence
 from types import ModuleType
 
@@ -21,17 +22,24 @@ from gradwire.server.engine import clipping
 from gradwire.server.optimizers import adam, schedules
 from gradwire.server.optimizers.base import Hyperparameters
 
+_parsing = threading.Lock()
+"""`ast.parse` of Python 3.11 fails now and then where two threads call it at a time."""
 
-@functools.cache
+
 def computing_text(*modules: ModuleType) -> str:
     """What the bits depend on of these modules' sources, which is not where they import something from. A new text
     refuses every journal that is not yet saved."""
-    lines: list[str] = []
-    for source in map(inspect.getsource, modules):
-        imports = [node for node in ast.parse(source).body if isinstance(node, (ast.Import, ast.ImportFrom))]
-        left_out = {number for node in imports for number in range(node.lineno, (node.end_lineno or node.lineno) + 1)}
-        lines += [line for number, line in enumerate(source.splitlines(), 1) if number not in left_out]
-    return "\n".join(lines)
+    return "\n".join(map(_text_of, modules))
+
+
+@functools.cache
+def _text_of(module: ModuleType) -> str:
+    source = inspect.getsource(module)
+    with _parsing:
+        body = ast.parse(source).body
+    imports = [node for node in body if isinstance(node, (ast.Import, ast.ImportFrom))]
+    left_out = {number for node in imports for number in range(node.lineno, (node.end_lineno or node.lineno) + 1)}
+    return "\n".join(line for number, line in enumerate(source.splitlines(), 1) if number not in left_out)
 
 
 @functools.cache
