@@ -11,6 +11,7 @@ from gradwire.client.errors import (
     LayoutMismatch,
     RunRolledBack,
     WorkerConflict,
+    WorkerForgotten,
 )
 from gradwire.client.optimizers.adagrad import Adagrad
 from gradwire.client.optimizers.adam import Adam, AMSGrad, TorchAdam, TorchAdamW, WeightDecay
@@ -113,6 +114,7 @@ __all__ = [
     "WeightDecay",
     "WhoAmI",
     "WorkerConflict",
+    "WorkerForgotten",
     "Yogi",
     "connect",
 ]

@@ -26,6 +26,14 @@ class RunRolledBack(GradwireError):
     """
 
 
+class WorkerForgotten(GradwireError):
+    """Raised when more workers have worked on the run than the server remembers, and this one was forgotten meanwhile.
+
+    ``applied`` is None where a block was on its way: nobody can say what became of it. What was acknowledged before is
+    worth what its receipt has said. The next step goes on as a new worker's.
+    """
+
+
 class WorkerConflict(GradwireError):
     """Raised when the server has applied blocks of this worker id that this client never sent."""
 

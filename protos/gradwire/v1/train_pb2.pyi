@@ -67,7 +67,8 @@ class Returns(_Returns, metaclass=_ReturnsEnumTypeWrapper):
       the user to decide.
     - more than n: another process uses this worker_id.
 
-    A run remembers the last result of each of 1,024 workers, on the disk too where it is kept there.
+    A run remembers the last result of each of 1,024 workers, on the disk too where it is kept there; see
+    Attached.perhaps_forgotten.
 
     What a block is answered with.
     """
@@ -307,6 +308,7 @@ class Attached(google.protobuf.message.Message):
     PLACEMENTS_FIELD_NUMBER: builtins.int
     RUN_UID_FIELD_NUMBER: builtins.int
     REGION_FIELD_NUMBER: builtins.int
+    PERHAPS_FORGOTTEN_FIELD_NUMBER: builtins.int
     step: builtins.int
     """Steps applied to the run so far."""
     last_sequence: builtins.int
@@ -321,6 +323,11 @@ class Attached(google.protobuf.message.Message):
     """Identifies the server process."""
     run_uid: builtins.str
     """Run.uid of the run."""
+    perhaps_forgotten: builtins.bool
+    """The worker is not known, but may have been: the run has had more workers than it remembers. Then a `last_sequence` of
+    0 says nothing of blocks that this worker has sent, and of one that was not acknowledged nobody can say whether it
+    was applied. It goes on with sequence 1.
+    """
     @property
     def placements(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[gradwire.v1.run_pb2.Placement]:
         """Who serves which part of the vector."""
@@ -339,9 +346,10 @@ class Attached(google.protobuf.message.Message):
         placements: collections.abc.Iterable[gradwire.v1.run_pb2.Placement] | None = ...,
         run_uid: builtins.str = ...,
         region: global___SharedRegion | None = ...,
+        perhaps_forgotten: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["region", b"region"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "last_sequence", b"last_sequence", "placements", b"placements", "region", b"region", "run_uid", b"run_uid", "server_instance", b"server_instance", "step", b"step"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "last_sequence", b"last_sequence", "perhaps_forgotten", b"perhaps_forgotten", "placements", b"placements", "region", b"region", "run_uid", b"run_uid", "server_instance", b"server_instance", "step", b"step"]) -> None: ...
 
 global___Attached = Attached
 

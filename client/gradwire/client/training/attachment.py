@@ -10,7 +10,7 @@ import grpc
 import numpy.typing as npt
 
 from gradwire.client.encodings.selection import Encodings
-from gradwire.client.errors import RunRolledBack, WorkerConflict, translate
+from gradwire.client.errors import RunRolledBack, WorkerConflict, WorkerForgotten, translate
 from gradwire.client.overrides import override_messages
 from gradwire.client.training.early_gradients import EarlyGradients, Source
 from gradwire.client.training.local_parameters import LocalParameters
@@ -94,22 +94,29 @@ class Attachment:
             if self.epoch != known_epoch + 1:
                 self.parameters.stale = True  # somebody else has attached or written since
             try:
-                self._compare_sequences(stream.attached.last_sequence, resuming)
+                self._compare_sequences(stream.attached, resuming)
                 self._compare_epochs(known_epoch)
             except BaseException:
                 self.drop()
                 raise
         return self.stream
 
-    def _compare_sequences(self, last: int, resuming: bool) -> None:
-        """Ours with the ``last`` block that the server has applied. Raises RunRolledBack, WorkerConflict."""
-        known = self.sequence
+    def _compare_sequences(self, attached: train_pb2.Attached, resuming: bool) -> None:
+        """Ours with the last one that the server has applied. Raises RunRolledBack, WorkerForgotten, WorkerConflict."""
+        known, last = self.sequence, attached.last_sequence
         if known is None:
             self.sequence = last
         elif last < known:
             self.parameters.stale = True
             self.sequence = last  # a caller who decides to go on starts from what the server has
+            unresolved = self.unresolved or resuming
             self.unresolved = self.resumes = False
+            if attached.perhaps_forgotten and attached.step >= self.parameters.step_count:
+                raise WorkerForgotten(
+                    f"the server, at step {attached.step}, remembers nothing of worker {self.message.worker_id}: many "
+                    f"others have been there since it acknowledged block {known} (step {self.parameters.step_count})",
+                    applied=None if unresolved else False,
+                )
             raise RunRolledBack(
                 f"the server is at block {last} of worker {self.message.worker_id}, but it has acknowledged block "
                 f"{known} (step {self.parameters.step_count}); nothing was sent again",

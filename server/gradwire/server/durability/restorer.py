@@ -138,6 +138,7 @@ def fill_run(run: Run, snapshot: Snapshot) -> None:
     run.step, run.tensor_steps, run.groups = values.step, values.tensor_steps, values.groups
     meta = read_record(snapshot.meta, f"the snapshot of step {snapshot.step}")
     run.epoch = meta["epoch"]
+    run.has_forgotten = bool(meta.get("forgotten", False))
     for worker in meta["workers"]:
         run.workers[worker["id"]] = _worker(run, worker, snapshot)
 

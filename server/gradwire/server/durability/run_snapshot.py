@@ -49,6 +49,8 @@ def snapshot_of(
         "groups": groups_to_data(values.groups),
         "workers": workers,
     }
+    if run.has_forgotten:
+        meta["forgotten"] = True
     vectors = {name: vector_of(run.device, array, run.spec.dtype) for name, array in arrays.items()}
     return Snapshot(values.step, position, fingerprint, json.dumps(meta), vectors)
 

@@ -93,6 +93,8 @@ class Run:
         self.on_delete: list[Callable[[], object]] = []
         """Called when the run ends: frees what others keep of it."""
         self._workers: OrderedDict[str, WorkerRecord] = OrderedDict()
+        self.has_forgotten = False
+        """Whether there have been more workers than are remembered."""
 
     # --- who holds the run ---------------------------------------------------------------------------------------
 
@@ -103,12 +105,14 @@ class Run:
         """
         self.check_attach(worker_id, takeover)
         self.fence(f"worker {worker_id!r} has attached to {self.spec.name}")
+        perhaps_forgotten = self.has_forgotten and worker_id not in self._workers
         record = self._workers.setdefault(worker_id, WorkerRecord())
         self._workers.move_to_end(worker_id)
         if len(self._workers) > MAX_WORKERS:
             _, forgotten = self._workers.popitem(last=False)
             forgotten.forget_result()
-        self.holder = Holder(worker_id, self.epoch, record, self.step, on_end)
+            self.has_forgotten = True
+        self.holder = Holder(worker_id, self.epoch, record, self.step, on_end, perhaps_forgotten)
         return self.holder
 
     def check_attach(self, worker_id: str, takeover: bool) -> None:

@@ -66,6 +66,8 @@ class Holder:
     step: int
     """The run's step at the attachment."""
     on_end: Callable[[GradwireError], None] = field(default=lambda error: None)
+    perhaps_forgotten: bool = False
+    """Whether the worker is not known, and may have been."""
 
 
 def check_id(field: str, value: str) -> None:

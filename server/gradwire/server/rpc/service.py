@@ -150,6 +150,7 @@ class OptimizerServicer(SnapshotCalls, ServerCalls):
                 server_instance=self.registry.server_instance,
                 placements=placements(session.run),
                 run_uid=session.run.uid,
+                perhaps_forgotten=session.holder.perhaps_forgotten,
                 region=None if session.memory is None else encode_region(session.memory),
             )
         )
