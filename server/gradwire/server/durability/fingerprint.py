@@ -21,6 +21,7 @@ from gradwire.server.devices.base import Device
 from gradwire.server.engine import clipping
 from gradwire.server.optimizers import adam, schedules
 from gradwire.server.optimizers.base import Hyperparameters
+from gradwire.server.optimizers.known import OPTIMIZERS
 
 _parsing = threading.Lock()
 """`ast.parse` of Python 3.11 fails now and then where two threads call it at a time."""
@@ -59,3 +60,10 @@ def fingerprint(device: Device, groups: Sequence[Hyperparameters]) -> str:
     others = {group.kernel.update.__module__ for group in groups} - {adam.__name__}
     own += computing_text(*(sys.modules[name] for name in sorted(others)))
     return hashlib.sha256(_of_this_build() + own.encode() + device.name.split(":")[0].encode()).hexdigest()[:16]
+
+
+def read_sources(device: Device) -> None:
+    """Reads all that fingerprints are made of, before there are threads that parse something, too."""
+    fingerprint(device, ())
+    for kind in OPTIMIZERS.values():
+        computing_text(sys.modules[kind.__module__])

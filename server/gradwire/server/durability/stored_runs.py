@@ -11,7 +11,7 @@ from functools import partial
 from gradwire.server.config import ServerConfig
 from gradwire.server.devices.base import Device
 from gradwire.server.durability.changes import on_disk
-from gradwire.server.durability.fingerprint import fingerprint
+from gradwire.server.durability.fingerprint import fingerprint, read_sources
 from gradwire.server.durability.records import read_record, spec_to_text
 from gradwire.server.durability.restorer import Restorer, spec_of
 from gradwire.server.durability.run_snapshot import snapshot_of
@@ -74,6 +74,7 @@ class StoredRuns:
         self.snapshotter = Snapshotter(runs, config.snapshot_interval_seconds, crowded)
         self.snapshots_kept = config.snapshots_kept
         self._device = device
+        read_sources(device)
         self._snapshot_steps = config.snapshot_steps
 
     async def write_first(self, run: Run) -> FirstSnapshot | None:
