@@ -94,9 +94,8 @@ def plan_block(run: Run, sequence: int, header: BlockHeader, groups: tuple[Hyper
     try:
         if wants_trajectory or skipped_bytes:
             result_bytes = spec.vector_bytes * header.steps if wants_trajectory else 0
-            result_memory = run.budget.reserve(
-                result_bytes + skipped_bytes, f"the result of {header.steps} steps of {spec.name}"
-            )
+            what = "a trajectory" if wants_trajectory else f"the receipt of {header.steps} steps"
+            result_memory = run.budget.reserve(result_bytes + skipped_bytes, f"{what} of {spec.name}")
         if wants_trajectory:
             trajectory = run.device.allocate(header.steps, layout.elements, spec.dtype)
         return StagedBlock(
