@@ -491,6 +491,7 @@ def test_handshakes_that_lead_to_nothing_are_counted(
     files: Files, others: Files, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By plaintext, by another authority's certificate, by silence; those that are used are not among them."""
+    monkeypatch.setattr("gradwire.server.rpc.handshakes.SETTLED_SECONDS", 1e9)
     with HostedServer(**files.mutual) as hosted:
         counted = hosted.server.servicer.handshakes
         host, port = hosted.target.rsplit(":", 1)
