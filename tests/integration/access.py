@@ -13,6 +13,14 @@ def secret_of(name: str) -> str:
     return f"gw_secret-of-{name}"
 
 
+def two_tenants(folder: Path) -> AccessFile:
+    """A file with the tenants lab and other, and a token of the same name for each."""
+    file = AccessFile(folder / "access.toml")
+    file.add("lab", "lab")
+    file.add("other", "other")
+    return file
+
+
 class AccessFile:
     """Tokens by their names; the secret of each is `secret_of` its name."""
 

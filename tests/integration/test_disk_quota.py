@@ -14,7 +14,7 @@ from gradwire.server.durability import snapshotter
 from gradwire.v1 import run_pb2, service_pb2
 from tests.contract.bare import BareClient, group, refused
 from tests.faults.hosted import HostedServer, eventually
-from tests.integration.access import AccessFile, secret_of
+from tests.integration.access import AccessFile, secret_of, two_tenants
 
 ELEMENTS = 1000
 STATE_BYTES = 4 * 4 * ELEMENTS
@@ -26,9 +26,7 @@ RUN_BYTES = 4 * SNAPSHOT_BYTES + 1024
 
 @pytest.fixture
 def access(tmp_path: Path) -> AccessFile:
-    file = AccessFile(tmp_path / "access.toml")
-    file.add("lab", "lab")
-    file.add("other", "other")
+    file = two_tenants(tmp_path)
     file.quotas["lab"] = f"disk = {2 * RUN_BYTES + SNAPSHOT_BYTES + STATE_BYTES // 2}"
     file.write()
     return file
@@ -153,7 +151,7 @@ def test_a_file_that_arrives_is_counted(hosted: HostedServer, lab: BareClient) -
 
     error = refused("QUOTA_EXCEEDED", lambda: lab.call("ImportRun", parts()))
     assert error.info.metadata["quota"] == "disk"
-    assert not hosted.registry.arriving_files["lab"]
+    assert not hosted.registry.disk_use.arriving_files["lab"]
 
 
 def test_a_save_whose_caller_has_gone_is_counted_or_leaves_nothing(

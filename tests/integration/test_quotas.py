@@ -14,7 +14,7 @@ from google.rpc import error_details_pb2
 from gradwire.v1 import run_pb2, service_pb2
 from tests.contract.bare import BareClient, Refusal, group, refused
 from tests.faults.hosted import HostedServer, eventually
-from tests.integration.access import AccessFile, secret_of
+from tests.integration.access import AccessFile, secret_of, two_tenants
 
 SMALL = 1000
 """Elements. With AMSGrad and its one tensor such a run takes 17,024 bytes."""
@@ -22,10 +22,7 @@ SMALL = 1000
 
 @pytest.fixture
 def access(tmp_path: Path) -> AccessFile:
-    file = AccessFile(tmp_path / "access.toml")
-    file.add("lab", "lab")
-    file.add("other", "other")
-    return file
+    return two_tenants(tmp_path)
 
 
 @pytest.fixture

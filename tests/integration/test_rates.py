@@ -20,15 +20,12 @@ from gradwire.v1 import run_pb2, service_pb2
 from gradwire.wire.errors import Draining, GradwireError
 from tests.contract.bare import BareClient, BareStream, Refusal, group, refused, whole
 from tests.faults.hosted import HostedServer, eventually
-from tests.integration.access import AccessFile, secret_of
+from tests.integration.access import AccessFile, secret_of, two_tenants
 
 
 @pytest.fixture
 def access(tmp_path: Path) -> AccessFile:
-    file = AccessFile(tmp_path / "access.toml")
-    file.add("lab", "lab")
-    file.add("other", "other")
-    return file
+    return two_tenants(tmp_path)
 
 
 @pytest.fixture

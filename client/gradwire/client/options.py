@@ -45,7 +45,7 @@ class Receipt:
     sent_bytes: int = field(default=0, compare=False)
     """Encoded parameters of its answer. Receipts are equal where steps did the same, however they travelled."""
     paced_seconds: float = field(default=0.0, compare=False)
-    """For so long the server did not listen before this block: this token's tenant had gone faster than its rates."""
+    """For so long the server let this block wait: this token's tenant had gone faster than its rates."""
 
     @property
     def skipped(self) -> bool:

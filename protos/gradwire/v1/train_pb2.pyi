@@ -528,9 +528,7 @@ class Receipt(google.protobuf.message.Message):
     sent_bytes: builtins.int
     """Bytes of `data` in the Parameters messages of this answer, the one with this receipt included."""
     paced_seconds: builtins.float
-    """Seconds for which the server did not read this stream before this block, because the tenant had used more than its
-    rates of steps and bytes.
-    """
+    """Seconds for which the server let this block wait, because the tenant had used more than its rates of steps and bytes."""
     @property
     def learning_rates(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
         """Learning rate of each group at the block's last step."""

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import NamedTuple
 
 from gradwire.server.access.gate import Gate
-from gradwire.server.access.pacing import Pace
+from gradwire.server.access.pacing import Pace, StreamPace
 from gradwire.server.access.quotas import RATES, Quotas
 from gradwire.server.memory.budget import RETRY_SECONDS, BudgetShare, MemoryBudget
 from gradwire.wire.errors import QuotaExceeded
@@ -44,6 +44,11 @@ class Ledger:
         if tenant not in self._paces:
             self._paces[tenant] = Pace(lambda: self._quotas(tenant))
         return self._paces[tenant]
+
+    def stream_pace_of(self, tenant: str) -> StreamPace | None:
+        """As `pace_of`, for one of its streams."""
+        pace = self.pace_of(tenant)
+        return None if pace is None else StreamPace(pace, lambda: len(self._streams[tenant]))
 
     def budget_of(self, tenant: str) -> MemoryBudget:
         """Where the memory of its runs is counted."""
@@ -87,10 +92,6 @@ class Ledger:
     def disk_limit(self, tenant: str) -> int | None:
         """What its runs may take of the disk; None: all that there is."""
         return self._quotas(tenant).disk
-
-    def open_streams(self, tenant: str) -> int:
-        """To its runs, now; of one run they count once."""
-        return len(self._streams[tenant])
 
     @contextmanager
     def stream(self, tenant: str, run: str) -> Iterator[None]:

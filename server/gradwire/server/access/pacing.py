@@ -22,8 +22,8 @@ BURST_SECONDS = 1.0
 class Pace:
     """The rates of one tenant, through all its streams: token buckets that may be overdrawn.
 
-    What comes is admitted, whatever it costs, and nothing more is read of that stream before the debt is paid. So no
-    block is cut or kept in memory for it. To be called on the event loop.
+    What comes is admitted, whatever it costs, and what comes after it waits until the debt is paid. So no block is cut
+    for it. To be called on the event loop.
 
     Args:
         quotas: of the tenant, as they are when they are asked for.
@@ -74,10 +74,6 @@ class Pace:
         """How much of a second's use has not been worn off yet: above ``rate``, somebody waits."""
         return min(round(rate * max(0.0, self._paid_at[quota] - self._clock() + BURST_SECONDS)), MOST)
 
-    def of_stream(self, streams: Callable[[], int]) -> StreamPace:
-        """As a stream counts. Args: streams: how many the tenant has open."""
-        return StreamPace(self, streams)
-
     def _in_force(self, steps: int, size_bytes: int) -> list[tuple[str, int, int]]:
         quotas = self._quotas()
         found = (
@@ -88,7 +84,11 @@ class Pace:
 
 
 class StreamPace:
-    """What one of a tenant's streams may send."""
+    """What one of a tenant's streams may send.
+
+    Args:
+        streams: how many the tenant has open.
+    """
 
     def __init__(self, pace: Pace, streams: Callable[[], int]) -> None:
         self._pace = pace

@@ -45,10 +45,13 @@ class Restorer:
         self._gradients: DeviceArray | None = None
         self._unfinished: Run | None = None
 
-    def begin(self, stored: StoredRun, snapshot: Snapshot) -> Run:
-        """Raises SnapshotDamaged for a snapshot of something else, Unrecoverable where there is no room."""
+    def begin(self, stored: StoredRun, spec: RunSpec, snapshot: Snapshot) -> Run:
+        """Raises SnapshotDamaged for a snapshot of something else, Unrecoverable where there is no room.
+
+        Args:
+            spec: what `spec_of` makes of ``stored``.
+        """
         self.give_up()
-        spec = spec_of(stored)
         try:
             read_record(stored.extra, "what is stored of it")
             run = Run(spec, self._device, self._budget_of(spec.name), self._executor, stored.request_id)

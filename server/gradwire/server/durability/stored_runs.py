@@ -98,7 +98,7 @@ class StoredRuns:
         """The run is stored from now on, in the place of the stored run with the uid ``replaces``, if any."""
         if first is not None:
             await on_disk(self.store.create(first.stored, first.written, replaces))
-            self._note(run)
+            self._note(run, first.written.snapshot.fingerprint)
         elif replaces:
             await self.delete(replaces)
 
@@ -106,11 +106,11 @@ class StoredRuns:
         """Forgets a stored run."""
         await on_disk(self.store.delete(uid))
 
-    def _note(self, run: Run, loss: str = "") -> RunStorage:
-        """The run is in the store, as it is."""
+    def _note(self, run: Run, own: str, loss: str = "") -> RunStorage:
+        """The run is in the store, as it is. Args: own: its fingerprint."""
         run.storage = storage = RunStorage(
             store=self.store,
-            fingerprint=fingerprint(self._device, run.groups),
+            fingerprint=own,
             journals=run.spec.durability is Durability.JOURNAL,
             saved_version=run.version,
             saved_step=run.step,
@@ -134,8 +134,9 @@ class StoredRuns:
         for stored in self.store.runs():
             started = time.perf_counter()
             try:
-                own = fingerprint(self._device, spec_of(stored).groups)
-                found = recover(self.store, stored.uid, own, partial(restorer.begin, stored), restorer.replay)
+                spec = spec_of(stored)
+                own = fingerprint(self._device, spec.groups)
+                found = recover(self.store, stored.uid, own, partial(restorer.begin, stored, spec), restorer.replay)
             except Unrecoverable as error:
                 restorer.give_up()
                 log.error("%s cannot be brought back: %s", stored.name, error)
@@ -153,7 +154,7 @@ class StoredRuns:
                 found.replayed,
                 time.perf_counter() - started,
             )
-            storage = self._note(run, found.loss)
+            storage = self._note(run, own, found.loss)
             storage.extra = read_record(stored.extra, "what is stored of it")
             if run.spec.ttl_seconds is not None:
                 run.used_at = used_at(storage.extra, run.spec.ttl_seconds)

@@ -111,8 +111,7 @@ class Calls:
     def identify(self, context: Any) -> Identity:
         """Decides who calls, by metadata and authentication: no message has been read yet, and none is where this
         raises Unauthenticated."""
-        if self.certificates is not None:
-            self.handshakes.called(context.peer())
+        self.handshakes.called(context.peer())
         return identify(context, self.gate)
 
     async def watch_access(self) -> None:

@@ -51,7 +51,7 @@ class Handshakes:
         """There is a call from this address."""
         if peer in self._peers:
             self._peers.move_to_end(peer)
-        elif not is_unix(peer):  # there is no TLS
+        elif (self._young or self._settled) and not is_unix(peer):  # else there is no TLS
             self._peers[peer] = None
             with self._lock:
                 self._used += bool(self._young)  # else it is one that has been counted as unused already

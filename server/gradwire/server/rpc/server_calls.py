@@ -15,7 +15,7 @@ class ServerCalls(Calls):
 
     async def WhoAmI(self, request: service_pb2.WhoAmIRequest, call: Call) -> service_pb2.WhoAmIResponse:
         who, registry = call.who, self.registry
-        runs, disk = len(registry.held(who.tenant)), registry.disk_bytes(who.tenant)
+        runs, disk = len(registry.held(who.tenant)), registry.disk_use.of(who.tenant)
         return service_pb2.WhoAmIResponse(
             tenant=who.tenant,
             role=int(who.role),  # type: ignore[arg-type]

@@ -103,7 +103,6 @@ class OptimizerServicer(SnapshotCalls, ServerCalls):
             call.who.require_worker(attach.worker_id)
             run = self.run_of(call, attach.run, attach.run_uid)
             decoder, encoder = await in_thread(self.registry.executor, lambda: encodings_of(attach, run))
-            open_streams = self.registry.ledger.open_streams
             local, pace = is_local(call.peer), self.pace_of(call)
             streams.enter_context(self.registry.ledger.stream(tenant_of(run.spec.name), run.spec.name))
             session = await Session.attach(
@@ -117,7 +116,7 @@ class OptimizerServicer(SnapshotCalls, ServerCalls):
                 max_result_bytes=self.registry.config.max_result,
                 executor=self.registry.executor,
                 local=local,
-                admission=None if pace is None else pace.of_stream(partial(open_streams, call.who.tenant)),
+                admission=self.registry.ledger.stream_pace_of(call.who.tenant),
             )
             try:
                 if attach.shared_memory and self._may_share_memory(call.peer):

@@ -81,15 +81,12 @@ class StreamGuard:
         finally:
             self._stalled = None
 
-    async def keep(self, pace: Pace | None, longest_seconds: float = math.inf) -> float:
+    async def keep(self, pace: Pace, longest_seconds: float = math.inf) -> float:
         """Lets the peer wait while its tenant owes something; returns how long. Whatever would end a read ends this."""
-        if pace is None or not (owed := pace.wait_seconds()):
-            return 0.0
         began = self._loop.time()
         end = began + longest_seconds
-        while owed > 0 and (rest := end - self._loop.time()) > 0:
+        while (owed := pace.wait_seconds()) > 0 and (rest := end - self._loop.time()) > 0:
             await self.pause(min(owed, rest))
-            owed = pace.wait_seconds()
         return self._loop.time() - began
 
     async def pause(self, seconds: float) -> None:

@@ -118,7 +118,7 @@ class Import:
     def __init__(self, registry: Registry, path: Path, tenant: str) -> None:
         self._registry = registry
         self._tenant = tenant
-        self._stored_bytes = registry.disk_bytes(tenant)
+        self._stored_bytes = registry.disk_use.of(tenant)
         self._path = path
         with refusing():
             self._file = path.open("wb")
@@ -133,7 +133,7 @@ class Import:
                 f"the file has more than {limit} bytes, and a run of it would have more than this server may hold"
             )
         # What arrives is no run yet; it has its end with the call.
-        registry, arriving = self._registry, self._registry.arriving_files
+        registry, arriving = self._registry, self._registry.disk_use.arriving_files
         registry.ledger.require_disk(self._tenant, self._stored_bytes + arriving[self._tenant], len(data), "the file")
         arriving[self._tenant] += len(data)
         self._size_bytes += len(data)
@@ -181,7 +181,7 @@ class Import:
 
     def close(self) -> None:
         """May be called more than once."""
-        self._registry.arriving_files[self._tenant] -= self._size_bytes
+        self._registry.disk_use.arriving_files[self._tenant] -= self._size_bytes
         self._size_bytes = 0
         with suppress(OSError):  # what is not written yet is of no use any more
             self._file.close()

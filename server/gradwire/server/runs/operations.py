@@ -47,7 +47,7 @@ async def _save_on_disk(
     registry: Registry, snapshotter: Snapshotter, run: Run, storage: RunStorage, label: str
 ) -> SnapshotInfo:
     tenant, size_bytes = tenant_of(run.spec.name), snapshot_bytes(run.spec)
-    registry.ledger.require_disk(tenant, registry.disk_bytes(tenant), size_bytes, "the snapshot")
+    registry.disk_use.require(tenant, size_bytes, "the snapshot")
     storage.saving_bytes += size_bytes
     try:
         return await snapshotter.save(run, label)

@@ -6,7 +6,6 @@ import asyncio
 import uuid
 import weakref
 from bisect import bisect_right
-from collections import Counter
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -20,7 +19,7 @@ from gradwire.server.access.ledger import Ledger
 from gradwire.server.config import ServerConfig
 from gradwire.server.devices.base import Device
 from gradwire.server.durability.restorer import Restorer
-from gradwire.server.durability.run_storage import reserved_bytes, storage_of
+from gradwire.server.durability.run_storage import storage_of
 from gradwire.server.durability.stored_runs import DamagedRun, FirstSnapshot, StoredRuns, with_durability
 from gradwire.server.engine.initial_state import begins_with_zeros, prime
 from gradwire.server.engine.run import Run
@@ -29,6 +28,7 @@ from gradwire.server.engine.threads import in_thread
 from gradwire.server.engine.workers import check_id
 from gradwire.server.memory.budget import MemoryBudget
 from gradwire.server.runs.creation import Creation
+from gradwire.server.runs.disk_use import DiskUse
 from gradwire.server.runs.upload import Upload
 from gradwire.server.store.base import Store
 from gradwire.server.store.memory import MemoryStore
@@ -66,20 +66,20 @@ class Registry:
         self.device = device
         self.budget = MemoryBudget(config.max_memory)
         self.ledger = Ledger(self.budget, gate)
-        self.arriving_files: Counter[str] = Counter()
-        """Bytes of files that are being imported, by tenant."""
         self._creations: weakref.WeakSet[Creation] = weakref.WeakSet()
         self.executor = ThreadPoolExecutor(config.worker_threads, thread_name_prefix="gradwire-bulk")
         self.server_instance = uuid.uuid4().hex
         self.draining = False
         self._ready = store is None
         self._runs: dict[str, Run] = {}
+        self._damaged: dict[str, DamagedRun] = {}
+        kept = None if store is None else config.snapshots_kept
+        self.disk_use = DiskUse(self.ledger, kept, self._runs, self._damaged, self._creations)
         self.stored_runs: StoredRuns | None = None
         self.memory_store = MemoryStore()
         """Has the snapshots of runs that live in memory."""
         if store is not None:
-            self.stored_runs = StoredRuns(store, device, config, self.runs, self._is_crowded)
-        self._damaged: dict[str, DamagedRun] = {}
+            self.stored_runs = StoredRuns(store, device, config, self.runs, self.disk_use.is_crowded)
         self._structure = asyncio.Lock()
         """Held while the store learns which runs there are."""
         self._tasks: set[asyncio.Task[Any]] = set()
@@ -177,7 +177,7 @@ class Registry:
         more = len(held | {spec.name}) - len(held)
         self.ledger.require_run(tenant, len(held), more, spec.layout.elements, len(spec.layout.names))
         spec = with_durability(spec, self.stored_runs is not None)
-        self.ledger.require_disk(tenant, self.disk_bytes(tenant, spec.name), self._reserved_bytes(spec), "the run")
+        self.disk_use.require_run(spec)
         run = Run(spec, self.device, self.ledger.budget_of(tenant), self.executor, request_id)
         upload = None
         if wire is not None:
@@ -190,31 +190,6 @@ class Registry:
         """Runs of a tenant that are there, or on their way: also while they are being written to the disk."""
         names = {*self.names(), *(creation.run.spec.name for creation in self._creations if not creation.run.ended)}
         return {name for name in names if tenant_of(name) == tenant}
-
-    def disk_bytes(self, tenant: str, besides: str = "") -> int:
-        """What the runs of a tenant take of the disk, those that are on their way there too. Args: besides: the name of
-        a run that is there and does not count."""
-        if self.stored_runs is None or self.ledger.disk_limit(tenant) is None:
-            return 0
-        names = {name for name in self.names() if tenant_of(name) == tenant and name != besides}
-        total = sum(self._damaged[name].disk_bytes for name in names if name in self._damaged)
-        for name in names:
-            storage = storage_of(self._runs[name]) if name in self._runs else None
-            total += 0 if storage is None else storage.disk_bytes
-        for creation in list(self._creations):
-            spec = creation.run.spec
-            arriving = not creation.run.ended and self._runs.get(spec.name) is not creation.run
-            if arriving and tenant_of(spec.name) == tenant:
-                total += self._reserved_bytes(spec)
-        return total
-
-    def _reserved_bytes(self, spec: RunSpec) -> int:
-        return 0 if self.stored_runs is None else reserved_bytes(spec, self.stored_runs.snapshots_kept)
-
-    def _is_crowded(self, run: Run) -> bool:
-        tenant = tenant_of(run.spec.name)
-        limit = self.ledger.disk_limit(tenant)
-        return limit is not None and self.disk_bytes(tenant) > limit
 
     async def prepare(self, run: Run) -> None:
         """Compiles what the run's steps will call, in a thread: never at a step, never on the event loop. Puts into its
