@@ -17,6 +17,7 @@ FLOORS = (
     {"cli"},
     {"app"},
     {"rpc"},
+    {"rounds"},
     {"training", "runs"},
     {"durability", "encodings"},
     {"engine"},

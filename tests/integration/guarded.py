@@ -225,6 +225,9 @@ class OneRun(service_pb2_grpc.OptimizerServiceServicer):
             workers=["w?"],
         )
 
+    def ListWorkers(self, request: Any, context: Any) -> service_pb2.ListWorkersResponse:
+        return service_pb2.ListWorkersResponse()
+
     def GetServerStatus(self, request: Any, context: Any) -> service_pb2.GetServerStatusResponse:
         return service_pb2.GetServerStatusResponse(
             version="1.2.3",

@@ -105,6 +105,7 @@ CALLS: dict[str, Callable[[BareClient, str], object]] = {
             "SaveSnapshot",
             "ListSnapshots",
             "DigestRun",
+            "ListWorkers",
             "ExportRun",
         )
     },

@@ -887,6 +887,7 @@ class RunSpec(google.protobuf.message.Message):
     CLIP_NORM_FIELD_NUMBER: builtins.int
     DURABILITY_FIELD_NUMBER: builtins.int
     TTL_SECONDS_FIELD_NUMBER: builtins.int
+    SHARED_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name `runs/NAME`; NAME is 1 to 128 of the characters A-Z a-z 0-9 . _ - and starts with a letter or digit."""
     dtype: global___Dtype.ValueType
@@ -913,6 +914,12 @@ class RunSpec(google.protobuf.message.Message):
     def groups(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Group]:
         """At least one group with at least one tensor."""
 
+    @property
+    def shared(self) -> global___SharedRun:
+        """Set: many workers train the run together, in rounds; see train.proto. Clients must understand FEATURE_SHARED_RUN.
+        Not set: one worker at a time.
+        """
+
     def __init__(
         self,
         *,
@@ -924,15 +931,197 @@ class RunSpec(google.protobuf.message.Message):
         clip_norm: builtins.float | None = ...,
         durability: global___Durability.ValueType = ...,
         ttl_seconds: builtins.float = ...,
+        shared: global___SharedRun | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "clip_norm", b"clip_norm", "clip_value", b"clip_value"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "dtype", b"dtype", "durability", b"durability", "groups", b"groups", "name", b"name", "non_finite_policy", b"non_finite_policy", "ttl_seconds", b"ttl_seconds"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "shared", b"shared"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_clip_norm", b"_clip_norm", "_clip_value", b"_clip_value", "clip_norm", b"clip_norm", "clip_value", b"clip_value", "dtype", b"dtype", "durability", b"durability", "groups", b"groups", "name", b"name", "non_finite_policy", b"non_finite_policy", "shared", b"shared", "ttl_seconds", b"ttl_seconds"]) -> None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_clip_norm", b"_clip_norm"]) -> typing.Literal["clip_norm"] | None: ...
     @typing.overload
     def WhichOneof(self, oneof_group: typing.Literal["_clip_value", b"_clip_value"]) -> typing.Literal["clip_value"] | None: ...
 
 global___RunSpec = RunSpec
+
+@typing.final
+class SharedRun(google.protobuf.message.Message):
+    """How the workers of a shared run work together. A round is one step of the run: it opens with its first contribution,
+    closes with a quorum or at its deadline, and then its contributions, combined, are applied as one gradient. Three
+    numbers stay apart: with how many the run begins (start_with), for how many a round waits (quorum), and with how few
+    it makes do at its deadline (at_least). Zero where a number is not set.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    class _OnDeadline:
+        ValueType = typing.NewType("ValueType", builtins.int)
+        V: typing_extensions.TypeAlias = ValueType
+
+    class _OnDeadlineEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[SharedRun._OnDeadline.ValueType], builtins.type):
+        DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+        ON_DEADLINE_UNSPECIFIED: SharedRun._OnDeadline.ValueType  # 0
+        """Not set: APPLY."""
+        ON_DEADLINE_APPLY: SharedRun._OnDeadline.ValueType  # 1
+        """It closes with what has arrived, if that is at_least; else it is dropped."""
+        ON_DEADLINE_FAIL: SharedRun._OnDeadline.ValueType  # 2
+        """It is dropped, and its contributors are told so."""
+
+    class OnDeadline(_OnDeadline, metaclass=_OnDeadlineEnumTypeWrapper):
+        """What becomes of a round that its deadline finds without a quorum."""
+
+    ON_DEADLINE_UNSPECIFIED: SharedRun.OnDeadline.ValueType  # 0
+    """Not set: APPLY."""
+    ON_DEADLINE_APPLY: SharedRun.OnDeadline.ValueType  # 1
+    """It closes with what has arrived, if that is at_least; else it is dropped."""
+    ON_DEADLINE_FAIL: SharedRun.OnDeadline.ValueType  # 2
+    """It is dropped, and its contributors are told so."""
+
+    class _Stale:
+        ValueType = typing.NewType("ValueType", builtins.int)
+        V: typing_extensions.TypeAlias = ValueType
+
+    class _StaleEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[SharedRun._Stale.ValueType], builtins.type):
+        DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+        STALE_UNSPECIFIED: SharedRun._Stale.ValueType  # 0
+        """Not set: PACE."""
+        STALE_PACE: SharedRun._Stale.ValueType  # 1
+        """The round waits for it before it closes, up to deadline_seconds; then the worker is set aside: it is not waited
+        for any more until it contributes or attaches again.
+        """
+        STALE_REJECT: SharedRun._Stale.ValueType  # 2
+        """It closes; what the worker sends then is answered as stale."""
+
+    class Stale(_Stale, metaclass=_StaleEnumTypeWrapper):
+        """What happens where closing a round would leave a worker behind by more than max_staleness."""
+
+    STALE_UNSPECIFIED: SharedRun.Stale.ValueType  # 0
+    """Not set: PACE."""
+    STALE_PACE: SharedRun.Stale.ValueType  # 1
+    """The round waits for it before it closes, up to deadline_seconds; then the worker is set aside: it is not waited
+    for any more until it contributes or attaches again.
+    """
+    STALE_REJECT: SharedRun.Stale.ValueType  # 2
+    """It closes; what the worker sends then is answered as stale."""
+
+    class _Combine:
+        ValueType = typing.NewType("ValueType", builtins.int)
+        V: typing_extensions.TypeAlias = ValueType
+
+    class _CombineEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[SharedRun._Combine.ValueType], builtins.type):
+        DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+        COMBINE_UNSPECIFIED: SharedRun._Combine.ValueType  # 0
+        """Not set: MEAN."""
+        COMBINE_MEAN: SharedRun._Combine.ValueType  # 1
+        """Their mean by weights: of each tensor, over the contributions that have it."""
+        COMBINE_SUM: SharedRun._Combine.ValueType  # 2
+        """Their sum by weights."""
+
+    class Combine(_Combine, metaclass=_CombineEnumTypeWrapper):
+        """What a round's contributions become."""
+
+    COMBINE_UNSPECIFIED: SharedRun.Combine.ValueType  # 0
+    """Not set: MEAN."""
+    COMBINE_MEAN: SharedRun.Combine.ValueType  # 1
+    """Their mean by weights: of each tensor, over the contributions that have it."""
+    COMBINE_SUM: SharedRun.Combine.ValueType  # 2
+    """Their sum by weights."""
+
+    class _Clip:
+        ValueType = typing.NewType("ValueType", builtins.int)
+        V: typing_extensions.TypeAlias = ValueType
+
+    class _ClipEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[SharedRun._Clip.ValueType], builtins.type):
+        DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+        CLIP_UNSPECIFIED: SharedRun._Clip.ValueType  # 0
+        """Not set: CONTRIBUTION."""
+        CLIP_CONTRIBUTION: SharedRun._Clip.ValueType  # 1
+        """Each contribution, before weights."""
+        CLIP_ROUND: SharedRun._Clip.ValueType  # 2
+        """The combined gradient."""
+
+    class Clip(_Clip, metaclass=_ClipEnumTypeWrapper):
+        """What RunSpec.clip_value and clip_norm clip."""
+
+    CLIP_UNSPECIFIED: SharedRun.Clip.ValueType  # 0
+    """Not set: CONTRIBUTION."""
+    CLIP_CONTRIBUTION: SharedRun.Clip.ValueType  # 1
+    """Each contribution, before weights."""
+    CLIP_ROUND: SharedRun.Clip.ValueType  # 2
+    """The combined gradient."""
+
+    QUORUM_FIELD_NUMBER: builtins.int
+    QUORUM_WEIGHT_FIELD_NUMBER: builtins.int
+    START_WITH_FIELD_NUMBER: builtins.int
+    GRACE_SECONDS_FIELD_NUMBER: builtins.int
+    DEADLINE_SECONDS_FIELD_NUMBER: builtins.int
+    ON_DEADLINE_FIELD_NUMBER: builtins.int
+    AT_LEAST_FIELD_NUMBER: builtins.int
+    MAX_WORKERS_FIELD_NUMBER: builtins.int
+    LEASE_SECONDS_FIELD_NUMBER: builtins.int
+    MAX_STALENESS_FIELD_NUMBER: builtins.int
+    STALE_FIELD_NUMBER: builtins.int
+    COMBINE_FIELD_NUMBER: builtins.int
+    CLIP_FIELD_NUMBER: builtins.int
+    quorum: builtins.int
+    """Contributions that close a round, at most max_workers; 0: one of each worker that was leased when it opened and
+    still is. Workers that come later count, and are not waited for.
+    """
+    quorum_weight: builtins.float
+    """Total weight that closes a round; with both quorums both must hold. Finite, > 0; not set: any."""
+    start_with: builtins.int
+    """Workers that must have been leased at a time before the first round closes; 0: 1."""
+    grace_seconds: builtins.float
+    """How long a round that has its quorum waits for others. Finite, >= 0."""
+    deadline_seconds: builtins.float
+    """How long a round waits for its quorum, and one that has it for those who would fall behind. Finite, > 0; not
+    set: 60.
+    """
+    on_deadline: global___SharedRun.OnDeadline.ValueType
+    """At the deadline."""
+    at_least: builtins.int
+    """Contributions without which a round is dropped at its deadline; 0: 1."""
+    max_workers: builtins.int
+    """Workers that may be leased at a time; 0: 64."""
+    lease_seconds: builtins.float
+    """A worker is leased while it is attached, and for so long after its stream has broken. One whose client has ended
+    the stream in order leaves at once. Finite, > 0; not set: 30.
+    """
+    max_staleness: builtins.int
+    """How many steps a contribution may be older than the parameters that it is applied to; staleness is the run's step
+    when it arrives whole, less its base_step.
+    """
+    stale: global___SharedRun.Stale.ValueType
+    """Where that would be exceeded."""
+    combine: global___SharedRun.Combine.ValueType
+    """The combined gradient. It is computed in float64, in the order of worker ids, and rounded once."""
+    clip: global___SharedRun.Clip.ValueType
+    """Where the run clips."""
+    def __init__(
+        self,
+        *,
+        quorum: builtins.int = ...,
+        quorum_weight: builtins.float | None = ...,
+        start_with: builtins.int = ...,
+        grace_seconds: builtins.float = ...,
+        deadline_seconds: builtins.float | None = ...,
+        on_deadline: global___SharedRun.OnDeadline.ValueType = ...,
+        at_least: builtins.int = ...,
+        max_workers: builtins.int = ...,
+        lease_seconds: builtins.float | None = ...,
+        max_staleness: builtins.int = ...,
+        stale: global___SharedRun.Stale.ValueType = ...,
+        combine: global___SharedRun.Combine.ValueType = ...,
+        clip: global___SharedRun.Clip.ValueType = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_deadline_seconds", b"_deadline_seconds", "_lease_seconds", b"_lease_seconds", "_quorum_weight", b"_quorum_weight", "deadline_seconds", b"deadline_seconds", "lease_seconds", b"lease_seconds", "quorum_weight", b"quorum_weight"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_deadline_seconds", b"_deadline_seconds", "_lease_seconds", b"_lease_seconds", "_quorum_weight", b"_quorum_weight", "at_least", b"at_least", "clip", b"clip", "combine", b"combine", "deadline_seconds", b"deadline_seconds", "grace_seconds", b"grace_seconds", "lease_seconds", b"lease_seconds", "max_staleness", b"max_staleness", "max_workers", b"max_workers", "on_deadline", b"on_deadline", "quorum", b"quorum", "quorum_weight", b"quorum_weight", "stale", b"stale", "start_with", b"start_with"]) -> None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_deadline_seconds", b"_deadline_seconds"]) -> typing.Literal["deadline_seconds"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_lease_seconds", b"_lease_seconds"]) -> typing.Literal["lease_seconds"] | None: ...
+    @typing.overload
+    def WhichOneof(self, oneof_group: typing.Literal["_quorum_weight", b"_quorum_weight"]) -> typing.Literal["quorum_weight"] | None: ...
+
+global___SharedRun = SharedRun
 
 @typing.final
 class Run(google.protobuf.message.Message):
@@ -954,7 +1143,9 @@ class Run(google.protobuf.message.Message):
     step: builtins.int
     """Steps applied so far."""
     epoch: builtins.int
-    """Rises whenever somebody attaches or the values are written; a stream of an older epoch is fenced."""
+    """Rises whenever somebody attaches or the values are written; a stream of an older epoch is fenced. That of a shared
+    run does not rise when somebody attaches, but when steps were lost.
+    """
     elements: builtins.int
     """Length of the flat vector, in elements."""
     durability: global___Durability.ValueType
@@ -962,7 +1153,7 @@ class Run(google.protobuf.message.Message):
     server_instance: builtins.str
     """Identifies the server process; a new process has a new one."""
     attached_worker_id: builtins.str
-    """The worker that is attached now; empty: none."""
+    """The worker that is attached now; empty: none. Of a shared run always empty: see ListWorkers."""
     uid: builtins.str
     """Tells this run from every other that had or will have its name. Requests that carry it as `run_uid` are refused with
     RUN_NOT_FOUND when the name has come to mean another run.

@@ -689,6 +689,7 @@ class WriteParametersHeader(google.protobuf.message.Message):
     ENCODING_FIELD_NUMBER: builtins.int
     RUN_UID_FIELD_NUMBER: builtins.int
     PARTIAL_FIELD_NUMBER: builtins.int
+    WORKER_ID_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name `runs/NAME`."""
     encoding: gradwire.v1.run_pb2.Encoding.ValueType
@@ -697,6 +698,8 @@ class WriteParametersHeader(google.protobuf.message.Message):
     """Run.uid of the run that is meant; empty: whatever has the name."""
     partial: builtins.bool
     """Elements that no slice covers keep the values that they have when the call ends. False: all must be covered."""
+    worker_id: builtins.str
+    """Shared runs: the worker who writes. Refused with LEADER_BUSY where another one leads; empty: an operator, who may."""
     def __init__(
         self,
         *,
@@ -704,8 +707,9 @@ class WriteParametersHeader(google.protobuf.message.Message):
         encoding: gradwire.v1.run_pb2.Encoding.ValueType = ...,
         run_uid: builtins.str = ...,
         partial: builtins.bool = ...,
+        worker_id: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["encoding", b"encoding", "name", b"name", "partial", b"partial", "run_uid", b"run_uid"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["encoding", b"encoding", "name", b"name", "partial", b"partial", "run_uid", b"run_uid", "worker_id", b"worker_id"]) -> None: ...
 
 global___WriteParametersHeader = WriteParametersHeader
 
@@ -768,10 +772,13 @@ class WriteStateHeader(google.protobuf.message.Message):
     NAME_FIELD_NUMBER: builtins.int
     STATE_FIELD_NUMBER: builtins.int
     RUN_UID_FIELD_NUMBER: builtins.int
+    WORKER_ID_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name `runs/NAME`."""
     run_uid: builtins.str
     """Run.uid of the run that is meant; empty: whatever has the name."""
+    worker_id: builtins.str
+    """As WriteParametersHeader.worker_id."""
     @property
     def state(self) -> global___StateHeader:
         """The scalar part. `slots` must hold the run's slots; any order."""
@@ -782,9 +789,10 @@ class WriteStateHeader(google.protobuf.message.Message):
         name: builtins.str = ...,
         state: global___StateHeader | None = ...,
         run_uid: builtins.str = ...,
+        worker_id: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["state", b"state"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["name", b"name", "run_uid", b"run_uid", "state", b"state"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "run_uid", b"run_uid", "state", b"state", "worker_id", b"worker_id"]) -> None: ...
 
 global___WriteStateHeader = WriteStateHeader
 
@@ -1061,20 +1069,24 @@ class RollBackRequest(google.protobuf.message.Message):
     NAME_FIELD_NUMBER: builtins.int
     RUN_UID_FIELD_NUMBER: builtins.int
     SNAPSHOT_ID_FIELD_NUMBER: builtins.int
+    WORKER_ID_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name `runs/NAME`."""
     run_uid: builtins.str
     """Run.uid of the run that is meant; empty: whatever has the name."""
     snapshot_id: builtins.int
     """Snapshot.id to go back to."""
+    worker_id: builtins.str
+    """As WriteParametersHeader.worker_id."""
     def __init__(
         self,
         *,
         name: builtins.str = ...,
         run_uid: builtins.str = ...,
         snapshot_id: builtins.int = ...,
+        worker_id: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["name", b"name", "run_uid", b"run_uid", "snapshot_id", b"snapshot_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "run_uid", b"run_uid", "snapshot_id", b"snapshot_id", "worker_id", b"worker_id"]) -> None: ...
 
 global___RollBackRequest = RollBackRequest
 
@@ -1314,3 +1326,131 @@ class DigestRunResponse(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["sha256", b"sha256", "step", b"step"]) -> None: ...
 
 global___DigestRunResponse = DigestRunResponse
+
+@typing.final
+class ListWorkersRequest(google.protobuf.message.Message):
+    """Asks who works on a run."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    RUN_UID_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Resource name `runs/NAME`."""
+    run_uid: builtins.str
+    """Run.uid of the run that is meant; empty: whatever has the name."""
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        run_uid: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "run_uid", b"run_uid"]) -> None: ...
+
+global___ListWorkersRequest = ListWorkersRequest
+
+@typing.final
+class ListWorkersResponse(google.protobuf.message.Message):
+    """Answer to ListWorkers."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKERS_FIELD_NUMBER: builtins.int
+    WAITING_FOR_FIELD_NUMBER: builtins.int
+    OPEN_SECONDS_FIELD_NUMBER: builtins.int
+    ROUND_FIELD_NUMBER: builtins.int
+    waiting_for: builtins.str
+    """Why the open round has not closed; empty: none is open."""
+    open_seconds: builtins.float
+    """Since when it is open."""
+    round: builtins.int
+    """Number of the open round, or of the next one."""
+    @property
+    def workers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Worker]:
+        """Those that are leased, and the last ones of the others, by id. Of a run of one worker: the one that is attached."""
+
+    def __init__(
+        self,
+        *,
+        workers: collections.abc.Iterable[global___Worker] | None = ...,
+        waiting_for: builtins.str = ...,
+        open_seconds: builtins.float = ...,
+        round: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["open_seconds", b"open_seconds", "round", b"round", "waiting_for", b"waiting_for", "workers", b"workers"]) -> None: ...
+
+global___ListWorkersResponse = ListWorkersResponse
+
+@typing.final
+class Worker(google.protobuf.message.Message):
+    """One worker of a run. What it counts, it counts from the start of the server."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WORKER_ID_FIELD_NUMBER: builtins.int
+    ATTACHED_FIELD_NUMBER: builtins.int
+    LEASED_FIELD_NUMBER: builtins.int
+    LEADS_FIELD_NUMBER: builtins.int
+    ASIDE_FIELD_NUMBER: builtins.int
+    LAST_HEARD_SECONDS_FIELD_NUMBER: builtins.int
+    LAST_SEQUENCE_FIELD_NUMBER: builtins.int
+    LAST_ACCEPTED_SEQUENCE_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    WAITING_FIELD_NUMBER: builtins.int
+    ACCEPTED_FIELD_NUMBER: builtins.int
+    STALE_FIELD_NUMBER: builtins.int
+    REFUSED_FIELD_NUMBER: builtins.int
+    DROPPED_FIELD_NUMBER: builtins.int
+    SHARE_FIELD_NUMBER: builtins.int
+    worker_id: builtins.str
+    """Its id."""
+    attached: builtins.bool
+    """Whether it has a stream now."""
+    leased: builtins.bool
+    """Whether it is waited for; see SharedRun.lease_seconds."""
+    leads: builtins.bool
+    """Whether it may change hyperparameters."""
+    aside: builtins.bool
+    """Whether it is not waited for because it has been too slow; see SharedRun.STALE_PACE."""
+    last_heard_seconds: builtins.float
+    """Seconds since anything came from it."""
+    last_sequence: builtins.int
+    """Of its last answered contribution, or block."""
+    last_accepted_sequence: builtins.int
+    """Of its last accepted one."""
+    step: builtins.int
+    """Step of the newest parameters that it has been sent."""
+    waiting: builtins.bool
+    """Whether its contribution waits in the open round."""
+    accepted: builtins.int
+    """Contributions by outcome."""
+    stale: builtins.int
+    """See Outcome."""
+    refused: builtins.int
+    """See Outcome."""
+    dropped: builtins.int
+    """See Outcome."""
+    share: builtins.float
+    """Its part of the total weight of all rounds since the server knows it."""
+    def __init__(
+        self,
+        *,
+        worker_id: builtins.str = ...,
+        attached: builtins.bool = ...,
+        leased: builtins.bool = ...,
+        leads: builtins.bool = ...,
+        aside: builtins.bool = ...,
+        last_heard_seconds: builtins.float = ...,
+        last_sequence: builtins.int = ...,
+        last_accepted_sequence: builtins.int = ...,
+        step: builtins.int = ...,
+        waiting: builtins.bool = ...,
+        accepted: builtins.int = ...,
+        stale: builtins.int = ...,
+        refused: builtins.int = ...,
+        dropped: builtins.int = ...,
+        share: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["accepted", b"accepted", "aside", b"aside", "attached", b"attached", "dropped", b"dropped", "last_accepted_sequence", b"last_accepted_sequence", "last_heard_seconds", b"last_heard_seconds", "last_sequence", b"last_sequence", "leads", b"leads", "leased", b"leased", "refused", b"refused", "share", b"share", "stale", b"stale", "step", b"step", "waiting", b"waiting", "worker_id", b"worker_id"]) -> None: ...
+
+global___Worker = Worker

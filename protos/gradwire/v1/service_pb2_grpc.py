@@ -204,6 +204,11 @@ class OptimizerServiceStub(object):
                 request_serializer=gradwire_dot_v1_dot_service__pb2.GetServerStatusRequest.SerializeToString,
                 response_deserializer=gradwire_dot_v1_dot_service__pb2.GetServerStatusResponse.FromString,
                 )
+        self.ListWorkers = channel.unary_unary(
+                '/gradwire.v1.OptimizerService/ListWorkers',
+                request_serializer=gradwire_dot_v1_dot_service__pb2.ListWorkersRequest.SerializeToString,
+                response_deserializer=gradwire_dot_v1_dot_service__pb2.ListWorkersResponse.FromString,
+                )
 
 
 class OptimizerServiceServicer(object):
@@ -446,6 +451,13 @@ class OptimizerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListWorkers(self, request, context):
+        """Who works on a run, and what a shared run waits for.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OptimizerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -538,6 +550,11 @@ def add_OptimizerServiceServicer_to_server(servicer, server):
                     servicer.GetServerStatus,
                     request_deserializer=gradwire_dot_v1_dot_service__pb2.GetServerStatusRequest.FromString,
                     response_serializer=gradwire_dot_v1_dot_service__pb2.GetServerStatusResponse.SerializeToString,
+            ),
+            'ListWorkers': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListWorkers,
+                    request_deserializer=gradwire_dot_v1_dot_service__pb2.ListWorkersRequest.FromString,
+                    response_serializer=gradwire_dot_v1_dot_service__pb2.ListWorkersResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -951,5 +968,22 @@ class OptimizerService(object):
         return grpc.experimental.unary_unary(request, target, '/gradwire.v1.OptimizerService/GetServerStatus',
             gradwire_dot_v1_dot_service__pb2.GetServerStatusRequest.SerializeToString,
             gradwire_dot_v1_dot_service__pb2.GetServerStatusResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def ListWorkers(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/gradwire.v1.OptimizerService/ListWorkers',
+            gradwire_dot_v1_dot_service__pb2.ListWorkersRequest.SerializeToString,
+            gradwire_dot_v1_dot_service__pb2.ListWorkersResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

@@ -248,6 +248,12 @@ class OptimizerServiceStub:
     ]
     """How the server is. For administrators."""
 
+    ListWorkers: grpc.UnaryUnaryMultiCallable[
+        gradwire.v1.service_pb2.ListWorkersRequest,
+        gradwire.v1.service_pb2.ListWorkersResponse,
+    ]
+    """Who works on a run, and what a shared run waits for."""
+
 class OptimizerServiceAsyncStub:
     """How to write a client from these three files alone.
 
@@ -476,6 +482,12 @@ class OptimizerServiceAsyncStub:
         gradwire.v1.service_pb2.GetServerStatusResponse,
     ]
     """How the server is. For administrators."""
+
+    ListWorkers: grpc.aio.UnaryUnaryMultiCallable[
+        gradwire.v1.service_pb2.ListWorkersRequest,
+        gradwire.v1.service_pb2.ListWorkersResponse,
+    ]
+    """Who works on a run, and what a shared run waits for."""
 
 class OptimizerServiceServicer(metaclass=abc.ABCMeta):
     """How to write a client from these three files alone.
@@ -741,5 +753,13 @@ class OptimizerServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[gradwire.v1.service_pb2.GetServerStatusResponse, collections.abc.Awaitable[gradwire.v1.service_pb2.GetServerStatusResponse]]:
         """How the server is. For administrators."""
+
+    @abc.abstractmethod
+    def ListWorkers(
+        self,
+        request: gradwire.v1.service_pb2.ListWorkersRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[gradwire.v1.service_pb2.ListWorkersResponse, collections.abc.Awaitable[gradwire.v1.service_pb2.ListWorkersResponse]]:
+        """Who works on a run, and what a shared run waits for."""
 
 def add_OptimizerServiceServicer_to_server(servicer: OptimizerServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

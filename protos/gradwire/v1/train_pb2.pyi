@@ -70,6 +70,24 @@ class Returns(_Returns, metaclass=_ReturnsEnumTypeWrapper):
     A run remembers the last result of each of 1,024 workers, on the disk too where it is kept there; see
     Attached.perhaps_forgotten.
 
+    SHARED RUNS (RunSpec.shared). Many workers are attached at a time, and none of them fences another. A block is one
+    contribution to a round: one gradient (steps = 1, returns = LAST), with BlockHeader.contribution. Its answer comes when
+    its round has closed, and is the whole vector of parameters, absent tensors included, with Receipt.contribution: what
+    became of it. Each contribution has exactly one outcome, and every outcome uses up its sequence:
+    - ACCEPTED: its round was applied, and it was part of it.
+    - STALE: it was too old when it arrived, or of another history (a write, a roll-back, lost steps). Not applied.
+    - REFUSED: its gradient was not finite, and the run's policy is REJECT. Not applied.
+    - DROPPED: its round was not applied: no quorum at its deadline, or the combined gradient was not finite.
+    The parameters that come with any of them are the newest; the next contribution is computed from those.
+    - Only accepted ones outlive the server. So the server takes any sequence above the last one that it knows of this
+      worker (a worker moves on only after an answer); the last one again is answered as it was, with Receipt.repeated and
+      with the parameters of now; lower ones are refused.
+    - A contribution that has arrived whole stays in its round when its stream breaks. Attach with `resumes` and wait: its
+      answer comes on the new stream, see Attached.waiting_sequence. Attaching without withdraws it.
+    - Until it is answered nothing of it has been applied, or its round is being applied at this moment. A server that
+      stops drops its open rounds: DRAINING, applied = false; send it again, to the next one, with the same sequence.
+    - A write or a roll-back drops the open round and ends all streams with FENCED.
+
     What a block is answered with.
     """
 
@@ -129,6 +147,9 @@ class Attach(google.protobuf.message.Message):
     RUN_UID_FIELD_NUMBER: builtins.int
     SHARED_MEMORY_FIELD_NUMBER: builtins.int
     UNDERSTANDS_FIELD_NUMBER: builtins.int
+    RESUMES_FIELD_NUMBER: builtins.int
+    LEADS_FIELD_NUMBER: builtins.int
+    BASE_STEP_FIELD_NUMBER: builtins.int
     run: builtins.str
     """Resource name `runs/NAME`."""
     worker_id: builtins.str
@@ -145,10 +166,20 @@ class Attach(google.protobuf.message.Message):
     """Run.uid of the run that is meant; empty: whatever has the name."""
     shared_memory: builtins.bool
     """The client would move values through memory that it shares with the server, see SharedRegion."""
+    resumes: builtins.int
+    """Shared runs: the sequence of a contribution that the client has sent and has no answer to; 0: none. If it has arrived
+    whole, it stays where it is; anything else of this worker that waits in a round is withdrawn.
+    """
+    leads: builtins.bool
+    """Shared runs: this worker changes hyperparameters, and nobody else. One at a time, as long as it is leased; a second
+    one is refused with reason LEADER_BUSY, unless `takeover`.
+    """
+    base_step: builtins.int
+    """Shared runs: the step of the parameters that the client goes on computing with; not set: those that it will read now."""
     @property
     def understands(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[global___Feature.ValueType]:
         """What the client understands, in any order. A run that needs something that is not here is refused with reason
-        CLIENT_TOO_OLD; no run needs anything yet, so a simple client leaves this empty. Say nothing that is not so: what a
+        CLIENT_TOO_OLD; a run of one worker needs nothing, so a simple client leaves this empty. Say nothing that is not so: what a
         server tells a client that claims to understand it, it counts as told. Numbers that the server does not know, it
         leaves aside.
         """
@@ -164,8 +195,13 @@ class Attach(google.protobuf.message.Message):
         run_uid: builtins.str = ...,
         shared_memory: builtins.bool = ...,
         understands: collections.abc.Iterable[global___Feature.ValueType] | None = ...,
+        resumes: builtins.int = ...,
+        leads: builtins.bool = ...,
+        base_step: builtins.int | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["gradient_encoding", b"gradient_encoding", "parameter_encoding", b"parameter_encoding", "run", b"run", "run_uid", b"run_uid", "shared_memory", b"shared_memory", "takeover", b"takeover", "understands", b"understands", "worker_id", b"worker_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_base_step", b"_base_step", "base_step", b"base_step"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_base_step", b"_base_step", "base_step", b"base_step", "gradient_encoding", b"gradient_encoding", "leads", b"leads", "parameter_encoding", b"parameter_encoding", "resumes", b"resumes", "run", b"run", "run_uid", b"run_uid", "shared_memory", b"shared_memory", "takeover", b"takeover", "understands", b"understands", "worker_id", b"worker_id"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_base_step", b"_base_step"]) -> typing.Literal["base_step"] | None: ...
 
 global___Attach = Attach
 
@@ -309,6 +345,9 @@ class Attached(google.protobuf.message.Message):
     RUN_UID_FIELD_NUMBER: builtins.int
     REGION_FIELD_NUMBER: builtins.int
     PERHAPS_FORGOTTEN_FIELD_NUMBER: builtins.int
+    LAST_ACCEPTED_SEQUENCE_FIELD_NUMBER: builtins.int
+    WAITING_SEQUENCE_FIELD_NUMBER: builtins.int
+    LEADS_FIELD_NUMBER: builtins.int
     step: builtins.int
     """Steps applied to the run so far."""
     last_sequence: builtins.int
@@ -328,6 +367,16 @@ class Attached(google.protobuf.message.Message):
     0 says nothing of blocks that this worker has sent, and of one that was not acknowledged nobody can say whether it
     was applied. It goes on with sequence 1.
     """
+    last_accepted_sequence: builtins.int
+    """Shared runs: the last sequence of this worker that was accepted; 0: none. `last_sequence` may be higher, of one that
+    has been answered otherwise, or lower than what the client knows, if the server has been started anew since: only
+    accepted ones outlive it. Not even this one is as high as that of the last accepted receipt: the server has lost
+    steps.
+    """
+    waiting_sequence: builtins.int
+    """Shared runs: Attach.resumes is in the open round, and its answer comes on this stream. 0: it is not."""
+    leads: builtins.bool
+    """Shared runs: this worker leads."""
     @property
     def placements(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[gradwire.v1.run_pb2.Placement]:
         """Who serves which part of the vector."""
@@ -347,9 +396,12 @@ class Attached(google.protobuf.message.Message):
         run_uid: builtins.str = ...,
         region: global___SharedRegion | None = ...,
         perhaps_forgotten: builtins.bool = ...,
+        last_accepted_sequence: builtins.int = ...,
+        waiting_sequence: builtins.int = ...,
+        leads: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["region", b"region"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "last_sequence", b"last_sequence", "perhaps_forgotten", b"perhaps_forgotten", "placements", b"placements", "region", b"region", "run_uid", b"run_uid", "server_instance", b"server_instance", "step", b"step"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "last_accepted_sequence", b"last_accepted_sequence", "last_sequence", b"last_sequence", "leads", b"leads", "perhaps_forgotten", b"perhaps_forgotten", "placements", b"placements", "region", b"region", "run_uid", b"run_uid", "server_instance", b"server_instance", "step", b"step", "waiting_sequence", b"waiting_sequence"]) -> None: ...
 
 global___Attached = Attached
 
@@ -368,6 +420,7 @@ class BlockHeader(google.protobuf.message.Message):
     ABSENT_TENSORS_FIELD_NUMBER: builtins.int
     OVERRIDES_FIELD_NUMBER: builtins.int
     DEFERRED_FIELD_NUMBER: builtins.int
+    CONTRIBUTION_FIELD_NUMBER: builtins.int
     steps: builtins.int
     """K, the number of steps in the block; 0 means 1. The bound is what Gradients.data says; for a JOURNAL run K times the
     size of the parameters must also stay at or below 768 MiB. `max_steps` in the refusal says how many would do.
@@ -394,6 +447,10 @@ class BlockHeader(google.protobuf.message.Message):
     def overrides(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[gradwire.v1.run_pb2.Override]:
         """Hyperparameters that change with this block and stay. They take effect only if the block is committed."""
 
+    @property
+    def contribution(self) -> global___Contribution:
+        """Set in shared runs, and only there."""
+
     def __init__(
         self,
         *,
@@ -402,10 +459,42 @@ class BlockHeader(google.protobuf.message.Message):
         absent_tensors: collections.abc.Iterable[builtins.int] | None = ...,
         overrides: collections.abc.Iterable[gradwire.v1.run_pb2.Override] | None = ...,
         deferred: builtins.bool = ...,
+        contribution: global___Contribution | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["absent_tensors", b"absent_tensors", "deferred", b"deferred", "overrides", b"overrides", "returns", b"returns", "steps", b"steps"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["contribution", b"contribution"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["absent_tensors", b"absent_tensors", "contribution", b"contribution", "deferred", b"deferred", "overrides", b"overrides", "returns", b"returns", "steps", b"steps"]) -> None: ...
 
 global___BlockHeader = BlockHeader
+
+@typing.final
+class Contribution(google.protobuf.message.Message):
+    """What a gradient of a shared run says of itself. In a deferred block that of the last header holds."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    WEIGHT_FIELD_NUMBER: builtins.int
+    BASE_STEP_FIELD_NUMBER: builtins.int
+    BASE_EPOCH_FIELD_NUMBER: builtins.int
+    weight: builtins.float
+    """How much it counts, usually the number of examples. Finite, > 0; not set: 1."""
+    base_step: builtins.int
+    """Step of the parameters that the gradient was computed from: Attached.step where they have been read since, or that
+    of the last receipt. Not above the run's.
+    """
+    base_epoch: builtins.int
+    """Epoch of those parameters."""
+    def __init__(
+        self,
+        *,
+        weight: builtins.float | None = ...,
+        base_step: builtins.int = ...,
+        base_epoch: builtins.int = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["_weight", b"_weight", "weight", b"weight"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_weight", b"_weight", "base_epoch", b"base_epoch", "base_step", b"base_step", "weight", b"weight"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_weight", b"_weight"]) -> typing.Literal["weight"] | None: ...
+
+global___Contribution = Contribution
 
 @typing.final
 class Gradients(google.protobuf.message.Message):
@@ -513,6 +602,7 @@ class Receipt(google.protobuf.message.Message):
     RECEIVED_BYTES_FIELD_NUMBER: builtins.int
     SENT_BYTES_FIELD_NUMBER: builtins.int
     PACED_SECONDS_FIELD_NUMBER: builtins.int
+    CONTRIBUTION_FIELD_NUMBER: builtins.int
     step: builtins.int
     """Steps applied to the run after this block."""
     gradient_norm: builtins.float
@@ -537,6 +627,13 @@ class Receipt(google.protobuf.message.Message):
     def skipped_steps(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
         """Indices (0 .. K-1) of the steps that were left out because their gradient was not finite (policy SKIP)."""
 
+    @property
+    def contribution(self) -> global___Outcome:
+        """In shared runs: what became of the contribution. Then `step` is that of the parameters that this receipt came with,
+        `gradient_norm` that of the combined gradient (of an accepted one), and `skipped_steps` holds 0 where the
+        contribution was not finite and counted as a pass (policy SKIP).
+        """
+
     def __init__(
         self,
         *,
@@ -549,10 +646,97 @@ class Receipt(google.protobuf.message.Message):
         received_bytes: builtins.int = ...,
         sent_bytes: builtins.int = ...,
         paced_seconds: builtins.float = ...,
+        contribution: global___Outcome | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["durability", b"durability", "gradient_norm", b"gradient_norm", "learning_rates", b"learning_rates", "paced_seconds", b"paced_seconds", "received_bytes", b"received_bytes", "repeated", b"repeated", "sent_bytes", b"sent_bytes", "skipped_steps", b"skipped_steps", "step", b"step"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["contribution", b"contribution"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["contribution", b"contribution", "durability", b"durability", "gradient_norm", b"gradient_norm", "learning_rates", b"learning_rates", "paced_seconds", b"paced_seconds", "received_bytes", b"received_bytes", "repeated", b"repeated", "sent_bytes", b"sent_bytes", "skipped_steps", b"skipped_steps", "step", b"step"]) -> None: ...
 
 global___Receipt = Receipt
+
+@typing.final
+class Outcome(google.protobuf.message.Message):
+    """What became of a contribution."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    class _Kind:
+        ValueType = typing.NewType("ValueType", builtins.int)
+        V: typing_extensions.TypeAlias = ValueType
+
+    class _KindEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[Outcome._Kind.ValueType], builtins.type):
+        DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: Outcome._Kind.ValueType  # 0
+        """Never sent by a server."""
+        KIND_ACCEPTED: Outcome._Kind.ValueType  # 1
+        """It was applied, as part of its round."""
+        KIND_STALE: Outcome._Kind.ValueType  # 2
+        """It was too old, or of another history."""
+        KIND_REFUSED: Outcome._Kind.ValueType  # 3
+        """Its gradient was not finite."""
+        KIND_DROPPED: Outcome._Kind.ValueType  # 4
+        """Its round was not applied."""
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper):
+        """The four that there are; see the beginning of this file."""
+
+    KIND_UNSPECIFIED: Outcome.Kind.ValueType  # 0
+    """Never sent by a server."""
+    KIND_ACCEPTED: Outcome.Kind.ValueType  # 1
+    """It was applied, as part of its round."""
+    KIND_STALE: Outcome.Kind.ValueType  # 2
+    """It was too old, or of another history."""
+    KIND_REFUSED: Outcome.Kind.ValueType  # 3
+    """Its gradient was not finite."""
+    KIND_DROPPED: Outcome.Kind.ValueType  # 4
+    """Its round was not applied."""
+
+    KIND_FIELD_NUMBER: builtins.int
+    REASON_FIELD_NUMBER: builtins.int
+    MESSAGE_FIELD_NUMBER: builtins.int
+    ROUND_FIELD_NUMBER: builtins.int
+    SHARE_FIELD_NUMBER: builtins.int
+    CONTRIBUTORS_FIELD_NUMBER: builtins.int
+    TOTAL_WEIGHT_FIELD_NUMBER: builtins.int
+    STALENESS_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
+    kind: global___Outcome.Kind.ValueType
+    """Which one."""
+    reason: builtins.str
+    """Why it was not accepted: TOO_STALE, HISTORY_CHANGED, NON_FINITE_GRADIENT, NO_QUORUM, ROUND_NOT_FINITE. A client
+    takes one that it does not know for what `kind` says. Of an accepted one: why its round closed.
+    """
+    message: builtins.str
+    """The same for people."""
+    round: builtins.int
+    """Number of the round: one more than there are rounds that were applied before it. A round that is dropped leaves its
+    number to the next one. 0: it was part of none.
+    """
+    share: builtins.float
+    """Of the round's total weight, the part that this contribution had; 0 for one without any gradient."""
+    contributors: builtins.int
+    """Contributions of the round, this one included."""
+    total_weight: builtins.float
+    """Sum of the weights of those that had a gradient."""
+    staleness: builtins.int
+    """The run's step when it arrived, less its base_step; 0 for one of another history."""
+    epoch: builtins.int
+    """Epoch of the parameters that came with this receipt."""
+    def __init__(
+        self,
+        *,
+        kind: global___Outcome.Kind.ValueType = ...,
+        reason: builtins.str = ...,
+        message: builtins.str = ...,
+        round: builtins.int = ...,
+        share: builtins.float = ...,
+        contributors: builtins.int = ...,
+        total_weight: builtins.float = ...,
+        staleness: builtins.int = ...,
+        epoch: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["contributors", b"contributors", "epoch", b"epoch", "kind", b"kind", "message", b"message", "reason", b"reason", "round", b"round", "share", b"share", "staleness", b"staleness", "total_weight", b"total_weight"]) -> None: ...
+
+global___Outcome = Outcome
 
 @typing.final
 class Parameters(google.protobuf.message.Message):
@@ -626,6 +810,7 @@ class TrainResponse(google.protobuf.message.Message):
     ATTACHED_FIELD_NUMBER: builtins.int
     PARAMETERS_FIELD_NUMBER: builtins.int
     TAKEN_FIELD_NUMBER: builtins.int
+    WAITING_FIELD_NUMBER: builtins.int
     @property
     def attached(self) -> global___Attached:
         """Exactly once, first."""
@@ -638,15 +823,42 @@ class TrainResponse(google.protobuf.message.Message):
     def taken(self) -> global___Taken:
         """Where Gradients asked for it and no Parameters have said it."""
 
+    @property
+    def waiting(self) -> global___Waiting:
+        """While an answer is waited for, to a client that understands FEATURE_REASONED_WAIT."""
+
     def __init__(
         self,
         *,
         attached: global___Attached | None = ...,
         parameters: global___Parameters | None = ...,
         taken: global___Taken | None = ...,
+        waiting: global___Waiting | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["attached", b"attached", "message", b"message", "parameters", b"parameters", "taken", b"taken"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attached", b"attached", "message", b"message", "parameters", b"parameters", "taken", b"taken"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["attached", "parameters", "taken"] | None: ...
+    def HasField(self, field_name: typing.Literal["attached", b"attached", "message", b"message", "parameters", b"parameters", "taken", b"taken", "waiting", b"waiting"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attached", b"attached", "message", b"message", "parameters", b"parameters", "taken", b"taken", "waiting", b"waiting"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["attached", "parameters", "taken", "waiting"] | None: ...
 
 global___TrainResponse = TrainResponse
+
+@typing.final
+class Waiting(google.protobuf.message.Message):
+    """Why there is no answer yet: every few seconds while that is so."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    REASON_FIELD_NUMBER: builtins.int
+    SINCE_SECONDS_FIELD_NUMBER: builtins.int
+    reason: builtins.str
+    """In words, such as `2 of 4; waits for rank-3, last heard 12 s ago`."""
+    since_seconds: builtins.float
+    """For how long the block has waited."""
+    def __init__(
+        self,
+        *,
+        reason: builtins.str = ...,
+        since_seconds: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["reason", b"reason", "since_seconds", b"since_seconds"]) -> None: ...
+
+global___Waiting = Waiting

@@ -112,6 +112,12 @@ class RunBusy(GradwireError):
     code, reason = code_pb2.FAILED_PRECONDITION, "RUN_BUSY"
 
 
+class LeaderBusy(GradwireError):
+    """Raised when a worker would lead a shared run, or change what only its leader may, and another one leads."""
+
+    code, reason = code_pb2.FAILED_PRECONDITION, "LEADER_BUSY"
+
+
 class ClientTooOld(GradwireError):
     """Raised when a run needs its workers to understand something that this client does not: use a newer one."""
 
@@ -229,6 +235,7 @@ TABLE: Mapping[str, type[GradwireError]] = {
         NonFiniteGradient,
         SequenceMismatch,
         RunBusy,
+        LeaderBusy,
         ClientTooOld,
         Fenced,
         Unauthenticated,

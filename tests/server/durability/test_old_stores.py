@@ -83,12 +83,12 @@ def test_a_run_that_only_a_newer_server_understands_is_refused_and_the_others_ar
             connection.create_run(name, {"w": gradient(0, 4)}, AMSGrad(), durability="JOURNAL").close()
         server.stop()
         with database(server.data) as opened:
-            extra = json.dumps({"version": 2, "quota": 1})
+            extra = json.dumps({"version": VERSION + 1, "quota": 1})
             row = opened.execute("SELECT uid, name, spec, request_id, epoch FROM runs WHERE name = 'runs/x'").fetchone()
             opened.execute("UPDATE runs SET extra = ?, digest = ? WHERE name = 'runs/x'", (extra, digest(*row, extra)))
         server.start()
         with pytest.raises(
-            RunDamaged, match="what is stored of it needs a server that knows version 2; this one knows 1"
+            RunDamaged, match="what is stored of it needs a server that knows version 3; this one knows 2"
         ):
             connection.attach("x")
         assert connection.attach("y").step({"w": gradient(0, 4)}).step == 1

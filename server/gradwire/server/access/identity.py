@@ -39,6 +39,7 @@ NEEDS: Mapping[str, Role] = {
     "ListSnapshots": Role.READ,
     "ExportRun": Role.READ,
     "DigestRun": Role.READ,
+    "ListWorkers": Role.READ,
     "Train": Role.CONTRIBUTE,
     "CreateRun": Role.TRAIN,
     "DeleteRun": Role.TRAIN,

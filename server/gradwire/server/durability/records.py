@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from enum import IntEnum
@@ -11,14 +12,21 @@ from typing import Any
 import numpy as np
 
 from gradwire.server.engine.block import BlockHeader, Receipt, Returns
+from gradwire.server.engine.shared import Clip, Combine, OnDeadline, SharedRun, Stale
 from gradwire.server.engine.spec import Durability, NonFinitePolicy, RunSpec
 from gradwire.server.optimizers.base import Hyperparameters, field_types
 from gradwire.server.optimizers.known import OPTIMIZERS, name_of
 from gradwire.server.store.json_text import joined, list_text
 from gradwire.wire.layout import Layout
 
-VERSION = 1
-"""The newest version of these texts that this server knows; one that does not say has this one."""
+FIRST_VERSION = 1
+"""Of texts that do not say which one they have."""
+
+SHARED_VERSION = 2
+"""Of texts of shared runs: a server from before them would take a round for a block of one worker."""
+
+VERSION = 2
+"""The newest version of these texts that this server knows."""
 
 
 class NewerRecord(ValueError):
@@ -34,7 +42,7 @@ def read_record(text: str, what: str) -> dict[str, Any]:
     data = json.loads(text)
     if not isinstance(data, dict):
         raise ValueError(f"{what} is no JSON object")
-    version = data.get("version", VERSION)
+    version = data.get("version", FIRST_VERSION)
     if version not in range(1, VERSION + 1):
         raise NewerRecord(f"{what} needs a server that knows version {version}; this one knows {VERSION}")
     return data
@@ -61,6 +69,9 @@ def spec_to_text(spec: RunSpec) -> str:
     }
     if spec.ttl_seconds is not None:  # texts of runs without it are as they always were
         parts["ttl_seconds"] = json.dumps(spec.ttl_seconds)
+    if spec.shared is not None:
+        parts["version"] = json.dumps(SHARED_VERSION)
+        parts["shared"] = json.dumps(shared_to_data(spec.shared))
     return joined("{}", (f"{json.dumps(key)}: {part}" for key, part in parts.items()))
 
 
@@ -79,7 +90,20 @@ def spec_from_text(text: str) -> RunSpec:
         clip_norm=data["clip_norm"],
         durability=None if data["durability"] is None else Durability[data["durability"]],
         ttl_seconds=data.get("ttl_seconds"),
+        shared=shared_from_data(data["shared"]) if "shared" in data else None,
     )
+
+
+def shared_to_data(shared: SharedRun) -> dict[str, Any]:
+    """How the workers of a run work together, as JSON has it."""
+    values = {field.name: getattr(shared, field.name) for field in dataclasses.fields(shared)}
+    return {name: value.name if isinstance(value, IntEnum) else value for name, value in values.items()}
+
+
+def shared_from_data(data: dict[str, Any]) -> SharedRun:
+    kinds: dict[str, type[IntEnum]] = {"on_deadline": OnDeadline, "stale": Stale, "combine": Combine, "clip": Clip}
+    values: dict[str, Any] = {k: kinds[k][value] if k in kinds else value for k, value in data.items()}
+    return SharedRun(**values)
 
 
 def _tensors(group: Sequence[Any]) -> list[tuple[str, tuple[int, ...]]]:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from gradwire.server.engine.features import Feature
+from gradwire.server.engine.shared import SharedRun
 from gradwire.server.optimizers.base import Hyperparameters
 from gradwire.wire.errors import InvalidHyperparameter, InvalidSpec
 from gradwire.wire.layout import Layout, Range
@@ -53,6 +54,8 @@ class RunSpec:
     """None: the server decides, at creation."""
     ttl_seconds: float | None = None
     """The run ends when nobody has used it for so long. None: never."""
+    shared: SharedRun | None = None
+    """How many workers train it together. None: it has one worker at a time."""
 
     def __post_init__(self) -> None:
         if self.ttl_seconds is not None and not (isfinite(self.ttl_seconds) and self.ttl_seconds > 0):
@@ -72,8 +75,8 @@ class RunSpec:
 
     @property
     def needs(self) -> frozenset[Feature]:
-        """What every worker of the run must understand; see `features`. No kind of run needs anything yet."""
-        return frozenset()
+        """What every worker of the run must understand; see `features`."""
+        return frozenset() if self.shared is None else frozenset({Feature.SHARED_RUN})
 
     @property
     def clips(self) -> bool:

@@ -19,6 +19,7 @@ from gradwire.server.engine.spec import Durability, NonFinitePolicy, RunSpec
 from gradwire.server.memory.shared_memory import SharedMemory, SharedSlice
 from gradwire.server.optimizers.base import Hyperparameters
 from gradwire.server.rpc.hyperparameters import choice, decode_group, decode_numbers
+from gradwire.server.rpc.shared_run import decode_shared
 from gradwire.v1 import run_pb2, train_pb2
 from gradwire.wire.encoding import MAX_ANSWER_BYTES, Array, state_dtype, wire_dtype
 from gradwire.wire.envelope import Opened, open_request
@@ -47,6 +48,7 @@ def decode_spec(message: run_pb2.RunSpec, name: str) -> RunSpec:
         clip_norm=message.clip_norm if message.HasField("clip_norm") else None,
         durability=decode_durability(message.durability),
         ttl_seconds=message.ttl_seconds or None,
+        shared=decode_shared(message.shared) if message.HasField("shared") else None,
     )
 
 

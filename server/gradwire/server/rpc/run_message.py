@@ -10,6 +10,7 @@ from gradwire.server.engine.threads import pieces
 from gradwire.server.optimizers.base import Hyperparameters
 from gradwire.server.rpc.codec import durability_of, placements
 from gradwire.server.rpc.hyperparameters import encode_group
+from gradwire.server.rpc.shared_run import encode_shared_run
 from gradwire.v1 import run_pb2
 from gradwire.wire.encoding import dtype_of
 from gradwire.wire.envelope import field, length_delimited
@@ -81,6 +82,7 @@ def report(run: Run, name: str, server_instance: str) -> RunReport:
             clip_norm=spec.clip_norm,
             durability=kept,
             ttl_seconds=spec.ttl_seconds or 0.0,
+            shared=None if spec.shared is None else encode_shared_run(spec.shared),
         ),
         spec.layout,
         run.groups,

@@ -28,6 +28,7 @@ from gradwire.server.rpc.codec import (
 from gradwire.server.rpc.server_calls import ServerCalls
 from gradwire.server.rpc.snapshot_calls import SnapshotCalls
 from gradwire.server.rpc.train_stream import TrainStream
+from gradwire.server.rpc.worker_calls import WorkerCalls
 from gradwire.server.runs.transfer import (
     check_state,
     parameters_of,
@@ -46,7 +47,7 @@ from gradwire.wire.errors import GradwireError
 from gradwire.wire.hosts import is_local, is_unix
 
 
-class OptimizerServicer(SnapshotCalls, ServerCalls):
+class OptimizerServicer(SnapshotCalls, WorkerCalls, ServerCalls):
     """See ``gradwire/v1/service.proto``.
 
     Server streams are coroutines that write, which the generated types, made for generators, do not know.
