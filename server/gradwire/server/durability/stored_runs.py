@@ -154,6 +154,9 @@ class StoredRuns:
                 found.replayed,
                 time.perf_counter() - started,
             )
+            if found.loss:  # nobody takes what it is now for what it was
+                run.epoch += 1
+                self.store.raise_epoch(run.uid, run.epoch).result()
             storage = self._note(run, own, found.loss)
             storage.extra = read_record(stored.extra, "what is stored of it")
             if run.spec.ttl_seconds is not None:
