@@ -98,6 +98,13 @@ def busy(world: World) -> None:
         world.bare.attach("x", "another")
 
 
+def leader_busy(world: World) -> None:
+    understands = [train_pb2.FEATURE_SHARED_RUN]
+    world.bare.create("x", [group(w=[2])], [0.0, 0.0], shared=run_pb2.SharedRun())
+    with world.bare.attach("x", "a", leads=True, understands=understands):
+        world.bare.attach("x", "b", leads=True, understands=understands)
+
+
 def needing(world: World) -> None:
     """Runs need a feature from now on that no client has yet."""
     world.patch.setattr(RunSpec, "needs", property(lambda spec: frozenset({Feature.SHARED_RUN})))
@@ -240,6 +247,7 @@ ON_THE_WIRE: dict[str, tuple[grpc.StatusCode, str, Callable[[World], object]]] =
     "NON_FINITE_GRADIENT": (grpc.StatusCode.INVALID_ARGUMENT, "false", gradients(whole(1, [1.0, float("nan")]))),
     "SEQUENCE_MISMATCH": (grpc.StatusCode.FAILED_PRECONDITION, "false", sequence),
     "RUN_BUSY": (grpc.StatusCode.FAILED_PRECONDITION, "false", busy),
+    "LEADER_BUSY": (grpc.StatusCode.FAILED_PRECONDITION, "false", leader_busy),
     "CLIENT_TOO_OLD": (grpc.StatusCode.FAILED_PRECONDITION, "false", too_old),
     "FENCED": (grpc.StatusCode.ABORTED, "false", fenced),
     "UNAUTHENTICATED": (grpc.StatusCode.UNAUTHENTICATED, "false", asked(lambda bare, file: bare.get("x"))),
@@ -398,7 +406,7 @@ BY_THE_CLIENT |= {
     "PERMISSION_REVOKED": client_asked(client_revoked),
     "QUOTA_EXCEEDED": client_asked(lambda server, file: server.create_run("x", zeros(2), AMSGrad())),
 }
-OUT_OF_THE_CLIENTS_REACH = {"INVALID_SPEC", "INVALID_SLICE", "INCOMPLETE_VALUES", "SEQUENCE_MISMATCH"}
+OUT_OF_THE_CLIENTS_REACH = {"LEADER_BUSY", "INVALID_SPEC", "INVALID_SLICE", "INCOMPLETE_VALUES", "SEQUENCE_MISMATCH"}
 """The Python client checks the spec itself, and cuts and numbers blocks itself."""
 
 

@@ -1082,8 +1082,8 @@ class SharedRun(google.protobuf.message.Message):
     max_workers: builtins.int
     """Workers that may be leased at a time; 0: 64."""
     lease_seconds: builtins.float
-    """A worker is leased while it is attached, and for so long after its stream has broken. One whose client has ended
-    the stream in order leaves at once. Finite, > 0; not set: 30.
+    """A worker is leased while it is attached, and for so long after its stream has ended without a Leave. Finite, > 0;
+    not set: 30.
     """
     max_staleness: builtins.int
     """How many steps a contribution may be older than the parameters that it is applied to; staleness is the run's step

@@ -557,6 +557,7 @@ class TrainRequest(google.protobuf.message.Message):
     GRADIENTS_FIELD_NUMBER: builtins.int
     MAPPED_FIELD_NUMBER: builtins.int
     TAKEN_FIELD_NUMBER: builtins.int
+    LEAVE_FIELD_NUMBER: builtins.int
     @property
     def attach(self) -> global___Attach:
         """Exactly once, first."""
@@ -573,6 +574,10 @@ class TrainRequest(google.protobuf.message.Message):
     def taken(self) -> global___Taken:
         """Where Parameters asked for it and no Gradients have said it."""
 
+    @property
+    def leave(self) -> global___Leave:
+        """Shared runs, last: the worker leaves."""
+
     def __init__(
         self,
         *,
@@ -580,12 +585,27 @@ class TrainRequest(google.protobuf.message.Message):
         gradients: global___Gradients | None = ...,
         mapped: global___Mapped | None = ...,
         taken: global___Taken | None = ...,
+        leave: global___Leave | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["attach", b"attach", "gradients", b"gradients", "mapped", b"mapped", "message", b"message", "taken", b"taken"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attach", b"attach", "gradients", b"gradients", "mapped", b"mapped", "message", b"message", "taken", b"taken"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["attach", "gradients", "mapped", "taken"] | None: ...
+    def HasField(self, field_name: typing.Literal["attach", b"attach", "gradients", b"gradients", "leave", b"leave", "mapped", b"mapped", "message", b"message", "taken", b"taken"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attach", b"attach", "gradients", b"gradients", "leave", b"leave", "mapped", b"mapped", "message", b"message", "taken", b"taken"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["attach", "gradients", "mapped", "taken", "leave"] | None: ...
 
 global___TrainRequest = TrainRequest
+
+@typing.final
+class Leave(google.protobuf.message.Message):
+    """Said before the stream is ended: nobody need wait for this worker. A stream that ends without it, be it in order, may
+    have been broken: its worker is leased for a while, see SharedRun.lease_seconds.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___Leave = Leave
 
 @typing.final
 class Receipt(google.protobuf.message.Message):

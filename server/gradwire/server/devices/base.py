@@ -131,6 +131,13 @@ class Device(ABC):
         NaN stays NaN in both (``clamp`` and ``mul`` of torch); a factor of 1 changes no bit.
         """
 
+    def combine(self, out: Any, sources: Any, pieces: Any) -> None:
+        for place, terms, divisor in pieces:
+            total = np.zeros(place.stop - place.start)
+            for k, w in terms:
+                total += w * sources[k][0, place.start : place.stop].astype(np.float64)
+            out[0, place.start : place.stop] = total / divisor
+
     @abstractmethod
     def update(
         self,

@@ -29,7 +29,7 @@ async def commit_journaled(
         gradients = make()
         assert isinstance(gradients, StagedGradients), "gradients that have been used up cannot be journaled"
         prepared = run.prepare(holder, block, gradients)
-        text = block_to_text(block.header, prepared.receipt)
+        text = block_to_text(block.header, prepared.receipt, block.round)
         step = prepared.receipt.step
         entry = Entry(holder.worker_id, block.sequence, step, text, gradients.dense(), storage.fingerprint)
         return gradients, prepared, entry

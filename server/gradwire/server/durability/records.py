@@ -11,7 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from gradwire.server.engine.block import BlockHeader, Receipt, Returns
+from gradwire.server.engine.applied_round import AppliedRound, Contributed
+from gradwire.server.engine.block import BlockHeader, Kind, Outcome, Receipt, Returns
 from gradwire.server.engine.shared import Clip, Combine, OnDeadline, SharedRun, Stale
 from gradwire.server.engine.spec import Durability, NonFinitePolicy, RunSpec
 from gradwire.server.optimizers.base import Hyperparameters, field_types
@@ -146,13 +147,16 @@ def _number(value: Any) -> Any:
 
 def receipt_to_data(receipt: Receipt) -> dict[str, Any]:
     """Without ``repeated`` and ``durability``, which are not the block's own."""
-    return {
+    data = {
         "step": receipt.step,
         "gradient_norm": receipt.gradient_norm,
         "learning_rates": list(receipt.learning_rates),
         "skipped_steps": list(receipt.skipped_steps),
         "received_bytes": receipt.received_bytes,
     }
+    if receipt.contribution is not None:
+        data["contribution"] = dataclasses.asdict(receipt.contribution) | {"kind": receipt.contribution.kind.name}
+    return data
 
 
 def receipt_from_data(data: dict[str, Any], durability: Durability, repeated: bool) -> Receipt:
@@ -164,24 +168,30 @@ def receipt_from_data(data: dict[str, Any], durability: Durability, repeated: bo
         received_bytes=data["received_bytes"],
         durability=durability,
         repeated=repeated,
+        contribution=_outcome(data["contribution"]) if "contribution" in data else None,
     )
 
 
-def block_to_text(header: BlockHeader, receipt: Receipt) -> str:
-    """What is journaled of a block besides its gradients."""
-    return json.dumps(
-        {
-            "steps": header.steps,
-            "returns": header.returns.name,
-            "absent": sorted(header.absent_tensors),
-            "overrides": [[group, dict(changes)] for group, changes in header.overrides.items()],
-            "receipt": receipt_to_data(receipt),
-        }
-    )
+def _outcome(data: dict[str, Any]) -> Outcome:
+    return Outcome(**(data | {"kind": Kind[data["kind"]]}))
 
 
-def block_from_text(text: str) -> tuple[BlockHeader, dict[str, Any]]:
-    """The header, and the receipt as `receipt_to_data` has it."""
+def block_to_text(header: BlockHeader, receipt: Receipt, round: AppliedRound | None = None) -> str:
+    """What is journaled of a block, or of a round, besides its gradients."""
+    data: dict[str, Any] = {
+        "steps": header.steps,
+        "returns": header.returns.name,
+        "absent": sorted(header.absent_tensors),
+        "overrides": [[group, dict(changes)] for group, changes in header.overrides.items()],
+        "receipt": receipt_to_data(receipt),
+    }
+    if round is not None:
+        data |= {"version": SHARED_VERSION, "round": dataclasses.asdict(round)}
+    return json.dumps(data)
+
+
+def block_from_text(text: str) -> tuple[BlockHeader, dict[str, Any], AppliedRound | None]:
+    """The header, the receipt as `receipt_to_data` has it, and the round that it was, in a shared run."""
     data = read_record(text, "the record")
     header = BlockHeader(
         steps=data["steps"],
@@ -189,4 +199,9 @@ def block_from_text(text: str) -> tuple[BlockHeader, dict[str, Any]]:
         absent_tensors=frozenset(data["absent"]),
         overrides=dict(data["overrides"]),
     )
-    return header, data["receipt"]
+    return header, data["receipt"], _round(data["round"]) if "round" in data else None
+
+
+def _round(data: dict[str, Any]) -> AppliedRound:
+    contributions = tuple(Contributed(**part) for part in data["contributions"])
+    return AppliedRound(data["number"], data["reason"], data["message"], contributions)

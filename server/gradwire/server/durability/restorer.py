@@ -20,6 +20,7 @@ from gradwire.server.durability.records import (
     spec_from_text,
 )
 from gradwire.server.durability.run_snapshot import PARAMETERS, fill, state_vectors
+from gradwire.server.engine.applied_round import AppliedRound
 from gradwire.server.engine.block import BlockHeader, Returns
 from gradwire.server.engine.block_plan import check_header, plan_block
 from gradwire.server.engine.gradients import StagedGradients
@@ -73,8 +74,10 @@ class Restorer:
     def replay(self, run: Run, entry: Entry) -> int:
         """Applies a block as it was applied; returns the run's step. Raises Unrecoverable where it ends otherwise."""
         try:
-            header, expected = block_from_text(entry.block)
-            receipt = self._apply(run, entry, header, expected["received_bytes"])
+            header, expected, applied_round = block_from_text(entry.block)
+            if (applied_round is None) is not (run.spec.shared is None):
+                raise ValueError("a round of a run of one worker, or a block of a shared run")
+            receipt = self._apply(run, entry, header, expected["received_bytes"], applied_round)
         except (GradwireError, ValueError, KeyError) as error:
             raise Unrecoverable(f"block {entry.sequence} of worker {entry.worker_id!r}: {error}") from error
         if json.dumps(receipt) != json.dumps(expected):
@@ -84,12 +87,14 @@ class Restorer:
             )
         return run.step
 
-    def _apply(self, run: Run, entry: Entry, header: BlockHeader, received_bytes: int) -> dict[str, Any]:
+    def _apply(
+        self, run: Run, entry: Entry, header: BlockHeader, received_bytes: int, applied_round: AppliedRound | None
+    ) -> dict[str, Any]:
         spec = run.spec
         groups = check_header(run, header, _ANY_SIZE)
         gradients = self._array(spec, header.steps)
         block = plan_block(run, entry.sequence, header, groups)
-        block.received_bytes = received_bytes
+        block.received_bytes, block.round = received_bytes, applied_round
         try:
             present = sum(part.stop - part.start for part in block.ranges)
             values = np.frombuffer(entry.gradients, spec.dtype).reshape(header.steps, present)
@@ -98,8 +103,10 @@ class Restorer:
                 size = part.stop - part.start
                 self._device.write(gradients, part.start, values[:, column : column + size])
                 column += size
-            record = run.workers.setdefault(entry.worker_id, WorkerRecord())
-            run.workers.move_to_end(entry.worker_id)
+            workers = [part.worker_id for part in applied_round.contributions] if applied_round else [entry.worker_id]
+            for worker_id in workers:
+                record = run.workers.setdefault(worker_id, WorkerRecord())
+                run.workers.move_to_end(worker_id)
             run.holder = Holder(entry.worker_id, run.epoch, record, run.step)
             receipt = run.commit(run.holder, block, StagedGradients(spec, self._device, block, gradients))
         finally:
@@ -142,6 +149,7 @@ def fill_run(run: Run, snapshot: Snapshot) -> None:
     meta = read_record(snapshot.meta, f"the snapshot of step {snapshot.step}")
     run.epoch = meta["epoch"]
     run.has_forgotten = bool(meta.get("forgotten", False))
+    run.rounds = meta.get("rounds", 0)
     for worker in meta["workers"]:
         run.workers[worker["id"]] = _worker(run, worker, snapshot)
 
@@ -165,7 +173,7 @@ def fill_state(spec: RunSpec, device: Device, state: State, snapshot: Snapshot) 
 
 
 def _worker(run: Run, data: dict[str, Any], snapshot: Snapshot) -> WorkerRecord:
-    record = WorkerRecord(last_sequence=data["last_sequence"])
+    record = WorkerRecord(last_sequence=data["last_sequence"], last_accepted=data.get("last_accepted", 0))
     if data["receipt"] is None:
         return record
     durability = run.spec.durability or Durability.MEMORY

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradwire.server.devices.base import Device, DeviceArray, State
-from gradwire.server.durability.records import groups_to_data, receipt_to_data
+from gradwire.server.durability.records import SHARED_VERSION, groups_to_data, receipt_to_data
 from gradwire.server.engine.run import Run, Values
 from gradwire.server.store.base import PIECE_BYTES, Position, Snapshot, Vector
 from gradwire.wire.layout import Range
@@ -39,11 +39,13 @@ def snapshot_of(
             worker["returns"] = record.returns.name
             worker["steps"] = record.steps
             worker["ranges"] = record.ranges
+        if run.spec.shared is not None:
+            worker["last_accepted"] = record.last_accepted
         if record.trajectory is not None:
             worker["result"] = f"{RESULT}{len(arrays)}"
             arrays[worker["result"]] = record.trajectory
         workers.append(worker)
-    meta = {
+    meta: dict[str, Any] = {
         "tensor_steps": values.tensor_steps.tolist(),
         "epoch": run.epoch if epoch is None else epoch,
         "groups": groups_to_data(values.groups),
@@ -51,6 +53,8 @@ def snapshot_of(
     }
     if run.has_forgotten:
         meta["forgotten"] = True
+    if run.spec.shared is not None:
+        meta |= {"version": SHARED_VERSION, "rounds": run.rounds}
     vectors = {name: vector_of(run.device, array, run.spec.dtype) for name, array in arrays.items()}
     return Snapshot(values.step, position, fingerprint, json.dumps(meta), vectors)
 

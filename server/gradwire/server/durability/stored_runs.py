@@ -52,6 +52,11 @@ class FirstSnapshot:
     written: Written
 
 
+LOST_EPOCHS = 2**32
+"""By so much the epoch of a shared run rises where steps were lost. Those that are lost may have been in epochs of which
+nothing is left, and no worker may take what comes now for what it knows of those."""
+
+
 class StoredRuns:
     """Those runs of a server that outlive it.
 
@@ -154,6 +159,9 @@ class StoredRuns:
                 found.replayed,
                 time.perf_counter() - started,
             )
+            if found.loss and spec.shared is not None:
+                run.epoch += LOST_EPOCHS
+                self.store.raise_epoch(run.uid, run.epoch).result()
             storage = self._note(run, own, found.loss)
             storage.extra = read_record(stored.extra, "what is stored of it")
             if run.spec.ttl_seconds is not None:

@@ -24,6 +24,15 @@ class Returns(IntEnum):
 
 
 @dataclass(frozen=True)
+class Contribution:
+    """What a gradient of a shared run says of itself; see ``gradwire.v1.Contribution``."""
+
+    weight: float
+    base_step: int
+    base_epoch: int
+
+
+@dataclass(frozen=True)
 class BlockHeader:
     """What holds for a whole block of ``steps`` gradients."""
 
@@ -34,6 +43,8 @@ class BlockHeader:
     """Group index -> hyperparameter name -> new value."""
     deferred: bool = False
     """Nothing is answered before the last message, whose header holds; the others' say no more than ``steps``."""
+    contribution: Contribution | None = None
+    """In shared runs, and only there."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,29 @@ class GradientSlice:
     header: BlockHeader | None
 
 
+class Kind(IntEnum):
+    """What became of a contribution; see ``gradwire.v1.Outcome``."""
+
+    ACCEPTED = 1
+    STALE = 2
+    REFUSED = 3
+    DROPPED = 4
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The one outcome that a contribution has; see ``gradwire.v1.Outcome``."""
+
+    kind: Kind
+    reason: str
+    message: str
+    round: int = 0
+    share: float = 0.0
+    contributors: int = 0
+    total_weight: float = 0.0
+    staleness: int = 0
+
+
 @dataclass(frozen=True)
 class Receipt:
     """What a committed block says of itself; see ``gradwire.v1.Receipt``."""
@@ -58,6 +92,16 @@ class Receipt:
     repeated: bool = False
     received_bytes: int = 0
     durability: Durability = Durability.MEMORY
+    contribution: Outcome | None = None
+    epoch: int = 0
+    """Of the parameters that a contribution is answered with."""
+
+
+class Waiting(NamedTuple):
+    """Why a block is not answered yet."""
+
+    reason: str
+    since_seconds: float
 
 
 class Placed(NamedTuple):

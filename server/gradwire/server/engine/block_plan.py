@@ -36,6 +36,16 @@ def check_steps(spec: RunSpec, steps: int, wire_bytes: int) -> None:
         )
 
 
+def check_kind(run: Run, header: BlockHeader) -> None:
+    """Raises ProtocolViolation for a block of one worker in a shared run, or for a contribution in any other."""
+    if run.spec.shared is None and header.contribution is not None:
+        raise ProtocolViolation(
+            f"{run.spec.name} has one worker at a time, whose blocks are no contributions; expected none"
+        )
+    if run.spec.shared is not None and header.contribution is None:
+        raise ProtocolViolation(f"{run.spec.name} is shared by many workers; expected a header with a contribution")
+
+
 def check_header(run: Run, header: BlockHeader, max_result_bytes: int) -> tuple[Hyperparameters, ...]:
     """The groups with the block's overrides.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -39,6 +39,7 @@ class StagedGradients:
         start: the element to which its first column belongs.
         out: where the parameters after the block go too, ``[1, elements]`` in the run's dtype; asked for when it is
             written. None: nowhere.
+        fresh: a vector that becomes the run's parameters, for the old ones are still read; None: those are written to.
     """
 
     def __init__(
@@ -49,6 +50,7 @@ class StagedGradients:
         array: DeviceArray,
         start: int = 0,
         out: Callable[[], Floats] | None = None,
+        fresh: DeviceArray | None = None,
     ) -> None:
         self._spec = spec
         self._device = device
@@ -56,18 +58,13 @@ class StagedGradients:
         self._array = array
         self._start = start
         self._out = out
+        self._fresh = fresh
 
     def sums(self) -> Sums:
         return self._device.square_sums(self._array, self._block.first_summed_row, self._block.ranges, self._start)
 
     def first_non_finite(self, row: int) -> tuple[int, float] | None:
-        for part in self._block.ranges:
-            columns = Range(part.start - self._start, part.stop - self._start)
-            values = self._device.peek(self._array, Range(row, row + 1), columns)[0]
-            bad = np.flatnonzero(~np.isfinite(values))
-            if bad.size:
-                return part.start + int(bad[0]), float(values[bad[0]])
-        return None
+        return first_non_finite(self._device, self._array, self._block.ranges, row, self._start)
 
     def dense(self) -> memoryview:
         """The bytes of the gradients of the present elements, ``[steps, present]``; valid until `apply`."""
@@ -81,11 +78,13 @@ class StagedGradients:
 
     def apply(self, state: State, applied: Bools | None, sums: Sums) -> State:
         block = self._block
-        if self._spec.clips:
+        if self._spec.clips_steps:
             clip(self._spec, self._device, self._array, block.ranges, sums)
         device, out, write = self._device, block.trajectory, Write.TRAJECTORY
         if self._out is not None:
             out, write = device.as_output(self._out()), Write.LAST
+        if self._fresh is not None:  # one pass more; an update from one vector into another would not vectorize
+            state = State(device.copy(state.params, self._fresh), state.slots)
         device.update(
             state,
             self._array,
@@ -96,3 +95,21 @@ class StagedGradients:
             write=Write.NOTHING if out is None else write,
         )
         return state
+
+
+def first_non_finite(
+    device: Device, array: DeviceArray, ranges: Sequence[Range], row: int = 0, start: int = 0
+) -> tuple[int, float] | None:
+    """The first element in ``ranges`` that is no finite number, and what it is instead; None: there is none.
+
+    Args:
+        array: ``[steps, n]``.
+        start: the element to which its first column belongs.
+    """
+    for part in ranges:
+        columns = Range(part.start - start, part.stop - start)
+        values = device.peek(array, Range(row, row + 1), columns)[0]
+        bad = np.flatnonzero(~np.isfinite(values))
+        if bad.size:
+            return part.start + int(bad[0]), float(values[bad[0]])
+    return None

@@ -6,17 +6,19 @@ import math
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from concurrent.futures import Executor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from gradwire.server.devices.base import Bools, Device, State
+from gradwire.server.engine.applied_round import AppliedRound
 from gradwire.server.engine.block import Receipt
 from gradwire.server.engine.gradients import Gradients
 from gradwire.server.engine.run_lock import RunLock
+from gradwire.server.engine.shared import Workers
 from gradwire.server.engine.spec import Durability, NonFinitePolicy, RunSpec
 from gradwire.server.engine.staged_block import StagedBlock
 from gradwire.server.engine.storage import Storage
@@ -80,6 +82,11 @@ class Run:
         self.version = 0
         """Rises with everything that changes parameters, state or hyperparameters; a plan is worth one version."""
         self.holder: Holder | None = None
+        """Of a shared run always None: those who work on it are ``shared_workers``."""
+        self.shared_workers: Workers | None = None
+        """Of a shared run, once somebody has attached."""
+        self.rounds = 0
+        """Rounds of a shared run that have been applied."""
         self.ended = ""
         """Why the run is no more; empty: it lives."""
         self.closing = False
@@ -105,15 +112,25 @@ class Run:
         """
         self.check_attach(worker_id, takeover)
         self.fence(f"worker {worker_id!r} has attached to {self.spec.name}")
+        self.holder = self.hold(worker_id, on_end)
+        return self.holder
+
+    def hold(
+        self, worker_id: str, on_end: Callable[[GradwireError], None], leased: Collection[str] = frozenset()
+    ) -> Holder:
+        """A hold for a worker, whose record is made where there is none; nobody is asked, and nobody fenced.
+
+        Args:
+            leased: workers who are not forgotten, fewer than MAX_WORKERS.
+        """
         perhaps_forgotten = self.has_forgotten and worker_id not in self._workers
         record = self._workers.setdefault(worker_id, WorkerRecord())
         self._workers.move_to_end(worker_id)
         if len(self._workers) > MAX_WORKERS:
-            _, forgotten = self._workers.popitem(last=False)
-            forgotten.forget_result()
+            longest_away = next(name for name in self._workers if name not in leased and name != worker_id)
+            self._workers.pop(longest_away).forget_result()
             self.has_forgotten = True
-        self.holder = Holder(worker_id, self.epoch, record, self.step, on_end, perhaps_forgotten)
-        return self.holder
+        return Holder(worker_id, self.epoch, record, self.step, on_end, perhaps_forgotten)
 
     def check_attach(self, worker_id: str, takeover: bool) -> None:
         """Raises what `attach` would."""
@@ -135,24 +152,35 @@ class Run:
         self.used_at = time.monotonic()
 
     @property
+    def in_use(self) -> bool:
+        """Whether a worker is attached, or a call about the run has not ended."""
+        attached = self.shared_workers is not None and self.shared_workers.attached
+        return bool(self.holder is not None or self.users or attached)
+
+    @property
     def expired(self) -> bool:
         """Whether nobody has used it for its time to live."""
         ttl_seconds = self.spec.ttl_seconds
-        if ttl_seconds is None or self.holder is not None or self.users:
+        if ttl_seconds is None or self.in_use:
             return False
         return time.monotonic() - self.used_at >= ttl_seconds
 
     def fence(self, why: str) -> None:
-        """Raises the epoch and ends the current hold."""
+        """Raises the epoch and ends the current hold, or all of them."""
         self.epoch += 1
+        self._end_holds(Fenced(f"{why}; this stream no longer holds it", applied=None, epoch=self.epoch))
+
+    def _end_holds(self, error: GradwireError) -> None:
         holder, self.holder = self.holder, None
         if holder is not None:
-            holder.on_end(Fenced(f"{why}; this stream no longer holds it", applied=None, epoch=self.epoch))
+            holder.on_end(error)
+        if self.shared_workers is not None:
+            self.shared_workers.end(error)
 
     def require_holder(self, holder: Holder) -> None:
         """Raises Fenced unless ``holder`` still holds the run, RunNotFound when the run is gone."""
         self.require_alive()
-        if self.holder is not holder:
+        if self.holder is not holder if self.spec.shared is None else self.epoch != holder.epoch:
             raise Fenced(f"this stream no longer holds {self.spec.name}", epoch=self.epoch)
 
     def require_alive(self) -> None:
@@ -169,9 +197,7 @@ class Run:
     def delete(self, why: str = "has been deleted") -> None:
         """Ends the run and frees what it holds."""
         self.ended = why
-        holder, self.holder = self.holder, None
-        if holder is not None:
-            holder.on_end(RunNotFound(f"{self.spec.name} {why}", run=self.spec.name))
+        self._end_holds(RunNotFound(f"{self.spec.name} {why}", run=self.spec.name))
         for record in self._workers.values():
             record.forget_result()
         self._workers.clear()
@@ -225,8 +251,23 @@ class Run:
         self.step = receipt.step
         self.groups = block.groups
         self.version += 1
-        holder.record.remember(block, receipt)
+        if block.round is None:
+            holder.record.remember(block, receipt)
+        else:
+            self._remember(block.round, receipt)
         return receipt
+
+    def _remember(self, applied: AppliedRound, receipt: Receipt) -> None:
+        """What each contributor to a round is answered."""
+        self.rounds = applied.number
+        for part in applied.contributions:
+            own = replace(
+                receipt,
+                skipped_steps=(0,) if part.skipped else (),
+                received_bytes=part.received_bytes,
+                contribution=applied.outcome_of(part),
+            )
+            self._workers[part.worker_id].answer(part.sequence, own, self.spec.layout.elements)
 
     def _finite_rows(self, gradients: Gradients, sums: npt.NDArray[np.float64]) -> Bools | None:
         """Which rows hold finite numbers only; None: all of them. Raises NonFiniteGradient where the policy says so."""
@@ -238,7 +279,8 @@ class Run:
             first = gradients.first_non_finite(row)
             if first is None:  # the squares of large float64 numbers overflowed, the numbers are finite
                 finite[row] = True
-            elif self.spec.non_finite_policy is NonFinitePolicy.REJECT:
+            elif self.spec.non_finite_policy is NonFinitePolicy.REJECT or self.spec.shared is not None:
+                # Of a shared run no contribution got here that the policy does not allow; their sum has overflowed.
                 element, value = first
                 tensor = self.spec.layout.tensor_at(element)
                 raise NonFiniteGradient(

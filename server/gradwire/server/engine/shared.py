@@ -5,11 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import IntEnum
 from math import isfinite
+from typing import Protocol
 
-from gradwire.wire.errors import InvalidSpec
+from gradwire.wire.errors import GradwireError, InvalidSpec
 
 MOST_WORKERS = 1024
 """Workers that may be leased at a time in any run: those whose last answers are remembered."""
+
+
+class Workers(Protocol):
+    """Those who work on a shared run, as far as the run itself must know; `rounds.rounds.Rounds` is the rest of it."""
+
+    @property
+    def attached(self) -> int:
+        """How many have a stream now."""
+
+    def end(self, error: GradwireError) -> None:
+        """The history of the run has changed, or the run has ended: drops the open round, and ends all streams with
+        ``error``. May be called from any thread, under the run's lock."""
+
+    def freeze(self) -> None:
+        """The server is about to stop: no round closes any more."""
 
 
 class OnDeadline(IntEnum):

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from gradwire.server.engine.features import Feature
-from gradwire.server.engine.shared import SharedRun
+from gradwire.server.engine.shared import Clip, SharedRun
 from gradwire.server.optimizers.base import Hyperparameters
 from gradwire.wire.errors import InvalidHyperparameter, InvalidSpec
 from gradwire.wire.layout import Layout, Range
@@ -84,6 +84,11 @@ class RunSpec:
         return self.clip_value is not None or self.clip_norm is not None
 
     @property
+    def clips_steps(self) -> bool:
+        """Whether that happens to what a step applies, and not to what each worker has sent."""
+        return self.clips and (self.shared is None or self.shared.clip is Clip.ROUND)
+
+    @property
     def early(self) -> bool:
         """Whether elements can be computed before all of a block has arrived.
 
@@ -118,5 +123,10 @@ class RunSpec:
 
     @property
     def memory_bytes(self) -> int:
-        """What the run takes: parameters, slots, and the names and shapes of its tensors."""
-        return self.state_bytes + TENSOR_BYTES * len(self.layout.names)
+        """What the run takes: its vectors, and the names and shapes of its tensors."""
+        return self.state_bytes + self.rounds_bytes + TENSOR_BYTES * len(self.layout.names)
+
+    @property
+    def rounds_bytes(self) -> int:
+        """What a shared run takes besides: two more generations of parameters, and a combined gradient."""
+        return 0 if self.shared is None else 3 * self.vector_bytes

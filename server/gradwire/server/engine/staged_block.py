@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradwire.server.devices.base import DeviceArray, Segment, State
+from gradwire.server.engine.applied_round import AppliedRound
 from gradwire.server.engine.block import BlockHeader
 from gradwire.server.engine.spec import RunSpec
 from gradwire.server.engine.threads import pieces
@@ -49,6 +50,8 @@ class StagedBlock:
     """Of ``result_memory``, what is for a receipt that names every step as skipped."""
     received_bytes: int = 0
     """Size of its gradients as they arrived; known when it is whole."""
+    round: AppliedRound | None = None
+    """Of a shared run: what the block is made of."""
 
     def covers(self, layout: Layout) -> bool:
         """Whether no element is absent."""

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gradwire.server.devices.base import DeviceArray
-from gradwire.server.engine.block import Receipt, Returns
+from gradwire.server.engine.block import Kind, Receipt, Returns
 from gradwire.server.engine.staged_block import SKIPPED_BYTES, StagedBlock
 from gradwire.server.memory.budget import Reservation
 from gradwire.wire.errors import GradwireError, ProtocolViolation
@@ -21,6 +21,8 @@ class WorkerRecord:
     """What is remembered of a worker: enough to answer its last block again."""
 
     last_sequence: int = 0
+    last_accepted: int = 0
+    """Of a shared run: the last one that was part of a round that was applied."""
     receipt: Receipt | None = None
     returns: Returns = Returns.NONE
     steps: int = 0
@@ -40,6 +42,15 @@ class WorkerRecord:
         self.reservation = block.give_result_memory()
         if self.reservation is not None:
             self.reservation.give_back(block.skipped_bytes - SKIPPED_BYTES * len(receipt.skipped_steps))
+
+    def answer(self, sequence: int, receipt: Receipt, elements: int) -> None:
+        """Takes over what a contribution to a shared run is answered with: ``receipt``, and all parameters."""
+        assert receipt.contribution is not None
+        self.last_sequence = sequence
+        if receipt.contribution.kind is Kind.ACCEPTED:
+            self.last_accepted = sequence
+        self.receipt, self.returns, self.steps = receipt, Returns.LAST, 1
+        self.ranges = (Range(0, elements),) if elements else ()
 
     def forget_result(self) -> None:
         """Drops the remembered trajectory and its memory, not the sequence number."""

@@ -103,6 +103,9 @@ class Calls:
         """No new work; returns when the calls under way have ended. Streams end when what they have received whole has
         been answered."""
         self.registry.draining = True
+        for run in self.registry.runs():
+            if run.shared_workers is not None:
+                run.shared_workers.freeze()
         for guard in list(self._guards):
             guard.drain(Draining("the server is about to stop; this block was not applied"))
         if self._calls:

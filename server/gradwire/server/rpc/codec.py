@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -12,7 +13,16 @@ from google.protobuf.message import DecodeError
 
 from gradwire.server.encodings.decoders import BlockDecoder, Decoder, DenseDecoder
 from gradwire.server.encodings.encoders import DeltaEncoder, DenseEncoder, Encoder
-from gradwire.server.engine.block import BlockHeader, GradientSlice, Placed, Receipt, Reply, Returns
+from gradwire.server.engine.block import (
+    BlockHeader,
+    Contribution,
+    GradientSlice,
+    Placed,
+    Receipt,
+    Reply,
+    Returns,
+    Waiting,
+)
 from gradwire.server.engine.features import Feature
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.spec import Durability, NonFinitePolicy, RunSpec
@@ -88,11 +98,24 @@ def _decode_header(message: train_pb2.BlockHeader, last: bool) -> BlockHeader:
         # A deferred block's other fields count in its last message only; before that they need not even be valid.
         return BlockHeader(steps, overrides=_guessed_numbers(message.overrides), deferred=True)
     returns: Returns = choice(Returns, message.returns, "returns", ProtocolViolation)
+    contribution = _decode_contribution(message.contribution) if message.HasField("contribution") else None
     if not (message.absent_tensors or message.overrides or message.deferred):
-        return BlockHeader(steps, returns)
+        return BlockHeader(steps, returns, contribution=contribution)
     return BlockHeader(
-        steps, returns, frozenset(message.absent_tensors), decode_numbers(message.overrides), message.deferred
+        steps,
+        returns,
+        frozenset(message.absent_tensors),
+        decode_numbers(message.overrides),
+        message.deferred,
+        contribution,
     )
+
+
+def _decode_contribution(message: train_pb2.Contribution) -> Contribution:
+    weight = message.weight if message.HasField("weight") else 1.0
+    if not (math.isfinite(weight) and weight > 0):
+        raise ProtocolViolation(f"the weight of the contribution is {weight}; expected a finite number > 0")
+    return Contribution(weight, message.base_step, message.base_epoch)
 
 
 def encodings_of(attach: train_pb2.Attach, run: Run) -> tuple[Decoder, Encoder]:
@@ -172,6 +195,12 @@ def encode_shared(placed: Placed, taken: int) -> train_pb2.SharedData:
     return train_pb2.SharedData(position=position, size_bytes=size_bytes, acknowledge=acknowledge, taken=taken)
 
 
+def encode_waiting(waiting: Waiting) -> bytes:
+    """A serialized TrainResponse."""
+    message = train_pb2.Waiting(reason=waiting.reason, since_seconds=waiting.since_seconds)
+    return train_pb2.TrainResponse(waiting=message).SerializeToString()
+
+
 def encode_taken(slices: int) -> bytes:
     """A serialized TrainResponse."""
     return train_pb2.TrainResponse(taken=train_pb2.Taken(slices=slices)).SerializeToString()
@@ -201,6 +230,21 @@ def _encode_receipt(receipt: Receipt, sent_bytes: int, message: train_pb2.Receip
         message.skipped_steps.extend(receipt.skipped_steps)
     if receipt.repeated:
         message.repeated = True
+    if receipt.contribution is not None:
+        outcome = receipt.contribution
+        message.contribution.CopyFrom(
+            train_pb2.Outcome(
+                kind=int(outcome.kind),  # type: ignore[arg-type]
+                reason=outcome.reason,
+                message=outcome.message,
+                round=outcome.round,
+                share=outcome.share,
+                contributors=outcome.contributors,
+                total_weight=outcome.total_weight,
+                staleness=outcome.staleness,
+                epoch=receipt.epoch,
+            )
+        )
 
 
 def decode_durability(value: int) -> Durability | None:

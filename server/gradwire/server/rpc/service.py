@@ -11,8 +11,11 @@ import grpc
 
 from gradwire.server.access.identity import tenant_of
 from gradwire.server.durability.stored_runs import DamagedRun
+from gradwire.server.encodings.decoders import Decoder
+from gradwire.server.encodings.encoders import Encoder
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.threads import in_thread, pieces, unless_short
+from gradwire.server.rounds.session import SharedSession
 from gradwire.server.rpc.call import Call
 from gradwire.server.rpc.calls import first_of, open_stream, require
 from gradwire.server.rpc.codec import (
@@ -26,7 +29,9 @@ from gradwire.server.rpc.codec import (
     spec_pieces,
 )
 from gradwire.server.rpc.server_calls import ServerCalls
+from gradwire.server.rpc.shared_run import decode_attach
 from gradwire.server.rpc.snapshot_calls import SnapshotCalls
+from gradwire.server.rpc.stream_guard import StreamGuard
 from gradwire.server.rpc.train_stream import TrainStream
 from gradwire.server.rpc.worker_calls import WorkerCalls
 from gradwire.server.runs.transfer import (
@@ -104,21 +109,9 @@ class OptimizerServicer(SnapshotCalls, WorkerCalls, ServerCalls):
             call.who.require_worker(attach.worker_id)
             run = self.run_of(call, attach.run, attach.run_uid)
             decoder, encoder = await in_thread(self.registry.executor, lambda: encodings_of(attach, run))
-            local, pace = is_local(call.peer), self.pace_of(call)
+            pace = self.pace_of(call)
             streams.enter_context(self.registry.ledger.stream(tenant_of(run.spec.name), run.spec.name))
-            session = await Session.attach(
-                run,
-                attach.worker_id,
-                attach.takeover,
-                guard.interrupt,
-                decode_features(attach.understands),
-                decoder=decoder,
-                encoder=encoder,
-                max_result_bytes=self.registry.config.max_result,
-                executor=self.registry.executor,
-                local=local,
-                admission=self.registry.ledger.stream_pace_of(call.who.tenant),
-            )
+            session = await self._attach(run, attach, guard, call, decoder, encoder)
             try:
                 if attach.shared_memory and self._may_share_memory(call.peer):
                     await session.share_memory()
@@ -127,6 +120,8 @@ class OptimizerServicer(SnapshotCalls, WorkerCalls, ServerCalls):
                 stream = TrainStream(guard, call.context, session.memory, encoder, run.budget, pace)
                 streams.callback(stream.close)
                 await guard.write(call.context.write, self._attached(session))
+                async for reply in session.resume():
+                    await stream.send(reply)
                 while (part := await stream.receive()) is not None:
                     only = await session.receive_whole(part)
                     if only is not None:
@@ -135,13 +130,45 @@ class OptimizerServicer(SnapshotCalls, WorkerCalls, ServerCalls):
                     else:
                         async for reply in session.receive(part):
                             await stream.send(reply)
+                session.leave(said=stream.left)
             except GradwireError as error:
                 session.complete(error)
                 raise
             finally:
                 await asyncio.shield(session.close())
 
-    def _attached(self, session: Session) -> bytes:
+    async def _attach(
+        self, run: Run, attach: train_pb2.Attach, guard: StreamGuard, call: Call, decoder: Decoder, encoder: Encoder
+    ) -> Session | SharedSession:
+        understands = decode_features(attach.understands)
+        admission = self.registry.ledger.stream_pace_of(call.who.tenant)
+        if run.spec.shared is not None:
+            return await SharedSession.attach(
+                run,
+                decode_attach(attach),
+                guard.interrupt,
+                understands,
+                decoder=decoder,
+                encoder=encoder,
+                executor=self.registry.executor,
+                listen=guard.read,
+                admission=admission,
+            )
+        return await Session.attach(
+            run,
+            attach.worker_id,
+            attach.takeover,
+            guard.interrupt,
+            understands,
+            decoder=decoder,
+            encoder=encoder,
+            max_result_bytes=self.registry.config.max_result,
+            executor=self.registry.executor,
+            local=is_local(call.peer),
+            admission=admission,
+        )
+
+    def _attached(self, session: Session | SharedSession) -> bytes:
         response = train_pb2.TrainResponse(
             attached=train_pb2.Attached(
                 step=session.holder.step,
@@ -151,6 +178,9 @@ class OptimizerServicer(SnapshotCalls, WorkerCalls, ServerCalls):
                 placements=placements(session.run),
                 run_uid=session.run.uid,
                 perhaps_forgotten=session.holder.perhaps_forgotten,
+                last_accepted_sequence=session.holder.record.last_accepted,
+                waiting_sequence=session.waiting_sequence,
+                leads=session.leads,
                 region=None if session.memory is None else encode_region(session.memory),
             )
         )

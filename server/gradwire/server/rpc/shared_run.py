@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from gradwire.server.engine.shared import Clip, Combine, OnDeadline, SharedRun, Stale
+from gradwire.server.rounds.leases import AttachShared
 from gradwire.server.rpc.hyperparameters import choice
-from gradwire.v1 import run_pb2
+from gradwire.v1 import run_pb2, train_pb2
 
 _WITH_DEFAULTS = ("start_with", "at_least", "max_workers")
 _OPTIONAL = ("quorum_weight", "deadline_seconds", "lease_seconds")
@@ -25,6 +26,16 @@ def decode_shared(message: run_pb2.SharedRun) -> SharedRun:
         combine=choice(Combine, message.combine, "shared.combine"),
         clip=choice(Clip, message.clip, "shared.clip"),
         **said,
+    )
+
+
+def decode_attach(message: train_pb2.Attach) -> AttachShared:
+    return AttachShared(
+        message.worker_id,
+        message.takeover,
+        message.resumes,
+        message.leads,
+        message.base_step if message.HasField("base_step") else None,
     )
 
 

@@ -10,10 +10,18 @@ import grpc
 
 from gradwire.server.access.pacing import LONGEST_SECONDS, Pace
 from gradwire.server.encodings.encoders import Encoder
-from gradwire.server.engine.block import GradientSlice, Placed, Reply
+from gradwire.server.engine.block import GradientSlice, Placed, Reply, Waiting
 from gradwire.server.memory.budget import MemoryBudget
 from gradwire.server.memory.shared_memory import SharedMemory
-from gradwire.server.rpc.codec import cut, decode_gradients, decode_request, encode_reply, encode_shared, encode_taken
+from gradwire.server.rpc.codec import (
+    cut,
+    decode_gradients,
+    decode_request,
+    encode_reply,
+    encode_shared,
+    encode_taken,
+    encode_waiting,
+)
 from gradwire.server.rpc.stream_guard import StreamGuard
 from gradwire.v1 import train_pb2
 from gradwire.wire.encoding import Array
@@ -64,6 +72,8 @@ class TrainStream:
         self._received = 0  # slices of gradients, in shared memory
         self._owed = False  # the client waits to be told how many of them have been taken
         self._answered = False
+        self.left = False
+        """Whether the client has said that its worker leaves."""
 
     def close(self) -> None:
         """Ends it with its stream."""
@@ -80,6 +90,9 @@ class TrainStream:
             request = self._kept.popleft() if self._kept else _opened(await self._guard.read(self._context.read))
             if request is None:
                 return None
+            if request.message.WhichOneof("message") == "leave":
+                self.left = True
+                return None
             if request.message.WhichOneof("message") == "gradients":
                 if self._between and self._pace is not None and self._pace.wait_seconds():
                     with self._budget.reserve(len(request.data), "the beginning of a block that waits"):
@@ -87,8 +100,11 @@ class TrainStream:
                 return self._slice(request)
             self._hear(request.message)
 
-    async def send(self, reply: Reply) -> None:
+    async def send(self, reply: Reply | Waiting) -> None:
         """Writes a reply, when there is room for it."""
+        if isinstance(reply, Waiting):
+            await self._guard.write(self._context.write, encode_waiting(reply))
+            return
         for parameters, data in encode_reply(reply, self._encoder):
             last = parameters.HasField("receipt")
             placed = None

@@ -61,7 +61,7 @@ class Expiry:
         if run.ended or run.spec.ttl_seconds is None or storage is None:
             return
         now = time.monotonic()
-        used_at = now if run.holder is not None or run.users else run.used_at
+        used_at = now if run.in_use else run.used_at
         if used_at - storage.noted_use > least_seconds:
             await on_disk(storage.note_use(run.uid, time.time() - (now - used_at)))
             storage.noted_use = used_at

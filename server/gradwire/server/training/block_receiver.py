@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from gradwire.server.encodings.decoders import Decoder
 from gradwire.server.encodings.encoders import Encoder
 from gradwire.server.engine.block import BlockHeader, GradientSlice, Returns
-from gradwire.server.engine.block_plan import check_header, check_steps, plan_block, planning_work
+from gradwire.server.engine.block_plan import check_header, check_kind, check_steps, plan_block, planning_work
 from gradwire.server.engine.gradients import Gradients, StagedGradients
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.staged_block import StagedBlock
@@ -182,6 +182,7 @@ class BlockReceiver:
         meanwhile."""
         run = self._run
         run.require_holder(self._holder)
+        check_kind(run, header)
         if begins:
             check_steps(run.spec, header.steps, max(self._decoder.least_row_bytes, self._encoder.least_row_bytes))
         groups = check_header(run, header, self._max_result_bytes) if plans else ()

@@ -137,6 +137,24 @@ class Session:
         if part.last:  # now, since nobody may be there any more when it has been committed
             admission.use_steps(self._steps)
 
+    @property
+    def waiting_sequence(self) -> int:
+        """Of the block that waits from an earlier stream: nothing does, where there is one worker."""
+        return 0
+
+    @property
+    def leads(self) -> bool:
+        """Whether this worker may change hyperparameters."""
+        return False
+
+    async def resume(self) -> AsyncIterator[Reply]:
+        """What is owed from an earlier stream: nothing."""
+        for reply in list[Reply]():
+            yield reply
+
+    def leave(self, *, said: bool) -> None:
+        """Nothing more comes. Where there is one worker, it makes no difference what it has said of it."""
+
     def answered(self) -> None:
         """The reply to a block has been sent."""
         self._answering = NOTHING

@@ -43,6 +43,7 @@ class StraightPath:
             not self._open
             or header is None
             or not part.last
+            or header.contribution is not None
             or part.sequence != self._holder.record.last_sequence + 1
             or header.returns is Returns.TRAJECTORY
             or header.absent_tensors

@@ -1,0 +1,107 @@
+"""A round on its way into the run: its contributions become one gradient, which is applied as one step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gradwire.server.devices.base import DeviceArray
+from gradwire.server.durability import changes
+from gradwire.server.engine.applied_round import AppliedRound
+from gradwire.server.engine.block import BlockHeader, Receipt
+from gradwire.server.engine.block_plan import plan_block, planning_work
+from gradwire.server.engine.gradients import StagedGradients
+from gradwire.server.engine.run import Run
+from gradwire.server.engine.shared import Combine
+from gradwire.server.engine.staged_block import StagedBlock, override_groups
+from gradwire.server.engine.threads import updates
+from gradwire.server.engine.workers import Holder, WorkerRecord
+from gradwire.server.failpoints import failpoint
+from gradwire.server.rounds.generations import Generations
+from gradwire.server.rounds.pieces import absent_from_all, pieces_of
+from gradwire.server.rounds.staged import StagedContribution, Stagings
+
+
+class _ReadMeanwhile(Exception):
+    """Raised where somebody has begun to read the parameters that a round was about to be written to."""
+
+
+async def close_round(
+    run: Run,
+    generations: Generations,
+    stagings: Stagings,
+    epoch: int,
+    applied: AppliedRound,
+    contributions: Sequence[StagedContribution],
+) -> Receipt:
+    """Applies a round; all of it or nothing. What it returns is of the round, not of any contribution.
+
+    Args:
+        epoch: of the run when the round opened.
+        contributions: in the order of worker ids.
+
+    Raises as `Run.commit` does; NonFiniteGradient where the combined gradient is not finite.
+    """
+    header = header_of(run, contributions)
+    while True:
+        fresh = await generations.room() if generations.read else None
+        try:
+            return await _commit(run, generations, stagings, epoch, header, applied, contributions, fresh)
+        except _ReadMeanwhile:
+            continue
+        finally:
+            if fresh is not None and run.state.params is not fresh:
+                generations.give_back(fresh)
+
+
+async def _commit(
+    run: Run,
+    generations: Generations,
+    stagings: Stagings,
+    epoch: int,
+    header: BlockHeader,
+    applied: AppliedRound,
+    contributions: Sequence[StagedContribution],
+    fresh: DeviceArray | None,
+) -> Receipt:
+    def plan() -> StagedBlock:
+        block = plan_block(run, applied.number, header, override_groups(run.groups, header.overrides))
+        block.round = applied
+        block.received_bytes = sum(each.received_bytes for each in contributions)
+        return block
+
+    def gradients() -> StagedGradients:  # under the lock, which is held until the round has been applied
+        if fresh is None and generations.read:
+            raise _ReadMeanwhile
+        return StagedGradients(run.spec, run.device, block, combine(run, stagings, contributions), fresh=fresh)
+
+    failpoint("round.before-commit")
+    block = await run.lock.run(plan, work=planning_work(run, header))
+    try:
+        work = updates(run.spec.layout.elements, 1 + len(contributions)) + block.piece_work
+        receipt = await changes.commit(run, Holder("", epoch, WorkerRecord(), run.step), block, gradients, work)
+    finally:
+        block.drop()
+    failpoint("round.before-answers")
+    return receipt
+
+
+def header_of(run: Run, contributions: Sequence[StagedContribution]) -> BlockHeader:
+    """Of the round: the overrides of its leader, and what nobody has a gradient of."""
+    overrides = next((each.header.overrides for each in contributions if each.header.overrides), {})
+    absent = absent_from_all(run.spec.layout, [each.header.absent_tensors for each in contributions if each.staging])
+    return BlockHeader(absent_tensors=absent, overrides=overrides)
+
+
+def combine(run: Run, stagings: Stagings, contributions: Sequence[StagedContribution]) -> DeviceArray:
+    """The combined gradient, ``[1, elements]``; that of a single contribution is its own. Under the run's lock."""
+    assert run.spec.shared is not None
+    mean = run.spec.shared.combine is Combine.MEAN
+    parts = [
+        (each.says.weight, each.header.absent_tensors, each.staging.array) for each in contributions if each.staging
+    ]
+    if len(parts) == 1 and (mean or parts[0][0] == 1.0):
+        return parts[0][2]
+    out = stagings.combined
+    pieces = pieces_of(run.spec.layout, [(weight, absent) for weight, absent, _ in parts], mean)
+    run.device.combine(out, [array for _, _, array in parts], pieces)
+    return out

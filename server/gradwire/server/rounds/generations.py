@@ -1,0 +1,148 @@
+"""The parameters of a shared run: each round writes a new vector, and an answer keeps the one that it began with.
+
+So the workers are answered from one vector while the next round is applied to another, and each encoding of a vector is
+made once for all who get it. There are at most three vectors: the next round waits for whoever still reads the oldest,
+and who does not read at all is ended by the stall time-out. A vector that nobody reads is written to again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from concurrent.futures import Executor
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from gradwire.server.devices.base import DeviceArray
+from gradwire.server.engine.run import Run
+from gradwire.server.engine.threads import unless_short
+from gradwire.server.memory.budget import NO_ROOM, Reservation
+from gradwire.wire.encoding import Array, narrowed
+from gradwire.wire.layout import Range
+
+MOST = 3
+"""Vectors; room for them is part of `RunSpec.memory_bytes`."""
+
+
+class Generation:
+    """The parameters after one step; nobody changes them any more."""
+
+    def __init__(self, run: Run) -> None:
+        self.step = run.step
+        self.epoch = run.epoch
+        self.params = run.state.params
+        self.readers = 0
+        self._run = run
+        self._whole = Range(0, run.spec.layout.elements)
+        self._encoded: dict[np.dtype[Any], asyncio.Task[Array]] = {}
+        self._memory: list[Reservation] = []
+
+    def part(self, place: Range) -> Array:
+        """Those elements, ``[1, n]``, in the run's dtype."""
+        return self._run.device.peek(self.params, Range(0, 1), place)
+
+    async def encoded(self, wire: np.dtype[Any], executor: Executor) -> Array | None:
+        """All of them, ``[1, elements]``, as ``wire`` has them, for whoever asks; None: there is no room for that, and
+        each must encode by itself."""
+        making = self._encoded.get(wire)
+        if making is None:
+            device, dtype = self._run.device, self._run.spec.dtype
+            if not (wire == dtype and device.name == "cpu"):  # else it is the vector itself
+                size_bytes = self._whole.stop * wire.itemsize
+                try:
+                    self._memory.append(self._run.budget.reserve(size_bytes, "encoded parameters"))
+                except NO_ROOM:
+                    return None
+            make = partial(self._encode, wire)
+            making = asyncio.ensure_future(unless_short(executor, make, self._whole.stop))
+            self._encoded[wire] = making
+        await asyncio.wait({making})  # not awaited itself: who is cancelled does not cancel it for the others
+        return making.result()
+
+    def _encode(self, wire: np.dtype[Any]) -> Array:
+        return narrowed(self.part(self._whole), wire)
+
+    def release(self) -> None:
+        """Frees what was made of it."""
+        self._encoded.clear()
+        for memory in self._memory:
+            memory.release()
+        self._memory.clear()
+
+
+class Generations:
+    """Of one shared run. Its methods are for the event loop."""
+
+    def __init__(self, run: Run) -> None:
+        self._run = run
+        self._newest: Generation | None = None
+        self._older: list[Generation] = []
+        self._spare: list[DeviceArray] = []
+        self._freed = asyncio.Event()
+
+    def pin(self) -> Generation:
+        """The newest one, which stays as it is until `unpin`. To be called under the run's lock."""
+        generation = self.newest()
+        generation.readers += 1
+        return generation
+
+    def unpin(self, generation: Generation) -> None:
+        """One reader less."""
+        generation.readers -= 1
+        self._reap()
+
+    def newest(self) -> Generation:
+        """To be called as `pin`."""
+        newest = self._newest
+        if newest is None or newest.params is not self._run.state.params or newest.epoch != self._run.epoch:
+            # Somebody else has put other values in place: their vector counts as the run's, the old one is not kept.
+            if newest is not None:
+                self._retire(newest)
+            newest = self._newest = Generation(self._run)
+        return newest
+
+    @property
+    def read(self) -> bool:
+        """Whether somebody reads the newest one: then the next must be another vector."""
+        return self._newest is not None and self._newest.readers > 0
+
+    async def room(self) -> DeviceArray:
+        """A vector for the next one, when there is one."""
+        while True:
+            self._reap()
+            if self._spare:
+                return self._spare.pop()
+            if len(self._older) + 1 < MOST:
+                spec = self._run.spec
+                return self._run.device.allocate(1, spec.layout.elements, spec.dtype)
+            self._freed.clear()
+            await self._freed.wait()
+
+    def give_back(self, vector: DeviceArray) -> None:
+        """What `room` has returned was not used, or the run has not taken it."""
+        self._spare.append(vector)
+
+    def publish(self) -> None:
+        """A round has been applied: what was the newest is of the past."""
+        before, self._newest = self._newest, None
+        if before is not None:
+            self._retire(before)
+        self._newest = Generation(self._run)
+
+    def _retire(self, generation: Generation) -> None:
+        self._older.append(generation)
+        self._reap()
+
+    def _reap(self) -> None:
+        for generation in [each for each in self._older if not each.readers]:
+            self._older.remove(generation)
+            generation.release()
+            if not self._in_use(generation.params) and len(self._spare) + len(self._older) + 1 < MOST:
+                self._spare.append(generation.params)
+            self._freed.set()
+
+    def _in_use(self, params: DeviceArray) -> bool:
+        """Whether it is somebody else's too: a write of the state alone leaves the parameters where they are."""
+        others = [each.params for each in (*self._older, self._newest) if each is not None]
+        return any(params is other for other in (*others, self._run.state.params))

@@ -1,0 +1,364 @@
+"""All who work on a shared run: who is there, the round that is open, and what becomes of it."""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+
+from gradwire.server.engine.applied_round import AppliedRound
+from gradwire.server.engine.block import Kind, Outcome, Receipt
+from gradwire.server.engine.run import Run
+from gradwire.server.engine.shared import SharedRun
+from gradwire.server.engine.spec import Durability
+from gradwire.server.engine.workers import Holder
+from gradwire.server.rounds.closing import close_round
+from gradwire.server.rounds.generations import Generation, Generations
+from gradwire.server.rounds.leases import AttachShared, Leases
+from gradwire.server.rounds.rule import Action, Decision, OpenRound, Owing, decide, has_quorum
+from gradwire.server.rounds.staged import StagedContribution, Stagings
+from gradwire.wire.errors import Fenced, GradwireError, NonFiniteGradient, ProtocolViolation
+
+log = logging.getLogger(__name__)
+
+_LONG_SECONDS = 10.0
+"""After so long the log says once what a round waits for."""
+
+
+@dataclass(eq=False)
+class Round:
+    """One that is open, or about to be applied."""
+
+    epoch: int
+    opened: float
+    awaited: frozenset[str]
+    """Who was leased when it opened."""
+    contributions: dict[str, StagedContribution] = field(default_factory=dict)
+    quorate: float | None = None
+    decision: Decision | None = None
+    told: bool = False
+    """Whether the log has said what it waits for."""
+
+
+class Rounds:
+    """See `rounds_of`. Everything here is for the thread of the event loop, but for `end`, and what changes the run
+    happens under its lock."""
+
+    def __init__(self, run: Run, options: SharedRun) -> None:
+        self.run = run
+        self.options = options
+        self.stagings = Stagings(run)
+        self.generations = Generations(run)
+        self._loop = asyncio.get_running_loop()
+        self._thread = threading.get_ident()
+        self.leases = Leases(run, options, self._loop.time)
+        self._open: Round | None = None
+        self._closing: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        self._frozen = False
+        run.on_delete.append(lambda: self.stagings.keep(0))
+
+    # --- what the run itself knows of, see `engine.shared.Workers` ------------------------------------------------
+
+    @property
+    def attached(self) -> int:
+        return self.leases.members.attached
+
+    def end(self, error: GradwireError) -> None:
+        if threading.get_ident() != self._thread:
+            self._loop.call_soon_threadsafe(self.end, error)
+            return
+        self._drop(error)
+        for member in self.leases.members:
+            if member.hold is not None:
+                member.hold.on_end(copy.copy(error))
+
+    def freeze(self) -> None:
+        self._frozen = True
+
+    # --- who is there ------------------------------------------------------------------------------------------------
+
+    async def attach(
+        self, attach: AttachShared, on_end: Callable[[GradwireError], None]
+    ) -> tuple[Holder, StagedContribution | None]:
+        """A hold for one worker, which ends no hold of others, and its contribution that waits in the open round, if
+        that is what it resumes; anything else of its is withdrawn.
+
+        Raises RunNotFound, RunBusy where there are as many workers as may be, LeaderBusy.
+        """
+        while True:
+            await self.settled()
+            found = await self.run.lock.run(lambda: None if self._closing else self._attach(attach, on_end))
+            if found is not None:
+                self.consider()
+                return found
+
+    def _attach(
+        self, attach: AttachShared, on_end: Callable[[GradwireError], None]
+    ) -> tuple[Holder, StagedContribution | None]:
+        started = self.leases.started
+        hold = self.leases.attach(attach, on_end)
+        if self._open is not None and not started:
+            self._open.opened = self._loop.time()  # until there were enough, it had no deadline
+        waiting = self.waiting(attach.worker_id)
+        if waiting is not None and waiting.sequence != attach.resumes:
+            self.withdraw(waiting)
+            waiting = None
+        return hold, waiting
+
+    def detach(self, hold: Holder, *, left: bool) -> None:
+        """The stream of a hold has ended; ``left``: its worker has said that it leaves."""
+        self.leases.detach(hold, left=left)
+        self._trim()
+        self.consider()
+
+    # --- contributions ---------------------------------------------------------------------------------------------
+
+    async def settled(self) -> None:
+        """Returns when no round is about to be applied."""
+        while self._closing is not None:
+            await asyncio.wait({self._closing})
+
+    async def offer(self, contribution: StagedContribution) -> None:
+        """Decides at once, or when its round closes, what becomes of a contribution: see its ``answer``.
+
+        Raises ProtocolViolation for a base that is no step of the run's, Draining, Fenced, RunNotFound.
+        """
+        while True:
+            await self.settled()
+            if await self.run.lock.run(lambda: self._closing is None and self._offer(contribution)):
+                self.consider()
+                return
+
+    def _offer(self, contribution: StagedContribution) -> bool:
+        run, says = self.run, contribution.says
+        run.require_open()
+        member = self.leases.require(contribution.worker_id)
+        contribution.staleness = run.step - says.base_step
+        if says.base_epoch > run.epoch or (says.base_epoch == run.epoch and contribution.staleness < 0):
+            raise ProtocolViolation(
+                f"the contribution is of step {says.base_step}, epoch {says.base_epoch}; {run.spec.name} is at step "
+                f"{run.step}, epoch {run.epoch}: expected one of parameters that there have been"
+            )
+        member.aside = False
+        if says.base_epoch != run.epoch:
+            contribution.staleness = 0
+            why = "the run's history has changed since its parameters were sent: a write, a roll-back, or lost steps"
+            self._refuse(contribution, Kind.STALE, "HISTORY_CHANGED", why)
+        elif contribution.staleness > self.options.max_staleness:
+            why = f"it is {contribution.staleness} steps old; the run takes up to {self.options.max_staleness}"
+            self._refuse(contribution, Kind.STALE, "TOO_STALE", why)
+        elif contribution.refusal:
+            self._refuse(contribution, Kind.REFUSED, NonFiniteGradient.reason, contribution.refusal)
+        else:
+            self._join(contribution)
+        return True
+
+    def _join(self, contribution: StagedContribution) -> None:
+        now = self._loop.time()
+        if self._open is not None and self._open.epoch != self.run.epoch:  # `end` is on its way
+            self._drop(Fenced(f"{self.run.spec.name} has been changed", applied=False))
+        if self._open is None:
+            leased = frozenset(member.worker_id for member in self.leases.all_leased())
+            self._open = Round(self.run.epoch, now, leased)
+        self._open.contributions[contribution.worker_id] = contribution
+
+    def _refuse(self, contribution: StagedContribution, kind: Kind, reason: str, message: str) -> None:
+        """It will not be applied, and that is its answer."""
+        outcome = Outcome(kind, reason, message, staleness=contribution.staleness)
+        self._answer(contribution, self._receipt(contribution, outcome))
+
+    def _receipt(self, contribution: StagedContribution, outcome: Outcome) -> Receipt:
+        """Of one that was not applied."""
+        run = self.run
+        return Receipt(
+            step=run.step,
+            gradient_norm=0.0,
+            learning_rates=tuple(group.learning_rate(max(run.step, 1)) for group in run.groups),
+            received_bytes=contribution.received_bytes,
+            durability=run.spec.durability or Durability.MEMORY,
+            contribution=outcome,
+        )
+
+    def _answer(self, contribution: StagedContribution, receipt: Receipt) -> None:
+        """It has its outcome."""
+        run, worker_id = self.run, contribution.worker_id
+        assert receipt.contribution is not None
+        record = run.workers.get(worker_id)
+        if record is not None and receipt.contribution.kind is not Kind.ACCEPTED:  # those the run has noted itself
+            record.answer(contribution.sequence, receipt, run.spec.layout.elements)
+        self.leases.note(worker_id, receipt.contribution)
+        self._release(contribution)
+        contribution.answer.set_result(receipt)
+
+    def withdraw(self, contribution: StagedContribution) -> bool:
+        """Takes it out of its round; False: that is about to be applied, or it has its answer already."""
+        if contribution.closing or contribution.answer.done():
+            return False
+        round = self._open
+        if round is not None and round.contributions.get(contribution.worker_id) is contribution:
+            del round.contributions[contribution.worker_id]
+            if not round.contributions:
+                self._open = None
+        self._release(contribution)
+        contribution.answer.cancel()
+        self.consider()
+        return True
+
+    def waiting(self, worker_id: str) -> StagedContribution | None:
+        """The worker's contribution in the open round."""
+        return None if self._open is None else self._open.contributions.get(worker_id)
+
+    def release(self, contribution: StagedContribution) -> None:
+        """It is in no round."""
+        if not contribution.answer.done():
+            contribution.answer.cancel()
+            self._release(contribution)
+
+    def _release(self, contribution: StagedContribution) -> None:
+        self.stagings.give(contribution.staging)
+        contribution.staging = None
+        self._trim()
+
+    def _trim(self) -> None:
+        self.stagings.keep(0 if self.run.ended else self.attached)
+
+    def _drop(self, error: GradwireError) -> None:
+        """The open round comes to nothing, for another reason than its own."""
+        round, self._open = self._open, None
+        if round is not None:
+            for contribution in round.contributions.values():
+                self._fail(contribution, error, applied=False)
+
+    def _fail(self, contribution: StagedContribution, error: BaseException, *, applied: bool | None) -> None:
+        self._release(contribution)
+        failure = copy.copy(error)
+        if isinstance(failure, GradwireError):
+            failure.metadata = dict(failure.metadata)
+            failure.applied = applied
+        contribution.answer.set_exception(failure)
+        contribution.answer.exception()  # its stream may have gone: then nobody asks
+
+    # --- the open round ----------------------------------------------------------------------------------------------
+
+    def consider(self) -> None:
+        """Looks what becomes of the open round; to be called after whatever may have changed that."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        round = self._open
+        if round is None or self._closing is not None or self._frozen or self.run.ended:
+            return
+        now = self._loop.time()
+        seen = self._seen(round, now)
+        if round.quorate is None and has_quorum(seen, self.options):
+            round.quorate = now
+            seen = replace(seen, quorate=now)
+        round.decision = decision = decide(now, seen, self.options)
+        self.leases.set_aside(decision.aside)
+        if decision.action is Action.WAIT:
+            times = [time for time in (decision.until, self.leases.next_end()) if time is not None]
+            if times:
+                self._timer = self._loop.call_at(max(min(times), now + 0.001), self.consider)
+            return
+        if decision.action is Action.FAIL or decision.reason != "QUORUM":
+            log.warning("%s, round %d: %s", self.run.spec.name, self.run.rounds + 1, decision.message)
+        self._open = None
+        if decision.action is Action.FAIL:
+            self._dropped(round, decision.reason, decision.message)
+            return
+        for contribution in round.contributions.values():
+            contribution.closing = True
+        self._closing = asyncio.ensure_future(self._close(round, decision))
+
+    def _seen(self, round: Round, now: float) -> OpenRound:
+        owing = [
+            Owing(member.worker_id, member.step, now - member.heard, member.worker_id in round.awaited, member.aside)
+            for member in self.leases.all_leased()
+            if member.worker_id not in round.contributions
+        ]
+        weights = [contribution.says.weight for contribution in round.contributions.values()]
+        return OpenRound(round.opened, self.run.step, weights, owing, round.quorate, self.leases.started)
+
+    async def _close(self, round: Round, decision: Decision) -> None:
+        """Applies a round, and tells all who are part of it. Nothing of what it does is any stream's own."""
+        contributions = [round.contributions[worker_id] for worker_id in sorted(round.contributions)]
+        applied = AppliedRound(
+            self.run.rounds + 1, decision.reason, decision.message, tuple(each.part for each in contributions)
+        )
+        try:
+            receipt = await close_round(self.run, self.generations, self.stagings, round.epoch, applied, contributions)
+        except NonFiniteGradient as error:
+            self._dropped(round, "ROUND_NOT_FINITE", f"the combined gradient is not finite: {error.message}")
+        except BaseException as error:
+            if not isinstance(error, GradwireError):
+                log.exception("round %d of %s could not be applied", applied.number, self.run.spec.name)
+            for contribution in contributions:
+                known = error.applied if isinstance(error, GradwireError) else None
+                self._fail(contribution, error, applied=known)
+            if not isinstance(error, Exception):
+                raise
+        else:
+            self.generations.publish()
+            for contribution, part in zip(contributions, applied.contributions, strict=True):
+                own = replace(
+                    receipt,
+                    skipped_steps=(0,) if part.skipped else (),
+                    received_bytes=part.received_bytes,
+                    contribution=applied.outcome_of(part),
+                )
+                self._answer(contribution, own)
+        finally:
+            self._closing = None
+            self._loop.call_soon(self.consider)
+
+    def _dropped(self, round: Round, reason: str, message: str) -> None:
+        total = sum(each.says.weight for each in round.contributions.values() if each.staging is not None)
+        for contribution in list(round.contributions.values()):
+            outcome = Outcome(
+                Kind.DROPPED,
+                reason,
+                message,
+                self.run.rounds + 1,
+                share=0.0 if contribution.staging is None else contribution.says.weight / total,
+                contributors=len(round.contributions),
+                total_weight=total,
+                staleness=contribution.staleness,
+            )
+            self._answer(contribution, self._receipt(contribution, outcome))
+
+    # --- what is said of it ------------------------------------------------------------------------------------------
+
+    @property
+    def waits_for(self) -> tuple[str, float]:
+        """Why the open round has not closed, and since when, in seconds; ``("", 0)``: none is open."""
+        round = self._open
+        if round is None:
+            return ("its round is being applied", 0.0) if self._closing is not None else ("", 0.0)
+        now = self._loop.time()
+        decision = decide(now, self._seen(round, now), self.options)
+        reason = decision.message
+        if now - round.opened >= _LONG_SECONDS and not round.told:
+            round.told = True
+            log.info("%s, round %d: %s", self.run.spec.name, self.run.rounds + 1, reason)
+        return reason, now - round.opened
+
+    async def pin(self) -> Generation:
+        """The newest parameters, for `Generations.unpin`."""
+        return await self.run.lock.run(self.generations.pin)
+
+    def now(self) -> float:
+        """By the clock of members and rounds."""
+        return self._loop.time()
+
+
+def rounds_of(run: Run) -> Rounds:
+    """The rounds of a shared run, made when they are asked for first. On the event loop."""
+    assert run.spec.shared is not None
+    if run.shared_workers is None:
+        run.shared_workers = Rounds(run, run.spec.shared)
+    assert isinstance(run.shared_workers, Rounds)
+    return run.shared_workers

@@ -1,0 +1,350 @@
+"""Shared runs, by the contract alone: rounds, their sums, and what each worker is told."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gradwire.v1 import run_pb2, service_pb2, train_pb2
+from tests.contract.bare import BareClient, BareStream, group, pack, refused, unpack, whole
+from tests.serving import ServerProcess
+
+UNDERSTANDS = [train_pb2.FEATURE_SHARED_RUN]
+PLAIN = run_pb2.Sgd(lr=1.0)
+
+names = (f"rounds-{number}" for number in itertools.count())
+
+
+@pytest.fixture(scope="module")
+def target() -> Iterator[str]:
+    with ServerProcess() as server:
+        yield server.target
+
+
+@pytest.fixture
+def bare(target: str) -> Iterator[BareClient]:
+    with BareClient(target) as client:
+        yield client
+
+
+def sgd(**shapes: Sequence[int]) -> run_pb2.Group:
+    made = group(**shapes)
+    made.sgd.CopyFrom(PLAIN)
+    return made
+
+
+class Shared:
+    """A shared run of one tensor ``w``, or of more."""
+
+    def __init__(
+        self, bare: BareClient, values: Sequence[float] = (0.0, 0.0), *, spec: Any = None, **options: Any
+    ) -> None:
+        self.bare = bare
+        self.name = next(names)
+        spec = dict(spec or {})
+        groups = spec.pop("groups", [sgd(w=[len(values)])])
+        bare.create(self.name, groups, values, shared=run_pb2.SharedRun(**options), **spec)
+
+    def attach(self, worker_id: str, **fields: Any) -> Worker:
+        return Worker(self.bare.attach(self.name, worker_id, understands=UNDERSTANDS, **fields))
+
+    def read(self) -> list[float]:
+        return self.bare.read(self.name)[1]
+
+    def workers(self) -> service_pb2.ListWorkersResponse:
+        found: service_pb2.ListWorkersResponse = self.bare.call(
+            "ListWorkers", service_pb2.ListWorkersRequest(name=f"runs/{self.name}")
+        )
+        return found
+
+
+class Worker:
+    """One of a shared run: goes on from the parameters that it has been sent."""
+
+    def __init__(self, stream: BareStream) -> None:
+        self.stream = stream
+        self.sequence = stream.attached.last_sequence
+        self.step = stream.attached.step
+        self.epoch = stream.attached.epoch
+        self.params: list[float] = []
+
+    def send(self, values: Sequence[float], *, weight: float | None = None, **header: Any) -> None:
+        """A contribution, in one message."""
+        self.sequence += 1
+        base = {"base_step": self.step, "base_epoch": self.epoch} | header.pop("base", {})
+        contribution = train_pb2.Contribution(weight=weight, **base)
+        self.stream.send(whole(self.sequence, values, contribution=contribution, **header))
+
+    def answer(self) -> train_pb2.Receipt:
+        """What became of it."""
+        parts = list(self.stream.answer())
+        self.params = unpack(b"".join(part.data for part in parts))
+        receipt = parts[-1].receipt
+        self.step, self.epoch = receipt.step, receipt.contribution.epoch
+        return receipt
+
+    def leave(self) -> None:
+        """Says so, and ends the stream."""
+        self.stream.send(train_pb2.TrainRequest(leave=train_pb2.Leave()))
+        self.stream.close()
+
+    def step_alone(self, values: Sequence[float], **header: Any) -> train_pb2.Receipt:
+        self.send(values, **header)
+        return self.answer()
+
+
+ACCEPTED, STALE = train_pb2.Outcome.KIND_ACCEPTED, train_pb2.Outcome.KIND_STALE
+REFUSED, DROPPED = train_pb2.Outcome.KIND_REFUSED, train_pb2.Outcome.KIND_DROPPED
+
+
+def test_a_round_is_the_weighted_mean_of_its_contributions(bare: BareClient) -> None:
+    shared = Shared(bare, quorum=2)
+    a, b = shared.attach("a"), shared.attach("b")
+    a.send([1.0, 2.0], weight=1.0)
+    b.send([4.0, -2.0], weight=2.0)
+    first, second = a.answer(), b.answer()
+    assert (first.contribution.kind, second.contribution.kind) == (ACCEPTED, ACCEPTED)
+    assert (first.contribution.share, second.contribution.share) == (1 / 3, 2 / 3)
+    assert {first.contribution.round, second.contribution.round, first.step, second.step} == {1}
+    assert (first.contribution.contributors, first.contribution.total_weight) == (2, 3.0)
+    assert a.params == b.params == shared.read()
+    assert a.params == pytest.approx([-3.0, 2 / 3])
+
+
+def test_who_came_first_does_not_matter_bit_for_bit(bare: BareClient) -> None:
+    generator = np.random.default_rng(1)
+    gradients = generator.standard_normal((3, 5)).astype(np.float32) * np.array([[1e8], [1.0], [1e-8]], np.float32)
+    found = set()
+    for order in itertools.permutations(range(3)):
+        shared = Shared(bare, [0.0] * 5, quorum=3)
+        workers = [shared.attach(f"rank-{rank}") for rank in range(3)]
+        for rank in order:
+            workers[rank].send(gradients[rank].tolist(), weight=0.1 + rank)
+        assert [worker.answer().contribution.kind for worker in workers] == [ACCEPTED] * 3
+        found.add(pack(workers[0].params))
+    assert len(found) == 1
+
+
+def test_tensors_are_averaged_over_those_that_have_them(bare: BareClient) -> None:
+    shared = Shared(bare, [0.0] * 3, spec={"groups": [sgd(a=[1], b=[1], c=[1])]}, quorum=2)
+    first, second = shared.attach("1"), shared.attach("2")
+    first.send([6.0], absent_tensors=[1, 2])
+    second.send([2.0, 8.0], absent_tensors=[2])
+    first.answer(), second.answer()
+    assert first.params == second.params == [-4.0, -8.0, 0.0]
+    state = bare.call("ReadState", service_pb2.ReadStateRequest(name=f"runs/{shared.name}"))
+    assert list(state[0].header.tensor_steps) == [1, 1, 0]
+
+
+def test_one_that_is_too_old_is_told_so_and_gets_the_newest(bare: BareClient) -> None:
+    shared = Shared(bare, quorum=1, stale=run_pb2.SharedRun.STALE_REJECT)
+    fast, slow = shared.attach("fast"), shared.attach("slow")
+    assert fast.step_alone([1.0, 1.0]).contribution.kind == ACCEPTED
+    receipt = slow.step_alone([100.0, 100.0])
+    assert (receipt.contribution.kind, receipt.contribution.reason) == (STALE, "TOO_STALE")
+    assert (receipt.contribution.staleness, receipt.step) == (1, 1)
+    assert slow.params == [-1.0, -1.0]
+    assert slow.step_alone([1.0, 1.0]).contribution.kind == ACCEPTED
+    assert (slow.sequence, slow.params) == (2, [-2.0, -2.0])
+
+
+def test_a_repeat_is_answered_as_it_was(bare: BareClient) -> None:
+    shared = Shared(bare, quorum=1, stale=run_pb2.SharedRun.STALE_REJECT)
+    fast, slow = shared.attach("fast"), shared.attach("slow")
+    fast.step_alone([1.0, 1.0])
+    told = slow.step_alone([5.0, 5.0])
+    slow.stream.call.cancel()
+    slow = shared.attach("slow", resumes=1)
+    assert (slow.sequence, slow.stream.attached.last_accepted_sequence) == (1, 0)
+    slow.stream.send(train_pb2.Gradients(sequence=1, last=True))
+    again = slow.answer()
+    assert again.repeated
+    assert again.contribution == told.contribution
+    assert slow.params == shared.read()
+
+
+def test_what_waits_in_a_round_is_resumed_without_a_second_upload(bare: BareClient) -> None:
+    shared = Shared(bare, quorum=2, deadline_seconds=300)
+    a = shared.attach("a")
+    a.send([2.0, 2.0])
+    while not shared.workers().workers[0].waiting:
+        pass
+    a.stream.call.cancel()
+    a = shared.attach("a", resumes=1)
+    assert a.stream.attached.waiting_sequence == 1
+    b = shared.attach("b")
+    b.send([4.0, 4.0])
+    assert a.answer().contribution.contributors == b.answer().contribution.contributors == 2
+    assert shared.read() == [-3.0, -3.0]
+
+
+def test_attaching_anew_withdraws_what_waits(bare: BareClient) -> None:
+    shared = Shared(bare, quorum=2, deadline_seconds=300)
+    a = shared.attach("a")
+    a.send([2.0, 2.0])
+    while not shared.workers().workers[0].waiting:
+        pass
+    a.stream.call.cancel()
+    a = shared.attach("a")
+    assert a.stream.attached.waiting_sequence == 0
+    a.send([10.0, 10.0])
+    b = shared.attach("b")
+    b.send([4.0, 4.0])
+    assert a.answer().contribution.contributors == b.answer().contribution.contributors == 2
+    assert shared.read() == [-7.0, -7.0]
+
+
+def test_a_round_that_misses_its_quorum_is_dropped_and_all_are_told(bare: BareClient) -> None:
+    shared = Shared(bare, quorum=2, deadline_seconds=0.05, on_deadline=run_pb2.SharedRun.ON_DEADLINE_FAIL)
+    a = shared.attach("a")
+    receipt = a.step_alone([1.0, 1.0])
+    assert (receipt.contribution.kind, receipt.contribution.reason) == (DROPPED, "NO_QUORUM")
+    assert (receipt.step, a.params) == (0, [0.0, 0.0])
+
+
+def test_a_round_closes_at_its_deadline_with_at_least_so_many(bare: BareClient) -> None:
+    shared = Shared(bare, quorum=2, deadline_seconds=0.05)
+    receipt = shared.attach("a").step_alone([1.0, 1.0])
+    assert (receipt.contribution.kind, receipt.contribution.reason, receipt.step) == (ACCEPTED, "DEADLINE", 1)
+
+
+def test_a_gradient_that_is_not_finite_is_refused_alone(bare: BareClient) -> None:
+    shared = Shared(bare, quorum=2)
+    a, b = shared.attach("a"), shared.attach("b")
+    receipt = a.step_alone([float("nan"), 1.0])
+    assert (receipt.contribution.kind, receipt.contribution.reason) == (REFUSED, "NON_FINITE_GRADIENT")
+    a.send([2.0, 2.0])
+    b.send([4.0, 4.0])
+    assert a.answer().contribution.kind == b.answer().contribution.kind == ACCEPTED
+
+
+def test_one_that_is_skipped_counts_for_the_quorum_and_adds_nothing(bare: BareClient) -> None:
+    shared = Shared(bare, quorum=2, spec={"non_finite_policy": run_pb2.NON_FINITE_POLICY_SKIP})
+    a, b = shared.attach("a"), shared.attach("b")
+    a.send([float("inf"), 1.0])
+    b.send([4.0, 4.0])
+    skipped, counted = a.answer(), b.answer()
+    assert (skipped.contribution.kind, skipped.contribution.share, list(skipped.skipped_steps)) == (ACCEPTED, 0.0, [0])
+    assert (counted.contribution.share, list(counted.skipped_steps)) == (1.0, [])
+    assert b.params == [-4.0, -4.0]
+
+
+def test_a_sum_that_overflows_drops_the_round(bare: BareClient) -> None:
+    shared = Shared(bare, quorum=2, combine=run_pb2.SharedRun.COMBINE_SUM)
+    a, b = shared.attach("a"), shared.attach("b")
+    a.send([3e38, 1.0])
+    b.send([3e38, 1.0])
+    for worker in (a, b):
+        receipt = worker.answer()
+        assert (receipt.contribution.kind, receipt.contribution.reason) == (DROPPED, "ROUND_NOT_FINITE")
+    assert (shared.read(), a.step) == ([0.0, 0.0], 0)
+
+
+def test_a_pass_is_accepted_and_changes_nothing(bare: BareClient) -> None:
+    shared = Shared(bare, quorum=2)
+    a, b = shared.attach("a"), shared.attach("b")
+    a.send([], absent_tensors=[0])
+    b.send([4.0, 4.0])
+    assert (a.answer().contribution.share, b.answer().contribution.share) == (0.0, 1.0)
+    assert b.params == [-4.0, -4.0]
+    a.send([], absent_tensors=[0])
+    b.send([], absent_tensors=[0])
+    assert (a.answer().step, b.answer().step, a.params) == (2, 2, [-4.0, -4.0])
+
+
+def test_a_write_drops_the_open_round_and_is_history(bare: BareClient) -> None:
+    shared = Shared(bare, quorum=2, deadline_seconds=300)
+    a = shared.attach("a")
+    a.send([1.0, 1.0])
+    while not shared.workers().workers[0].waiting:
+        pass
+    bare.write(shared.name, [run_pb2.Slice(data=pack([5.0, 5.0]))])
+    refused("FENCED", lambda: list(a.stream.answer()))
+    b = shared.attach("b")
+    old = b.step_alone([1.0, 1.0], base={"base_epoch": 0})
+    assert (old.contribution.kind, old.contribution.reason, b.params) == (STALE, "HISTORY_CHANGED", [5.0, 5.0])
+
+
+@pytest.mark.parametrize(
+    ("wrong", "reason"),
+    [
+        ({"weight": 0.0}, "PROTOCOL_VIOLATION"),
+        ({"weight": -1.0}, "PROTOCOL_VIOLATION"),
+        ({"weight": float("nan")}, "PROTOCOL_VIOLATION"),
+        ({"weight": float("inf")}, "PROTOCOL_VIOLATION"),
+        ({"base": {"base_step": 1}}, "PROTOCOL_VIOLATION"),
+        ({"returns": train_pb2.RETURNS_NONE}, "PROTOCOL_VIOLATION"),
+        ({"overrides": [run_pb2.Override(group=0, lr=0.5)]}, "LEADER_BUSY"),
+    ],
+    ids=str,
+)
+def test_a_malformed_contribution_is_refused(bare: BareClient, wrong: dict[str, Any], reason: str) -> None:
+    shared = Shared(bare, quorum=1)
+    worker = shared.attach("a")
+    worker.send([1.0, 1.0], **wrong)
+    refused(reason, worker.answer)
+    assert shared.read() == [0.0, 0.0]
+
+
+def test_blocks_and_contributions_do_not_mix(bare: BareClient) -> None:
+    shared = Shared(bare, quorum=1)
+    stream = shared.attach("a").stream
+    stream.send(whole(1, [1.0, 1.0]))
+    assert "shared by many workers" in str(refused("PROTOCOL_VIOLATION", lambda: list(stream.answer())))
+    bare.create("rounds-single", [sgd(w=[2])], [0.0, 0.0])
+    alone = bare.attach("rounds-single")
+    alone.send(whole(1, [1.0, 1.0], contribution=train_pb2.Contribution()))
+    assert "one worker at a time" in str(refused("PROTOCOL_VIOLATION", lambda: list(alone.answer())))
+
+
+def test_an_old_client_is_refused_by_name(bare: BareClient) -> None:
+    shared = Shared(bare, quorum=1)
+    assert "SHARED_RUN" in str(refused("CLIENT_TOO_OLD", lambda: bare.attach(shared.name)))
+
+
+def test_one_leads(bare: BareClient) -> None:
+    shared = Shared(bare, quorum=1, max_staleness=5)
+    leader = shared.attach("a", leads=True)
+    assert leader.stream.attached.leads
+    refused("LEADER_BUSY", lambda: shared.attach("b", leads=True))
+    leader.step_alone([1.0, 1.0], overrides=[run_pb2.Override(group=0, lr=0.5)])
+    other = shared.attach("b")
+    assert not other.stream.attached.leads
+    assert list(other.step_alone([1.0, 1.0]).learning_rates) == [0.5]
+    leader.leave()
+    assert shared.attach("b", leads=True).stream.attached.leads
+
+
+def test_there_are_no_more_workers_than_may_be(bare: BareClient) -> None:
+    shared = Shared(bare, quorum=1, max_workers=2)
+    workers = [shared.attach("a"), shared.attach("b")]
+    refused("RUN_BUSY", lambda: shared.attach("c"))
+    shared.attach("a")
+    workers[1].leave()
+    shared.attach("c")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"quorum": 65}, {"deadline_seconds": 0.0}, {"quorum_weight": -1.0}, {"grace_seconds": float("inf")}],
+    ids=str,
+)
+def test_malformed_options_are_refused(bare: BareClient, options: dict[str, Any]) -> None:
+    refused("INVALID_SPEC", lambda: Shared(bare, **options))
+
+
+def test_why_a_worker_waits_is_told(bare: BareClient) -> None:
+    shared = Shared(bare, quorum=2, deadline_seconds=300)
+    slow = shared.attach("slow")
+    fast = shared.attach("fast")
+    fast.send([1.0, 1.0])
+    while not (found := shared.workers()).waiting_for:
+        pass
+    assert found.waiting_for.startswith("1 of 2; waits for slow, last heard")
+    assert [(worker.worker_id, worker.waiting) for worker in found.workers] == [("fast", True), ("slow", False)]
+    slow.send([3.0, 3.0])
+    assert [worker.answer().contribution.contributors for worker in (fast, slow)] == [2, 2]
