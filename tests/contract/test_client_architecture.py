@@ -16,7 +16,7 @@ FLOORS = (
     ("training",),
     ("calls",),
     ("encodings", "options"),
-    ("transport", "overrides"),
+    ("transport", "overrides", "workers"),
     ("errors", "optimizers"),
 )
 """Rooms and single files, from the top down. Each imports itself and what lies below it; neighbours are strangers."""

@@ -10,7 +10,6 @@ import pytest
 
 from gradwire.client import AMSGrad, ClientTooOld, connect
 from gradwire.client import run as client_run
-from gradwire.client.training.attachment import UNDERSTANDS
 from gradwire.server.engine.features import Feature
 from gradwire.server.engine.spec import RunSpec
 from gradwire.v1 import train_pb2
@@ -60,13 +59,11 @@ def test_runs_of_today_need_nothing_and_a_client_may_claim_what_it_likes(hosted:
 
 
 @pytest.mark.usefixtures("needing")
-def test_our_client_says_what_it_understands_and_that_is_nothing_yet(
-    hosted: HostedServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert UNDERSTANDS == ()
+def test_our_client_says_what_it_understands(hosted: HostedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     with connect(hosted.target) as server:
         values = {"w": np.zeros(2, np.float32)}
-        with pytest.raises(ClientTooOld, match="needs clients that understand SHARED_RUN, REASONED_WAIT"):
-            server.create_run("x", values, AMSGrad())
-        monkeypatch.setattr(client_run, "UNDERSTANDS", (train_pb2.FEATURE_SHARED_RUN, train_pb2.FEATURE_REASONED_WAIT))
+        with monkeypatch.context() as older:
+            older.setattr(client_run, "UNDERSTANDS", ())
+            with pytest.raises(ClientTooOld, match="needs clients that understand SHARED_RUN, REASONED_WAIT"):
+                server.create_run("x", values, AMSGrad())
         assert server.attach("x").step({"w": np.ones(2, np.float32)}).step == 1

@@ -3,6 +3,7 @@
 from gradwire.client.calls.catalog import RunSummary
 from gradwire.client.calls.server_info import Quota, ServerStatus, WhoAmI
 from gradwire.client.calls.snapshots import SnapshotInfo
+from gradwire.client.calls.workers import Worker, Workers
 from gradwire.client.connection import Server, connect
 from gradwire.client.errors import (
     ConnectionLost,
@@ -23,6 +24,7 @@ from gradwire.client.optimizers.yogi import Yogi
 from gradwire.client.options import Receipt, RunOptions
 from gradwire.client.run import Run
 from gradwire.client.transport.retry import RetryPolicy
+from gradwire.client.workers.shared import Shared
 from gradwire.wire.errors import (
     ClientTooOld,
     Draining,
@@ -33,6 +35,7 @@ from gradwire.wire.errors import (
     InvalidHyperparameter,
     InvalidSlice,
     InvalidSpec,
+    LeaderBusy,
     MemoryLimitExceeded,
     NonFiniteGradient,
     PermissionDenied,
@@ -78,6 +81,7 @@ __all__ = [
     "InvalidSlice",
     "InvalidSpec",
     "LayoutMismatch",
+    "LeaderBusy",
     "MemoryLimitExceeded",
     "NonFiniteGradient",
     "Optimizer",
@@ -101,6 +105,7 @@ __all__ = [
     "SequenceMismatch",
     "Server",
     "ServerStatus",
+    "Shared",
     "SnapshotInfo",
     "SnapshotNotFound",
     "Stalled",
@@ -113,8 +118,10 @@ __all__ = [
     "Unauthenticated",
     "WeightDecay",
     "WhoAmI",
+    "Worker",
     "WorkerConflict",
     "WorkerForgotten",
+    "Workers",
     "Yogi",
     "connect",
 ]

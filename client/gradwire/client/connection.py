@@ -11,8 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-import numpy.typing as npt
-
 from gradwire.client.calls.catalog import RunSummary, delete_run, get_run, list_runs
 from gradwire.client.calls.creation import NewRun, RunRules
 from gradwire.client.calls.files import import_run
@@ -28,6 +26,7 @@ from gradwire.client.transport.discovery import find_server, named_target
 from gradwire.client.transport.embedded_server import EmbeddedServer
 from gradwire.client.transport.link import Link
 from gradwire.client.transport.retry import RetryPolicy, retrying
+from gradwire.client.workers.shared import Shared
 from gradwire.v1 import run_pb2
 from gradwire.wire.errors import RunAlreadyExists, RunNotFound
 from gradwire.wire.tls import TLS
@@ -165,6 +164,7 @@ class Server:
         durability: str | None = None,
         ttl_seconds: float | None = None,
         state: Mapping[str, Any] | None = None,
+        workers: Shared | None = None,
         retry: RetryPolicy | None = None,
         **options: Any,
     ) -> Run:
@@ -190,6 +190,8 @@ class Server:
             ttl_seconds: the server deletes the run when nobody has used it for so long. None: never. A resumed run
                 keeps its own.
             state: begin with this optimizer state, as `Run.state_dict` gives it; a resumed run keeps its own.
+            workers: how many workers train the run together. None: one at a time does. A resumed run keeps its own
+                numbers, but must be for many where this says so, and for one where it does not.
             retry: see `RetryPolicy`.
             options: see `RunOptions`.
 
@@ -197,7 +199,7 @@ class Server:
         """
         if on_existing not in ("error", "resume", "replace"):
             raise ValueError(f"on_existing is {on_existing!r}; expected 'error', 'resume' or 'replace'")
-        rules = RunRules(non_finite, clip_norm, clip_value, durability, ttl_seconds)
+        rules = RunRules(non_finite, clip_norm, clip_value, durability, ttl_seconds, workers)
         run_options = self._run_options(retry, options)
         new = NewRun.of(name, params, optimizer, dtype, rules)
         if on_existing == "resume":
@@ -213,10 +215,11 @@ class Server:
             if on_existing != "resume":
                 raise
             return self._resume(name, new, run_options)  # somebody else was faster
-        return self._run(response.run, run_options, upload.values)
+        new.check_made(response.run.spec)
+        return Run(self._link, response.run, run_options, self._attached, upload.values, created=True)
 
     def attach(self, name: str, *, retry: RetryPolicy | None = None, **options: Any) -> Run:
-        """Attaches to an existing run and reads its parameters. Raises RunNotFound, RunBusy."""
+        """Attaches to a run, to a shared one beside others, and reads its parameters. Raises RunNotFound, RunBusy."""
         run_options = self._run_options(retry, options)
         return self._run(get_run(self._link, run_options.retry, name), run_options)
 
@@ -255,7 +258,7 @@ class Server:
             durability=durability,
             replace=on_existing == "replace",
         )
-        return self._run(message, run_options)
+        return Run(self._link, message, run_options, self._attached, created=True)
 
     def list_runs(self) -> list[RunSummary]:
         """All runs of the server, ordered by name."""
@@ -304,5 +307,5 @@ class Server:
         new.check_same(name, message.spec)
         return self._run(message, options)
 
-    def _run(self, message: run_pb2.Run, options: RunOptions, values: npt.NDArray[Any] | None = None) -> Run:
-        return Run(self._link, message, options, self._attached, values)
+    def _run(self, message: run_pb2.Run, options: RunOptions) -> Run:
+        return Run(self._link, message, options, self._attached)

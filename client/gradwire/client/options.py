@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from typing import Any
 
 from gradwire.client.transport.retry import RetryPolicy
 from gradwire.v1 import run_pb2, train_pb2
@@ -25,14 +26,26 @@ DURABILITIES = {
 }
 
 
+ACCEPTED, REFUSED = "accepted", "refused"
+
+OUTCOMES = {
+    train_pb2.Outcome.KIND_ACCEPTED: ACCEPTED,
+    train_pb2.Outcome.KIND_STALE: "stale",
+    train_pb2.Outcome.KIND_REFUSED: REFUSED,
+    train_pb2.Outcome.KIND_DROPPED: "dropped",
+}
+"""What can become of a contribution to a shared run. See `Receipt.outcome`."""
+
+
 @dataclass(frozen=True)
 class Receipt:
-    """What a committed block says of itself."""
+    """What an answered block says of itself; in runs of one worker it has been applied."""
 
     step: int
-    """Steps applied to the run after this block."""
+    """Steps applied to the run after this block; in shared runs those of the parameters that came with it."""
     gradient_norm: float
-    """L2 norm of the block's last gradient, over all tensors that had one, before any clipping."""
+    """L2 norm of the block's last gradient, over all tensors that had one, before any clipping; in shared runs that of
+    the round's combined gradient, where it was accepted."""
     learning_rates: tuple[float, ...]
     """Of each group, at the block's last step."""
     skipped_steps: tuple[int, ...]
@@ -46,6 +59,30 @@ class Receipt:
     """Encoded parameters of its answer. Receipts are equal where steps did the same, however they travelled."""
     paced_seconds: float = field(default=0.0, compare=False)
     """For so long the server let this block wait: this token's tenant had gone faster than its rates."""
+    outcome: str = ACCEPTED
+    """``"accepted"``; in shared runs a contribution can also be ``"stale"``: it was older than the run allows, or of
+    another history; ``"refused"``: its gradient was not finite; ``"dropped"``: its round was not applied. The
+    parameters that came with it are the newest in any case."""
+    reason: str = ""
+    """Why it was not accepted: ``"TOO_STALE"``, ``"HISTORY_CHANGED"``, ``"NON_FINITE_GRADIENT"``, ``"NO_QUORUM"``,
+    ``"ROUND_NOT_FINITE"``. Of an accepted one: why its round closed."""
+    message: str = ""
+    """The same in words."""
+    round: int = 0
+    """Of a shared run: the round that it was part of, from 1 on; 0: of none."""
+    share: float = 1.0
+    """The part that this gradient had of the round's total weight; 0 for one of no tensor."""
+    contributors: int = 1
+    """Contributions of the round, this one included."""
+    total_weight: float = 1.0
+    """Sum of the weights of those that had a gradient."""
+    staleness: int = 0
+    """The run's step when the gradient arrived, less that of the parameters that it was computed from."""
+
+    @property
+    def applied(self) -> bool:
+        """Whether the gradient was applied."""
+        return self.outcome == ACCEPTED
 
     @property
     def skipped(self) -> bool:
@@ -58,12 +95,21 @@ class RunOptions:
     """How a client works on a run."""
 
     worker_id: str | None = None
-    """Identifies this worker to the server over restarts of its process. None: a new one for each `Run` object."""
+    """Identifies this worker to the server over restarts of its process. None: a new one for each `Run` object; in
+    shared runs ``rank-N`` where the rank N is known: from ``$RANK``, which torchrun sets, else
+    ``$OMPI_COMM_WORLD_RANK``, ``$PMI_RANK`` or ``$SLURM_PROCID``. Several workers in one such process need ids of
+    their own."""
     last_sequence: int | None = None
     """`Run.last_sequence` when this worker last had an answer, if its process has been restarted since. Where the
-    server has applied one block more, the next step is taken for that block and gets its result. None: begin anew."""
+    server has applied one block more, the next step is taken for that block and gets its result. None: begin anew.
+
+    In shared runs nothing is taken up: what an earlier process has sent and heard nothing of is withdrawn, or has had
+    its outcome. There this only says from where on to number, if the server itself knows of no higher one."""
+    leads: bool | None = None
+    """Of a shared run: this worker changes hyperparameters, writes parameters and state and rolls back, and no other
+    does. None: rank 0, where a rank is known (see ``worker_id``), else who has created the run."""
     takeover: bool = False
-    """Take the run from another worker that is attached."""
+    """Take the run from another worker that is attached. In shared runs: take the lead from the one that has it."""
     gradient_encoding: str | None = None
     """``"float32"``, ``"float64"``, ``"bfloat16"``, ``"float16"``, ``"int8"``; None: the run's own dtype, exact.
 
@@ -89,6 +135,8 @@ class RunOptions:
     def __post_init__(self) -> None:
         encoding_of(self.gradient_encoding)
         encoding_of(self.parameter_encoding)
+        if self.leads not in (None, True, False):
+            raise TypeError(f"leads is {self.leads!r}; expected True, False or None")
         if self.last_sequence is not None and self.worker_id is None:
             raise ValueError("last_sequence is given without worker_id; it belongs to a worker")
         if self.worker_id is None:
@@ -112,7 +160,16 @@ def shares_memory(choice: bool | None) -> bool:
 
 
 def decode_receipt(message: train_pb2.Receipt) -> Receipt:
+    """A receipt whose outcome, in shared runs, is one of `OUTCOMES`."""
+    shared: dict[str, Any] = {}
+    if message.HasField("contribution"):
+        contribution = message.contribution
+        shared = {
+            "outcome": OUTCOMES[contribution.kind],
+            **{name: getattr(contribution, name) for name in _OF_A_CONTRIBUTION},
+        }
     return Receipt(
+        **shared,
         step=message.step,
         gradient_norm=message.gradient_norm,
         learning_rates=tuple(message.learning_rates),
@@ -131,6 +188,9 @@ def encoding_of(name: str | None) -> run_pb2.Encoding.ValueType:
     if name not in ENCODINGS:
         raise ValueError(f"encoding is {name!r}; expected one of {', '.join(map(repr, ENCODINGS))}")
     return ENCODINGS[name]
+
+
+_OF_A_CONTRIBUTION = ("reason", "message", "round", "share", "contributors", "total_weight", "staleness")
 
 
 def durability_name(value: run_pb2.Durability.ValueType) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import uuid
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -14,21 +13,29 @@ import numpy.typing as npt
 from gradwire.client.calls import files, snapshots
 from gradwire.client.calls.forks import ForkChanges, fork_run
 from gradwire.client.calls.optimizer_state import pack_state
-from gradwire.client.calls.remote_values import RemoteValues
+from gradwire.client.calls.remote_values import RemoteValues, Written
 from gradwire.client.calls.snapshots import SnapshotInfo
+from gradwire.client.calls.workers import Workers, list_workers
 from gradwire.client.encodings import flat_vector
 from gradwire.client.encodings.parameters import DeltaParameters
+from gradwire.client.encodings.pseudo_gradient import pseudo_gradient
 from gradwire.client.encodings.selection import encodings_of
 from gradwire.client.optimizers.optimizer import Optimizer
-from gradwire.client.options import Receipt, RunOptions, decode_receipt, encoding_of
+from gradwire.client.options import REFUSED, Receipt, RunOptions, decode_receipt, encoding_of
 from gradwire.client.training.attachment import UNDERSTANDS, Attachment
 from gradwire.client.training.block import RETURNS, Block, one_step, several_steps
+from gradwire.client.training.contribution import check_weight, contribution
 from gradwire.client.training.delivery import Delivery
 from gradwire.client.training.early_gradients import Source
 from gradwire.client.training.local_parameters import LocalParameters
+from gradwire.client.training.shared_attachment import SharedAttachment
+from gradwire.client.training.shared_delivery import SharedDelivery
 from gradwire.client.transport.link import Link
+from gradwire.client.transport.stream import TrainStream
+from gradwire.client.workers.rank import default_worker_id, leads_by_default
 from gradwire.v1 import run_pb2, train_pb2
 from gradwire.wire.encoding import state_dtype
+from gradwire.wire.errors import LeaderBusy, NonFiniteGradient
 from gradwire.wire.hosts import is_local
 from gradwire.wire.layout import Range
 from gradwire.wire.layout_message import decode_layout
@@ -49,8 +56,12 @@ class Run:
         options: RunOptions,
         attached: set[Attachment],
         params: npt.NDArray[Any] | None = None,
+        *,
+        created: bool = False,
     ) -> None:
         spec = message.spec
+        self.shared = spec.HasField("shared")
+        """Whether many workers train it together."""
         self.name = spec.name.removeprefix("runs/")
         self.layout = decode_layout(spec.groups)
         self.dtype = state_dtype(spec.dtype)
@@ -65,7 +76,7 @@ class Run:
         self._attached = attached
         attach = train_pb2.Attach(
             run=spec.name,
-            worker_id=options.worker_id or f"worker-{uuid.uuid4().hex}",
+            worker_id=options.worker_id or default_worker_id(shared=self.shared),
             takeover=options.takeover,
             gradient_encoding=encoding_of(options.gradient_encoding),
             parameter_encoding=encoding_of(options.parameter_encoding),
@@ -73,12 +84,27 @@ class Run:
             shared_memory=bool(options.shared_memory) and is_local(link.target),
             understands=UNDERSTANDS,
         )
+        if self.shared:
+            attach.leads = leads_by_default(created=created) if options.leads is None else options.leads
         self._encodings = encodings_of(attach, self.layout, self.dtype)
-        self._values = RemoteValues(link, spec.name, message.uid, self.layout, self.dtype, self.slots, options.retry)
-        self._parameters = LocalParameters(
-            self._values, params, double_buffer=options.double_buffer, step_count=message.step
+        self._values = RemoteValues(
+            link,
+            spec.name,
+            message.uid,
+            self.layout,
+            self.dtype,
+            self.slots,
+            options.retry,
+            attach.worker_id if self.shared else "",
         )
-        self._attachment = Attachment(
+        self._parameters = LocalParameters(
+            self._values,
+            params,
+            double_buffer=options.double_buffer,
+            step_count=message.step,
+            epoch=message.epoch,
+        )
+        self._attachment = (SharedAttachment if self.shared else Attachment)(
             link,
             attach,
             message.epoch,
@@ -87,11 +113,11 @@ class Run:
             self._encodings,
             attached,
         )
-        self._open_first_stream()
-        if params is None:
-            self.refresh()
+        stream = self._open_first_stream()
+        if params is None or (self.shared and (self.stale or stream.attached.step != self.step_count)):
+            self.refresh()  # others were faster: the first gradient shall not be old
 
-    def _open_first_stream(self) -> None:
+    def _open_first_stream(self) -> TrainStream:
         """Attaches, and moves the parameters to memory that is shared with the server where that was asked for."""
         options = self._options
         exact = options.parameter_encoding in (None, self.dtype.name)
@@ -103,6 +129,7 @@ class Run:
         )
         if stream.memory is not None and stream.memory.in_place:
             self._parameters.move_to(stream.memory)
+        return stream
 
     # Whatever talks to the server begins with one of these two.
 
@@ -154,6 +181,18 @@ class Run:
         assert self._attachment.sequence is not None
         return self._attachment.sequence
 
+    @property
+    def leads(self) -> bool:
+        """Whether this worker may change hyperparameters, parameters and state; in runs of one worker it does."""
+        return self._attachment.leads
+
+    def _require_lead(self, what: str) -> None:
+        if not self.leads:
+            raise LeaderBusy(
+                f"{what} is for the worker that leads run {self.name!r}, and {self.worker_id} does not; expected that "
+                "from rank 0 or who has created the run, or from one that has attached with leads=True"
+            )
+
     def step(
         self,
         grads: Mapping[str, Any],
@@ -161,8 +200,12 @@ class Run:
         lr: float | Sequence[float] | None = None,
         overrides: Mapping[int, Mapping[str, Any]] | None = None,
         ahead: Collection[str] = (),
+        weight: float = 1.0,
     ) -> Receipt:
         """One optimizer step; ``params`` hold the new values when it returns.
+
+        In a shared run this contributes to a round and returns when that has closed, however long it takes;
+        `Receipt.outcome` says what became of the gradient, which was computed from ``params`` as they are now.
 
         Args:
             grads: name -> array of the tensor's shape. A tensor that is missing or None stays as it is, its t too.
@@ -170,11 +213,39 @@ class Run:
             overrides: group index -> new ``lr``, ``betas``, ``eps``, ``weight_decay``, ``bounds``, ``momentum``,
                 ``dampening``, ``lr_decay``, ``tau`` from this step on, as far as the group's optimizer has them.
             ahead: tensors whose gradients `send_ahead` was given and which have not changed since.
+            weight: in shared runs, how much this gradient counts, usually its number of examples; finite, > 0.
 
-        Raises ValueError or TypeError for malformed gradients (nothing is sent), GradwireError as the error table says.
+        Raises ValueError or TypeError for malformed gradients (nothing is sent), LeaderBusy for new numbers from a
+        worker that does not lead, GradwireError as the error table says. A shared run's NonFiniteGradient is its
+        answer, too: ``params`` are the newest, and the receipt is in ``last_receipt``.
         """
+        checked = check_weight(weight, shared=self.shared)
         with self._lock:
-            return self._deliver(one_step(self.layout, grads, lr, overrides, ahead))
+            if lr is not None or overrides:
+                self._require_lead("a change of hyperparameters")
+            said = contribution(self._parameters, checked) if self.shared else None
+            return self._deliver(one_step(self.layout, grads, lr, overrides, ahead, said))
+
+    def contribute_delta(self, local_params: Mapping[str, Any], *, weight: float = 1.0) -> Receipt:
+        """One step with the pseudo-gradient ``before - after``: ``params``, as they came from the server, minus what
+        local steps have made of them. ``params`` hold the new values when it returns.
+
+        With ``SGD(lr=1)`` the run is then where the local steps went; a shared run at their mean by weights (FedAvg).
+
+        Args:
+            local_params: name -> array, all of them; copies, not ``params`` themselves.
+            weight: see `step`.
+
+        Raises ValueError where ``local_params`` have another layout or lie in ``params``, and as `step` does.
+        """
+        check_weight(weight, shared=self.shared)
+        with self._lock:
+            delta = pseudo_gradient(self.layout, self._parameters.vector, local_params)
+            return self.step(delta, weight=weight)
+
+    def workers(self) -> Workers:
+        """Who works on the run, and what its open round waits for. Needs no turn: it answers while `step` waits."""
+        return list_workers(self._remote)
 
     def send_ahead(
         self, sources: Mapping[str, Source], overrides: Mapping[int, Mapping[str, Any]] | None = None
@@ -193,7 +264,10 @@ class Run:
         Returns False, and sends nothing, while there is no connection: `step` will repair that. So with INT8.
         """
         with self._lock:
-            return self._attachment.send_early(sources, overrides)
+            if overrides:
+                self._require_lead("a change of hyperparameters")
+            said = contribution(self._parameters, 1.0) if self.shared else None  # what `step` says holds
+            return self._attachment.send_early(sources, overrides, said)
 
     def hold(self) -> None:
         """Attaches now, where there is no stream, rather than with the next step."""
@@ -222,8 +296,10 @@ class Run:
             returns: ``"last"``: name -> ``[*shape]`` after the block. ``"trajectory"``: name -> ``[K, *shape]``, the
                 parameters after each step. ``"none"``: nothing; ``params`` keep old values until `refresh` or `step`.
 
-        Raises as `step` does.
+        Raises as `step` does, and ValueError for a shared run: a contribution is one gradient.
         """
+        if self.shared:
+            raise ValueError("step_many is not for shared runs, whose rounds are one step each (K = 1); expected step")
         if returns not in RETURNS:
             raise ValueError(f"returns is {returns!r}; expected one of {', '.join(map(repr, RETURNS))}")
         if returns == "trajectory" and isinstance(self._encodings.parameters, DeltaParameters):
@@ -242,9 +318,15 @@ class Run:
             return {t.name: block.trajectory[:, t.start : t.stop].reshape(steps, *t.shape) for t in self.layout.tensors}
 
     def _deliver(self, block: Block) -> Receipt:
-        receipt = Delivery(block, self._attachment, self._remote.attempts()).complete()
-        self.last_receipt = decode_receipt(receipt)
-        return self.last_receipt
+        attachment, attempts = self._attachment, self._remote.attempts()
+        if isinstance(attachment, SharedAttachment):
+            delivery: Delivery = SharedDelivery(block, attachment, attempts)
+        else:
+            delivery = Delivery(block, attachment, attempts)
+        self.last_receipt = receipt = decode_receipt(delivery.complete())
+        if receipt.outcome == REFUSED and receipt.reason == NonFiniteGradient.reason:
+            raise NonFiniteGradient(receipt.message, applied=False)
+        return receipt
 
     def close(self) -> None:
         """Gives the run back to the server, where it stays."""
@@ -280,16 +362,28 @@ class Run:
         ``partial``: only those that are given; the others stay what they are on the server, to the last bit.
         """
         with self._lock:
+            self._require_lead("a write of parameters")
             values = flat_vector.flatten(self.layout, params, self.dtype, "the parameters", partial=partial)
             written = {self.layout.index[name] for name in params}
             ranges = self.layout.present_ranges(set(range(len(self.layout.tensors))) - written) if partial else None
             stale = self.stale and partial
             self.close()  # the write fences every stream, ours too
             self._parameters.stale = True  # until the server has answered, it may hold the old ones or the new ones
-            self._attachment.epoch = self._remote.write(values, ranges)
+            written_at = self._remote.write(values, ranges)
+            known, self._attachment.epoch = self._attachment.epoch, written_at.epoch
             self._parameters.take(values, (Range(0, self.layout.elements),) if ranges is None else ranges)
             self._parameters.behind -= written
             self._parameters.stale = stale
+            if self.shared:
+                self._wrote(written_at, known, whole=ranges is None)
+
+    def _wrote(self, written: Written, known: int, *, whole: bool) -> None:
+        """After a write to a shared run, of ``whole`` parameters or else a part. ``known``: the epoch before."""
+        parameters = self._parameters
+        if whole or (written.step == parameters.step_count and written.epoch == known + 1 and not parameters.stale):
+            parameters.step_count, parameters.epoch, parameters.known = written.step, written.epoch, True
+        else:
+            parameters.refresh(self._remote.attempts())  # others have stepped since these came
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer state: ``{"step": int, "tensors": {name: {"step": int, slot: array, ...}}}``.
@@ -303,12 +397,17 @@ class Run:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Replaces the whole optimizer state by one that `state_dict` made. Raises ValueError for another layout."""
         with self._lock:
+            self._require_lead("a change of the optimizer state")
             upload = pack_state(self.layout, self.dtype, self.slots, state)  # checked before the stream is given up
             self.close()
-            self._parameters.step_count, epoch = self._remote.write_state(upload)
-            if epoch != self._attachment.epoch + 1:
-                self._parameters.stale = True  # somebody else came in between
-            self._attachment.epoch = epoch
+            written = self._remote.write_state(upload)
+            known, self._attachment.epoch = self._attachment.epoch, written.epoch
+            if self.shared:
+                self._parameters.refresh(self._remote.attempts())  # others may have stepped since these came
+            else:
+                self._parameters.step_count = written.step
+                if written.epoch != known + 1:
+                    self._parameters.stale = True  # somebody else came in between
         self._replaced(values=False)
 
     # --- the run as a whole --------------------------------------------------------------------------------------
@@ -331,6 +430,7 @@ class Run:
         Whoever is attached is fenced. Block numbers do not go back. Raises SnapshotNotFound.
         """
         with self._lock:
+            self._require_lead("a roll-back")
             self.close()
             self._parameters.stale = True  # until they are read anew
             step = snapshots.roll_back(self._remote, snapshot)
@@ -369,7 +469,7 @@ class Run:
         )
         changes = ForkChanges(optimizer, lr, overrides, durability)
         message = fork_run(self._remote, name, snapshot, changes, replace=on_existing == "replace")
-        return Run(self._remote.link, message, run_options, self._attached)
+        return Run(self._remote.link, message, run_options, self._attached, created=True)
 
     def export(
         self, path: str | Path, *, snapshot: SnapshotInfo | int | None = None, weights_only: bool = False

@@ -44,6 +44,8 @@ RUN: dict[str, Callable[[Run], object]] = {
     "fork": lambda run: run.fork("forked"),
     "export": lambda run: run.export("/nonexistent/file"),
     "digest": lambda run: run.digest(),
+    "contribute_delta": lambda run: run.contribute_delta(ONES),
+    "workers": lambda run: run.workers(),
 }
 SERVER: dict[str, Callable[[Server], object]] = {
     "create_run": lambda server: server.create_run("another", ONES, Adam()),

@@ -18,8 +18,10 @@ from gradwire.client.optimizers.numbers import number
 from gradwire.client.optimizers.optimizer import Optimizer
 from gradwire.client.optimizers.param_group import ParamGroup
 from gradwire.client.options import durability_of
+from gradwire.client.workers.shared import Shared
 from gradwire.v1 import run_pb2, service_pb2
 from gradwire.wire.encoding import Array, dtype_of
+from gradwire.wire.errors import GradwireError
 from gradwire.wire.layout import Layout, run_resource
 
 _NON_FINITE = {
@@ -31,17 +33,20 @@ _NON_FINITE = {
 
 @dataclass(frozen=True)
 class RunRules:
-    """What holds for a run besides its optimizer; see `Server.create_run`. Raises ValueError for another policy."""
+    """What holds for a run besides its optimizer; see `Server.create_run`. Raises ValueError, TypeError."""
 
     non_finite: str
     clip_norm: float | None
     clip_value: float | None
     durability: str | None
     ttl_seconds: float | None = None
+    workers: Shared | None = None
 
     def __post_init__(self) -> None:
         if self.non_finite not in _NON_FINITE:
             raise ValueError(f"non_finite is {self.non_finite!r}; expected one of {', '.join(map(repr, _NON_FINITE))}")
+        if not isinstance(self.workers, (Shared, NoneType)):
+            raise TypeError(f"workers is {self.workers!r}; expected Shared(...), or None for one worker at a time")
 
     def spec(self, name: str, dtype: np.dtype[Any]) -> run_pb2.RunSpec:
         """A spec without groups. Raises InvalidSpec, ValueError or TypeError."""
@@ -55,6 +60,8 @@ class RunRules:
             spec.clip_norm = number("clip_norm", self.clip_norm)
         if self.clip_value is not None:
             spec.clip_value = number("clip_value", self.clip_value)
+        if self.workers is not None:
+            spec.shared.CopyFrom(self.workers.to_message())
         return spec
 
 
@@ -95,11 +102,27 @@ class NewRun:
         return cls(spec, layout, numbers, {key: array for group in arrays for key, array in group.items()}, slots)
 
     def check_same(self, name: str, found: run_pb2.RunSpec) -> None:
-        """Raises LayoutMismatch where the run of this name has other tensors, groups or dtype."""
+        """Raises LayoutMismatch where the run of this name has other tensors, groups or dtype, or is for many workers
+        and this one is for one, or the other way round. How its workers work together may differ."""
         theirs, ours = ([_tensors(group) for group in spec.groups] for spec in (found, self.spec))
         if theirs != ours or found.dtype != self.spec.dtype:
             raise LayoutMismatch(
                 f"run {name!r} exists with other tensors, groups or dtype; it cannot be resumed with these"
+            )
+
+        if found.HasField("shared") != self.spec.HasField("shared"):
+            is_shared = found.HasField("shared")
+            raise LayoutMismatch(
+                f"run {name!r} exists as a run of {'many workers' if is_shared else 'one worker'}; it can only be "
+                f"resumed {'with workers=Shared(...)' if is_shared else 'without workers='}"
+            )
+
+    def check_made(self, made: run_pb2.RunSpec) -> None:
+        """Raises GradwireError where a server of before there were shared runs has made one of one worker instead."""
+        if self.spec.HasField("shared") and not made.HasField("shared"):
+            raise GradwireError(
+                f"the server knows no shared runs: it has made {made.name} for one worker; expected a newer server",
+                applied=True,
             )
 
     def upload(self, state: Mapping[str, Any] | None) -> RunUpload:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +18,24 @@ from gradwire.wire.errors import RunNotFound
 from gradwire.wire.layout import Layout, Range
 
 
+class Values(NamedTuple):
+    """All parameters of a run, exact, as they were at one moment."""
+
+    vector: npt.NDArray[Any]
+    """``[elements]``, in the run's dtype."""
+    step: int
+    epoch: int
+
+
+class Written(NamedTuple):
+    """What a write answers."""
+
+    step: int
+    """Of the run."""
+    epoch: int
+    """The new one."""
+
+
 @dataclass(frozen=True)
 class RemoteValues:
     """The calls that move parameters and state of one run. They raise GradwireError as the error table says."""
@@ -29,6 +47,8 @@ class RemoteValues:
     dtype: np.dtype[Any]
     slots: tuple[str, ...]
     retry: RetryPolicy
+    worker_id: str = ""
+    """In whose name shared runs are changed. Empty: nobody's in particular."""
 
     def attempts(self) -> Attempts:
         """Those of one operation, none of which has failed yet."""
@@ -44,32 +64,35 @@ class RemoteValues:
             )
         return run
 
-    def read(self, attempts: Attempts) -> tuple[npt.NDArray[Any], int]:
-        """All parameters, exact, and the step they are of."""
+    def read(self, attempts: Attempts) -> Values:
+        """All parameters."""
         request = service_pb2.ReadParametersRequest(name=self.name, run_uid=self.uid)
 
-        def call() -> tuple[npt.NDArray[Any], int]:
+        def call() -> Values:
             values = np.empty(self.layout.elements, self.dtype)
-            step = 0
+            step = epoch = 0
             for response in self.link.stub.ReadParameters(request):
                 if response.WhichOneof("message") == "header":
-                    step = response.header.step
+                    step, epoch = response.header.step, response.header.epoch
                 else:
                     flat_vector.place(values, response.slice.offset, response.slice.data, self.dtype)
-            return values, step
+            return Values(values, step, epoch)
 
         return attempts.until_done(call)
 
-    def write(self, values: npt.NDArray[Any], ranges: Sequence[Range] | None = None) -> int:
-        """Replaces all parameters, or those in ``ranges``, and returns the new epoch."""
+    def write(self, values: npt.NDArray[Any], ranges: Sequence[Range] | None = None) -> Written:
+        """Replaces all parameters, or those in ``ranges``."""
 
         def requests() -> Iterator[service_pb2.WriteParametersRequest]:
-            header = service_pb2.WriteParametersHeader(name=self.name, run_uid=self.uid, partial=ranges is not None)
+            header = service_pb2.WriteParametersHeader(
+                name=self.name, run_uid=self.uid, partial=ranges is not None, worker_id=self.worker_id
+            )
             yield service_pb2.WriteParametersRequest(header=header)
             for part in flat_vector.value_slices(values, self.dtype, ranges):
                 yield service_pb2.WriteParametersRequest(slice=part)
 
-        return retrying(lambda: self.link.stub.WriteParameters(requests()), self.retry, self.link).epoch
+        response = retrying(lambda: self.link.stub.WriteParameters(requests()), self.retry, self.link)
+        return Written(response.step, response.epoch)
 
     def read_state(self) -> dict[str, Any]:
         """See `Run.state_dict`."""
@@ -96,14 +119,16 @@ class RemoteValues:
 
         return retrying(call, self.retry, self.link)
 
-    def write_state(self, upload: StateUpload) -> tuple[int, int]:
-        """Replaces the whole optimizer state and returns the run's step and new epoch."""
+    def write_state(self, upload: StateUpload) -> Written:
+        """Replaces the whole optimizer state."""
 
         def requests() -> Iterator[service_pb2.WriteStateRequest]:
-            header = service_pb2.WriteStateHeader(name=self.name, run_uid=self.uid, state=upload.header)
+            header = service_pb2.WriteStateHeader(
+                name=self.name, run_uid=self.uid, state=upload.header, worker_id=self.worker_id
+            )
             yield service_pb2.WriteStateRequest(header=header)
             for part in upload.slices():
                 yield service_pb2.WriteStateRequest(slice=part)
 
         response = retrying(lambda: self.link.stub.WriteState(requests()), self.retry, self.link)
-        return response.step, response.epoch
+        return Written(response.step, response.epoch)

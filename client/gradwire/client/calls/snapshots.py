@@ -39,7 +39,9 @@ def list_snapshots(values: RemoteValues) -> list[SnapshotInfo]:
 
 def roll_back(values: RemoteValues, snapshot: SnapshotInfo | int) -> int:
     """Returns the run's step."""
-    request = service_pb2.RollBackRequest(name=values.name, run_uid=values.uid, snapshot_id=snapshot_id(snapshot))
+    request = service_pb2.RollBackRequest(
+        name=values.name, run_uid=values.uid, snapshot_id=snapshot_id(snapshot), worker_id=values.worker_id
+    )
     return retrying(lambda: values.link.stub.RollBack(request), values.retry, values.link).step
 
 

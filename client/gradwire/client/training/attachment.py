@@ -21,13 +21,16 @@ from gradwire.client.transport.stream import TrainStream
 from gradwire.v1 import train_pb2
 from gradwire.wire.errors import RunNotFound
 
-UNDERSTANDS: tuple[train_pb2.Feature.ValueType, ...] = ()
+UNDERSTANDS: tuple[train_pb2.Feature.ValueType, ...] = (
+    train_pb2.FEATURE_SHARED_RUN,
+    train_pb2.FEATURE_REASONED_WAIT,
+)
 """What this client knows how to take, see ``gradwire.v1.Feature``. Whoever teaches it something adds it here, and not
 before: it would take "not applied" for "applied"."""
 
 
 class Attachment:
-    """Attaches when it is asked for a stream and has none. Whoever uses it holds ``lock``.
+    """Attaches when it is asked for a stream and has none. Whoever uses it holds ``lock``. For the run of one worker.
 
     The order of assignments matters here: Ctrl-C may come between any two of them.
 
@@ -65,6 +68,8 @@ class Attachment:
         """Whether the block after it may have been sent, and its outcome is not known."""
         self.token = 0
         """`Link.token` before the stream was begun."""
+        self.leads = True
+        """Whether this worker may change hyperparameters."""
         self._attached = attached
 
     def open(self, attempts: Attempts, *, resuming: bool, vector: npt.NDArray[Any] | None = None) -> TrainStream:
@@ -76,6 +81,7 @@ class Attachment:
         """
         while self.stream is None:
             self.token = self.link.token
+            self._announce(resuming)
             try:
                 stream = TrainStream(self.link.train, self.message, attempts.seconds_left, vector)
             except grpc.RpcError as error:
@@ -90,16 +96,23 @@ class Attachment:
             if stream.attached.HasField("region") and stream.memory is None:
                 self.message.shared_memory = False  # it will not work the next time either
             self.encodings.begin_stream()
-            known_epoch, self.epoch = self.epoch, stream.attached.epoch
-            if self.epoch != known_epoch + 1:
-                self.parameters.stale = True  # somebody else has attached or written since
             try:
-                self._compare_sequences(stream.attached, resuming)
-                self._compare_epochs(known_epoch)
+                self._compare(stream.attached, resuming)
             except BaseException:
                 self.drop()
                 raise
         return self.stream
+
+    def _announce(self, resuming: bool) -> None:
+        """Puts into the message what has changed since the last time; see `open`."""
+
+    def _compare(self, attached: train_pb2.Attached, resuming: bool) -> None:
+        """What is known here with what the server says. Raises RunRolledBack, WorkerForgotten, WorkerConflict."""
+        known_epoch, self.epoch = self.epoch, attached.epoch
+        if self.epoch != known_epoch + 1:
+            self.parameters.stale = True  # somebody else has attached or written since
+        self._compare_sequences(attached, resuming)
+        self._compare_epochs(known_epoch)
 
     def _compare_sequences(self, attached: train_pb2.Attached, resuming: bool) -> None:
         """Ours with the last one that the server has applied. Raises RunRolledBack, WorkerForgotten, WorkerConflict."""
@@ -144,7 +157,12 @@ class Attachment:
                 acknowledged_sequence=self.sequence,
             )
 
-    def send_early(self, sources: Mapping[str, Source], overrides: Mapping[int, Mapping[str, Any]] | None) -> bool:
+    def send_early(
+        self,
+        sources: Mapping[str, Source],
+        overrides: Mapping[int, Mapping[str, Any]] | None,
+        contribution: train_pb2.Contribution | None = None,
+    ) -> bool:
         """See `Run.send_ahead`."""
         if self.encodings.gradients.early_dtype is None:
             return False
@@ -153,7 +171,7 @@ class Attachment:
         layout = self.parameters.layout
         indexed = {layout.index[name]: source for name, source in sources.items()}
         guess = override_messages(layout.groups, None, overrides)
-        self.stream.send(self.early.messages(self.sequence + 1, indexed, guess, self.stream.memory))
+        self.stream.send(self.early.messages(self.sequence + 1, indexed, guess, self.stream.memory, contribution))
         return True
 
     def drop(self) -> None:

@@ -45,6 +45,8 @@ class Block:
         self.absent = frozenset(index for index, row in enumerate(rows) if row is None)
         self.present = set(range(len(rows))) - self.absent
         self.ranges = layout.present_ranges(self.absent)
+        whole = header.HasField("contribution")  # others have changed what is absent here
+        self.answer_ranges = layout.present_ranges(frozenset()) if whole else self.ranges
         self.answered = header.returns != train_pb2.RETURNS_NONE
         """Whether parameters come back."""
         header.absent_tensors.extend(sorted(self.absent))
@@ -56,10 +58,15 @@ def one_step(
     lr: float | Sequence[float] | None,
     overrides: Mapping[int, Mapping[str, Any]] | None,
     ahead: Collection[str],
+    contribution: train_pb2.Contribution | None = None,
 ) -> Block:
-    """The block of `Run.step`. Raises ValueError or TypeError."""
+    """The block of `Run.step`; ``contribution``: what it says of itself in a shared run. Raises ValueError or
+    TypeError."""
     header = train_pb2.BlockHeader(
-        steps=1, returns=train_pb2.RETURNS_LAST, overrides=override_messages(layout.groups, lr, overrides)
+        steps=1,
+        returns=train_pb2.RETURNS_LAST,
+        overrides=override_messages(layout.groups, lr, overrides),
+        contribution=contribution,
     )
     unchanged = frozenset(layout.index[name] for name in ahead)
     return Block(layout, header, flat_vector.gradient_rows(layout, grads, None), ahead=unchanged)

@@ -17,7 +17,7 @@ from gradwire.wire.errors import Fenced, InternalError
 
 
 class Delivery:
-    """One block on its way.
+    """One block on its way, to a run of one worker.
 
     The order of the assignments matters: Ctrl-C may come between any two of them, and the next step must still do the
     right thing.
@@ -49,11 +49,12 @@ class Delivery:
             try:
                 attachment.unresolved = self._sent = True
                 self._send(stream, sequence)
-                receipt = stream.collect(sequence, self._accept)
+                receipt = stream.collect(sequence, self._accept, self._waiting)
+                self._check(receipt)
                 break
             except grpc.RpcError as error:
                 attachment.drop()
-                self._pause_after(error, sequence, asked=stream.attached.last_sequence == sequence)
+                self._pause_after(error, sequence, stream.attached)
             except BaseException:  # Ctrl-C, or an answer that makes no sense
                 attachment.drop()
                 parameters.stale = True
@@ -98,42 +99,57 @@ class Delivery:
         else:
             trajectory[reply.first_step : reply.first_step + reply.steps, columns] = values
 
-    def _pause_after(self, error: grpc.RpcError, sequence: int, *, asked: bool) -> None:
+    def _waiting(self, waiting: train_pb2.Waiting) -> None:
+        """The server says that there is no answer yet."""
+
+    def _check(self, receipt: train_pb2.Receipt) -> None:
+        """Raises ProtocolViolation for one that no such run gives."""
+
+    def _was_applied(self, attached: train_pb2.Attached) -> bool:
+        """Of the last block that the server had answered when this stream began, which is this one."""
+        return True
+
+    def _pause_after(self, error: grpc.RpcError, sequence: int, attached: train_pb2.Attached) -> None:
         """Notes what is known of the block after ``error``, and waits. Raises the refusal where trying again is no use.
 
-        ``asked``: the block had been applied, and it was only asked for its result.
+        ``attached``: what the stream had begun with.
         """
         attachment, parameters, attempts = self._attachment, self._parameters, self._attempts
         refusal = translate(error, attachment.link.target)
         if refusal.applied and refusal.metadata.get("sequence", str(sequence)) != str(sequence):
             refusal.applied = False  # it speaks of the block before, whose receipt has come
-        if asked:
-            refusal.applied = True  # before; it is only the question about it that was refused
+        asked = attached.last_sequence == sequence
+        if asked:  # it was answered before; it is only the question about it that was refused
+            refusal.applied = self._was_applied(attached)
         token = attachment.token
         if isinstance(refusal, InternalError):  # it may have been applied; the next attachment tells
             parameters.stale = True
             attempts.pause_for(refusal, transient=not attempts.failed_internally, token=token)
             attempts.failed_internally = True
             return
-        if refusal.applied is False:
+        if refusal.applied is False and not asked:
             attachment.unresolved = attachment.resumes = self._sent = False
         if refusal.applied is not False or isinstance(refusal, Fenced) or self._in_place:
             parameters.stale = True
         attempts.pause_for(refusal, transient=may_pass(error, refusal), token=token)
 
     def _conclude(self, sequence: int, receipt: train_pb2.Receipt) -> None:
-        """The block has been applied, and all that it answers is here."""
+        """The block has been answered, and all that it answers is here."""
         block, attachment, parameters = self._block, self._attachment, self._parameters
         attachment.sequence = sequence
         attachment.unresolved = attachment.resumes = False
         attachment.early.forget()
         if self._data is not None:
-            self._encodings.gradients.commit(self._data, skipped=bool(receipt.skipped_steps))
+            self._encodings.gradients.commit(self._data, skipped=self._lost(receipt))
         if block.trajectory is not None:
             parameters.vector[:] = block.trajectory[-1]
         elif block.answered:
-            parameters.take_incoming(block.ranges)
+            parameters.take_incoming(block.answer_ranges)
         if block.answered:
             parameters.behind -= block.present
         parameters.stale = False
         parameters.step_count = receipt.step
+
+    def _lost(self, receipt: train_pb2.Receipt) -> bool:
+        """Whether not all of the block's gradients have been applied."""
+        return bool(receipt.skipped_steps)

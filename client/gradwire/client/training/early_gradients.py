@@ -45,22 +45,25 @@ class EarlyGradients:
         sources: Mapping[int, Source],
         overrides: Sequence[run_pb2.Override] = (),
         memory: SharedMemory | None = None,
+        contribution: train_pb2.Contribution | None = None,
     ) -> Iterator[bytes | None]:
         """The serialized messages that carry these tensors, see `slice_message`; they count as sent from now on.
 
         Args:
             overrides: those that the step will have, as far as is known. The first message of a round carries them.
             memory: where the data goes, as far as there is room.
+            contribution: of a shared run. As with the overrides, what the last message says holds.
         """
         self.tensors.update(sources)
-        return self._messages(self._round, sequence, dict(sources), overrides, memory)
+        header = train_pb2.BlockHeader(steps=1, deferred=True, overrides=overrides, contribution=contribution)
+        return self._messages(self._round, sequence, dict(sources), header, memory)
 
     def _messages(
         self,
         current: _Round,
         sequence: int,
         sources: dict[int, Source],
-        overrides: Sequence[run_pb2.Override],
+        header: train_pb2.BlockHeader,
         memory: SharedMemory | None,
     ) -> Iterator[bytes | None]:
         tensors = self._layout.tensors
@@ -76,7 +79,7 @@ class EarlyGradients:
             message = train_pb2.Gradients(sequence=sequence, offset=part.start)
             if not current.begun:
                 current.begun = True
-                message.header.CopyFrom(train_pb2.BlockHeader(steps=1, deferred=True, overrides=overrides))
+                message.header.CopyFrom(header)
             yield from slice_message(message, DenseBlock(self._layout, rows, (part,), self._wire, 1), 0, memory)
 
 

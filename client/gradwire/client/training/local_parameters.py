@@ -22,11 +22,17 @@ class LocalParameters:
     Args:
         vector: their values, which this takes over; None: they are to be read.
         double_buffer: answers are written to a second vector first.
-        step_count: of the run.
+        step_count, epoch: of the run, when it had these values.
     """
 
     def __init__(
-        self, remote: RemoteValues, vector: npt.NDArray[Any] | None, *, double_buffer: bool, step_count: int
+        self,
+        remote: RemoteValues,
+        vector: npt.NDArray[Any] | None,
+        *,
+        double_buffer: bool,
+        step_count: int,
+        epoch: int,
     ) -> None:
         self.layout = remote.layout
         self.vector: npt.NDArray[Any] = np.empty(self.layout.elements, remote.dtype) if vector is None else vector
@@ -34,6 +40,10 @@ class LocalParameters:
         """Where answers are written."""
         self.by_name = flat_vector.views(self.layout, self.vector)
         self.step_count = step_count
+        self.epoch = epoch
+        """Of shared runs: the epoch at ``step_count``. Both say of which moment's parameters these are a copy."""
+        self.known = vector is not None
+        """Whether they have ever been the server's."""
         self.stale = False
         """See `Run`."""
         self.behind: set[int] = set()
@@ -48,9 +58,11 @@ class LocalParameters:
 
     def refresh(self, attempts: Attempts) -> None:
         """Reads all of them anew."""
-        values, step = self._remote.read(attempts)
-        self.vector[:] = values
-        self.step_count = step
+        values = self._remote.read(attempts)
+        self.vector[:] = values.vector
+        self.step_count = values.step
+        self.epoch = values.epoch
+        self.known = True
         self.refreshes += 1
         self.behind.clear()
         self.stale = False

@@ -58,6 +58,12 @@ class Attempts:
             return None
         return max(self._give_up_at - time.monotonic(), _SHORTEST_ATTEMPT_SECONDS)
 
+    def begin_anew(self) -> None:
+        """What was tried has come so far that earlier failures are over: the next one is the first."""
+        self._give_up_at = None
+        self._backoff_seconds = self._policy.initial_backoff_seconds
+        self.failed_internally = False
+
     def until_done(self, call: Callable[[], T]) -> T:
         """Result of an idempotent ``call()``. Raises the refusal, or ConnectionLost when the deadline is over."""
         unknown = False

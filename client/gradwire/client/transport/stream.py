@@ -32,6 +32,9 @@ TrainMethod = Callable[[Iterator[bytes]], Any]
 Accept = Callable[[train_pb2.Parameters, "bytes | memoryview | Bytes"], None]
 """Takes a part of an answer and copies its data."""
 
+Wait = Callable[[train_pb2.Waiting], None]
+"""Hears why there is no answer yet."""
+
 
 class StreamEnded(grpc.RpcError):
     """Raised when a stream ended without a status that says why."""
@@ -121,8 +124,14 @@ class TrainStream:
         except DecodeError as error:
             raise ProtocolViolation(f"the server sent what is no TrainResponse: {error}", applied=None) from None
 
-    def collect(self, sequence: int, accept: Accept) -> train_pb2.Receipt:
-        """Passes the answer to block ``sequence`` on, message by message, and returns its receipt."""
+    @property
+    def ended(self) -> bool:
+        """Whether it has, though perhaps nobody has been told yet."""
+        return self._end is not None
+
+    def collect(self, sequence: int, accept: Accept, wait: Wait | None = None) -> train_pb2.Receipt:
+        """Passes the answer to block ``sequence`` on, message by message, and returns its receipt. Waits for it as long
+        as the stream lasts."""
         memory = self.memory
         if memory is not None:
             memory.read_answers(True)
@@ -130,6 +139,10 @@ class TrainStream:
             message, data = self.receive()
             if memory is not None and message.HasField("taken"):
                 memory.taken(message.taken.slices)
+                continue
+            if message.HasField("waiting"):
+                if wait is not None:
+                    wait(message.waiting)
                 continue
             parameters = message.parameters
             if parameters.sequence != sequence:

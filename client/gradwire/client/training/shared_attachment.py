@@ -1,0 +1,104 @@
+"""A worker's place at a shared run, where others are attached too."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from gradwire.client.errors import RunRolledBack, WorkerConflict, WorkerForgotten
+from gradwire.client.training.attachment import Attachment
+from gradwire.v1 import train_pb2
+
+
+class SharedAttachment(Attachment):
+    """As `Attachment`, but that every outcome uses up its sequence, and only accepted contributions outlive the server.
+
+    So sequences have gaps, and a ``last_sequence`` below ours says nothing: ``last_accepted_sequence`` does. The epoch
+    rises when history changes (a write, a roll-back, lost steps), not when somebody attaches; and our parameters are
+    not stale because others have stepped: their step and epoch, which go out with each contribution, say how old they
+    are.
+    """
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.last_accepted = 0
+        """The last of our sequences that was accepted, as far as we know."""
+        self._resumed = self.resumes
+        # What an earlier process has sent was computed from parameters that this one has not: nothing is taken up.
+        self.resumes = False
+        self.leads = False
+
+    def _announce(self, resuming: bool) -> None:
+        waits = resuming and self.sequence is not None
+        self.message.resumes = self.sequence + 1 if waits and self.sequence is not None else 0
+        if self.parameters.known:
+            self.message.base_step = self.parameters.step_count
+        else:
+            self.message.ClearField("base_step")
+
+    def _compare(self, attached: train_pb2.Attached, resuming: bool) -> None:
+        self.leads = attached.leads
+        self._compare_accepted(attached, resuming)
+        self._compare_answered(attached, resuming)
+        known_epoch, self.epoch = self.epoch, attached.epoch
+        if attached.epoch < known_epoch:
+            self.parameters.stale = True
+            raise self._rolled_back(
+                attached,
+                f"the server has epoch {attached.epoch} of the run, though {known_epoch} was acknowledged: values that "
+                "had been written are lost. It began from a damaged snapshot, or from an older copy of its data "
+                "directory; nothing was sent again",
+            )
+        if attached.epoch != self.parameters.epoch:
+            self.parameters.stale = True  # somebody has written, put the run back, or steps were lost
+
+    def _compare_accepted(self, attached: train_pb2.Attached, resuming: bool) -> None:
+        """Raises RunRolledBack, WorkerForgotten."""
+        known, last = self.last_accepted, attached.last_accepted_sequence
+        if last >= known:
+            return
+        self.parameters.stale = True
+        self.last_accepted = last  # a caller who decides to go on is judged by what the server has
+        unresolved = self.unresolved or resuming
+        self.unresolved = False
+        if attached.perhaps_forgotten and attached.step >= self.parameters.step_count:
+            raise WorkerForgotten(
+                f"the server, at step {attached.step}, remembers nothing of worker {self.message.worker_id}: many "
+                f"others have been there since it accepted contribution {known}",
+                applied=None if unresolved else False,
+            )
+        raise self._rolled_back(
+            attached,
+            f"the server is at step {attached.step} and at contribution {last} of worker {self.message.worker_id}, but "
+            f"it has accepted contribution {known} (this worker's parameters are of step "
+            f"{self.parameters.step_count}); nothing was sent again",
+            known,
+        )
+
+    def _compare_answered(self, attached: train_pb2.Attached, resuming: bool) -> None:
+        """Raises WorkerConflict."""
+        known, last = self.sequence, max(attached.last_sequence, attached.waiting_sequence)
+        if known is None or self._resumed:
+            self.sequence = max(known or 0, attached.last_sequence)
+            self.last_accepted = attached.last_accepted_sequence
+            self._resumed = self.unresolved = False
+            return
+        if last > known + 1 or (last == known + 1 and not self.unresolved):
+            raise WorkerConflict(
+                f"the server has had contribution {last} of worker {self.message.worker_id}; this client has sent none "
+                f"after {known}. Another process uses the same worker_id",
+                last_sequence=last,
+            )
+        if last == known + 1 and not resuming:
+            self.sequence = last  # an abandoned one turned out to be answered
+            self.last_accepted = max(self.last_accepted, attached.last_accepted_sequence)
+        if not resuming:
+            self.unresolved = False  # nothing of an abandoned one is left on the server
+
+    def _rolled_back(
+        self, attached: train_pb2.Attached, message: str, acknowledged: int | None = None
+    ) -> RunRolledBack:
+        return RunRolledBack(
+            message,
+            last_sequence=attached.last_accepted_sequence,
+            acknowledged_sequence=self.last_accepted if acknowledged is None else acknowledged,
+        )
