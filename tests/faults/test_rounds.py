@@ -157,7 +157,7 @@ def test_nothing_is_left_behind(hosted: HostedServer, bare: BareClient) -> None:
         worker.send(ONES)
     for worker in workers[:2]:
         worker.answer()
-    workers[2].send(ONES)
+    workers[2].send(ONES, base={"base_step": 1})
     shared.until_waiting("c")
     workers[2].stream.call.cancel()
     for worker in workers[:2]:
@@ -169,11 +169,14 @@ def test_nothing_is_left_behind(hosted: HostedServer, bare: BareClient) -> None:
 
 
 def test_a_contribution_without_room_is_refused_and_others_go_on(hosted: HostedServer, bare: BareClient) -> None:
-    shared = shared_of(bare, quorum=1)
+    shared = shared_of(bare)
     a, b = shared.attach("a"), shared.attach("b")
-    a.step_alone(ONES)
     budget = hosted.registry.budget
-    with budget.reserve(budget.free_bytes - 4 * BULK + 1, "nearly all"):
-        b.send(ONES, base={"base_step": 1})
+    with budget.reserve(budget.free_bytes - 2 * 4 * BULK + 1, "all but what a needs"):
+        a.send(ONES)
+        shared.until_waiting("a")
+        b.send(ONES)
         refused("MEMORY_LIMIT_EXCEEDED", b.answer)
-        assert a.step_alone(ONES).contribution.kind == ACCEPTED
+    b = shared.attach("b")
+    b.send(ONES)
+    assert [worker.answer().contribution.contributors for worker in (a, b)] == [2, 2]
