@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pytest
 
 from gradwire.v1 import run_pb2, service_pb2, train_pb2
-from tests.contract.bare import BareClient, BareStream, group, pack, refused, unpack, whole
+from tests.contract.bare import BareClient, pack, refused, whole
+from tests.contract.shared_runs import ACCEPTED, DROPPED, REFUSED, STALE, Shared, sgd
 from tests.serving import ServerProcess
-
-UNDERSTANDS = [train_pb2.FEATURE_SHARED_RUN]
-PLAIN = run_pb2.Sgd(lr=1.0)
-
-names = (f"rounds-{number}" for number in itertools.count())
 
 
 @pytest.fixture(scope="module")
@@ -29,76 +25,6 @@ def target() -> Iterator[str]:
 def bare(target: str) -> Iterator[BareClient]:
     with BareClient(target) as client:
         yield client
-
-
-def sgd(**shapes: Sequence[int]) -> run_pb2.Group:
-    made = group(**shapes)
-    made.sgd.CopyFrom(PLAIN)
-    return made
-
-
-class Shared:
-    """A shared run of one tensor ``w``, or of more."""
-
-    def __init__(
-        self, bare: BareClient, values: Sequence[float] = (0.0, 0.0), *, spec: Any = None, **options: Any
-    ) -> None:
-        self.bare = bare
-        self.name = next(names)
-        spec = dict(spec or {})
-        groups = spec.pop("groups", [sgd(w=[len(values)])])
-        bare.create(self.name, groups, values, shared=run_pb2.SharedRun(**options), **spec)
-
-    def attach(self, worker_id: str, **fields: Any) -> Worker:
-        return Worker(self.bare.attach(self.name, worker_id, understands=UNDERSTANDS, **fields))
-
-    def read(self) -> list[float]:
-        return self.bare.read(self.name)[1]
-
-    def workers(self) -> service_pb2.ListWorkersResponse:
-        found: service_pb2.ListWorkersResponse = self.bare.call(
-            "ListWorkers", service_pb2.ListWorkersRequest(name=f"runs/{self.name}")
-        )
-        return found
-
-
-class Worker:
-    """One of a shared run: goes on from the parameters that it has been sent."""
-
-    def __init__(self, stream: BareStream) -> None:
-        self.stream = stream
-        self.sequence = stream.attached.last_sequence
-        self.step = stream.attached.step
-        self.epoch = stream.attached.epoch
-        self.params: list[float] = []
-
-    def send(self, values: Sequence[float], *, weight: float | None = None, **header: Any) -> None:
-        """A contribution, in one message."""
-        self.sequence += 1
-        base = {"base_step": self.step, "base_epoch": self.epoch} | header.pop("base", {})
-        contribution = train_pb2.Contribution(weight=weight, **base)
-        self.stream.send(whole(self.sequence, values, contribution=contribution, **header))
-
-    def answer(self) -> train_pb2.Receipt:
-        """What became of it."""
-        parts = list(self.stream.answer())
-        self.params = unpack(b"".join(part.data for part in parts))
-        receipt = parts[-1].receipt
-        self.step, self.epoch = receipt.step, receipt.contribution.epoch
-        return receipt
-
-    def leave(self) -> None:
-        """Says so, and ends the stream."""
-        self.stream.send(train_pb2.TrainRequest(leave=train_pb2.Leave()))
-        self.stream.close()
-
-    def step_alone(self, values: Sequence[float], **header: Any) -> train_pb2.Receipt:
-        self.send(values, **header)
-        return self.answer()
-
-
-ACCEPTED, STALE = train_pb2.Outcome.KIND_ACCEPTED, train_pb2.Outcome.KIND_STALE
-REFUSED, DROPPED = train_pb2.Outcome.KIND_REFUSED, train_pb2.Outcome.KIND_DROPPED
 
 
 def test_a_round_is_the_weighted_mean_of_its_contributions(bare: BareClient) -> None:
@@ -171,8 +97,7 @@ def test_what_waits_in_a_round_is_resumed_without_a_second_upload(bare: BareClie
     shared = Shared(bare, quorum=2, deadline_seconds=300)
     a = shared.attach("a")
     a.send([2.0, 2.0])
-    while not shared.workers().workers[0].waiting:
-        pass
+    shared.until_waiting("a")
     a.stream.call.cancel()
     a = shared.attach("a", resumes=1)
     assert a.stream.attached.waiting_sequence == 1
@@ -186,8 +111,7 @@ def test_attaching_anew_withdraws_what_waits(bare: BareClient) -> None:
     shared = Shared(bare, quorum=2, deadline_seconds=300)
     a = shared.attach("a")
     a.send([2.0, 2.0])
-    while not shared.workers().workers[0].waiting:
-        pass
+    shared.until_waiting("a")
     a.stream.call.cancel()
     a = shared.attach("a")
     assert a.stream.attached.waiting_sequence == 0
@@ -260,8 +184,7 @@ def test_a_write_drops_the_open_round_and_is_history(bare: BareClient) -> None:
     shared = Shared(bare, quorum=2, deadline_seconds=300)
     a = shared.attach("a")
     a.send([1.0, 1.0])
-    while not shared.workers().workers[0].waiting:
-        pass
+    shared.until_waiting("a")
     bare.write(shared.name, [run_pb2.Slice(data=pack([5.0, 5.0]))])
     refused("FENCED", lambda: list(a.stream.answer()))
     b = shared.attach("b")
@@ -317,6 +240,23 @@ def test_one_leads(bare: BareClient) -> None:
     assert list(other.step_alone([1.0, 1.0]).learning_rates) == [0.5]
     leader.leave()
     assert shared.attach("b", leads=True).stream.attached.leads
+
+
+def test_only_the_leader_and_operators_change_values(bare: BareClient) -> None:
+    shared = Shared(bare, quorum=1)
+    shared.attach("a", leads=True)
+    values = [run_pb2.Slice(data=pack([5.0, 5.0]))]
+    refused("LEADER_BUSY", lambda: bare.write(shared.name, values, worker_id="b"))
+    state = service_pb2.WriteStateHeader(
+        name=f"runs/{shared.name}", state=service_pb2.StateHeader(step=3, tensor_steps=[3]), worker_id="b"
+    )
+    request = service_pb2.WriteStateRequest(header=state)
+    refused("LEADER_BUSY", lambda: bare.call("WriteState", iter([request])))
+    back = service_pb2.RollBackRequest(name=f"runs/{shared.name}", snapshot_id=1, worker_id="b")
+    refused("LEADER_BUSY", lambda: bare.call("RollBack", back))
+    assert shared.read() == [0.0, 0.0]
+    assert bare.write(shared.name, values, worker_id="a").epoch == 1
+    assert bare.write(shared.name, values).epoch == 2
 
 
 def test_there_are_no_more_workers_than_may_be(bare: BareClient) -> None:

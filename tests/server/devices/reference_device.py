@@ -14,8 +14,10 @@ import numpy.typing as npt
 
 from gradwire.server.devices.base import Bools, Device, DeviceArray, Segment, State, Write
 from gradwire.server.devices.chunks import chunk_edges
+from gradwire.server.devices.combining import Piece, check_alike, piece_table
 from gradwire.server.optimizers.base import Floats
 from gradwire.wire.layout import Range
+from tests.server.devices.reference_combining import in_float64
 from tests.server.devices.reference_steps import step_of
 
 
@@ -100,3 +102,11 @@ class ReferenceDevice(Device):
             result.params[0, here] = values[0]
             for name, value in zip(used, values[1:], strict=True):
                 result.slots[name][0, here] = value
+
+    def combine(self, out: DeviceArray, sources: Sequence[DeviceArray], pieces: Sequence[Piece]) -> None:
+        check_alike((out.shape, out.dtype), [(source.shape, source.dtype) for source in sources])
+        piece_table(pieces, len(sources), out.shape[1])
+        for place, terms, divisor in pieces:
+            here = slice(*place)
+            values = [sources[index][0, here] for index, _ in terms]
+            out[0, here] = in_float64(values, [weight for _, weight in terms], divisor)

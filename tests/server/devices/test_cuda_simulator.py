@@ -21,6 +21,7 @@ SUITE = [
     "test_host_memory.py",
     "test_square_sums.py",
     "test_clip.py",
+    "test_combine.py",
     "test_parity.py",
     "test_other_optimizers.py",
     "test_cuda_source.py",

@@ -58,12 +58,14 @@ def list_command(stub: Stub) -> None:
 @_command("show")
 @click.argument("name")
 def show_command(stub: Stub, name: str) -> None:
-    """A run as JSON: spec, step, digest, snapshots."""
+    """A run as JSON: spec, step, digest, snapshots, who works on it, and what it waits for."""
     run = stub.GetRun(service_pb2.GetRunRequest(name=run_resource(name))).run
     shown = MessageToDict(run, preserving_proto_field_name=True)
     shown["digest"] = stub.DigestRun(service_pb2.DigestRunRequest(name=run.spec.name, run_uid=run.uid)).sha256
     found = stub.ListSnapshots(service_pb2.ListSnapshotsRequest(name=run.spec.name, run_uid=run.uid)).snapshots
     shown["snapshots"] = [_snapshot(snapshot) for snapshot in found]
+    workers = stub.ListWorkers(service_pb2.ListWorkersRequest(name=run.spec.name, run_uid=run.uid))
+    shown |= MessageToDict(workers, preserving_proto_field_name=True)
     click.echo(json.dumps(shown, indent=2))
 
 

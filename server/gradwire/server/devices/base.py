@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from gradwire.server.devices.chunks import in_order
+from gradwire.server.devices.combining import Piece
+from gradwire.server.devices.host_combining import combine_on_host
 from gradwire.server.optimizers.base import Floats, Kernel
 from gradwire.wire.layout import Range
 
@@ -131,13 +133,6 @@ class Device(ABC):
         NaN stays NaN in both (``clamp`` and ``mul`` of torch); a factor of 1 changes no bit.
         """
 
-    def combine(self, out: Any, sources: Any, pieces: Any) -> None:
-        for place, terms, divisor in pieces:
-            total = np.zeros(place.stop - place.start)
-            for k, w in terms:
-                total += w * sources[k][0, place.start : place.stop].astype(np.float64)
-            out[0, place.start : place.stop] = total / divisor
-
     @abstractmethod
     def update(
         self,
@@ -164,6 +159,32 @@ class Device(ABC):
         A block of K rows equals K blocks of one row, bit for bit.
         """
 
+    def combine(self, out: DeviceArray, sources: Sequence[DeviceArray], pieces: Sequence[Piece]) -> None:
+        """``out[0, place] = sum(weight * source[0, place]) / divisor``, each element computed in float64, its terms
+        added in their order, and then rounded once to the dtype. Elements outside of the pieces stay as they are.
+
+        Args:
+            out: ``[1, elements]``; it may be one of the sources, but share memory with none of them in another way.
+            sources: of the same shape and dtype.
+            pieces: apart from each other.
+
+        A sum of float64 is compensated: weights whose total is exact, of 1 or of counts, let equal sources combine to
+        themselves within one ulp, and float32 combine to the bits. Infinities and NaN go through as in the plain sum,
+        which overflows as that of float64 does, and -0.0 stays where all terms are. Devices agree to the bit.
+
+        Raises ValueError for arrays that are not alike, and for pieces that no vector of that length has.
+        """
+        combine_on_host(self._split, out, sources, pieces)
+
+    def _split(self, function: Callable[[int, int], object], start: int, stop: int, work: int, grain: int) -> None:
+        """Calls ``function(a, b)`` over parts of ``start .. stop``; a device that has threads of its own shares them.
+
+        Args:
+            work: of all parts together, in elements.
+            grain: of which parts are multiples, but for the last.
+        """
+        function(start, stop)
+
     def allocate_state(self, slots: Sequence[str], length: int, dtype: np.dtype[Any]) -> State:
         """Zeroed parameters and slots."""
         vectors: Mapping[str, DeviceArray] = {name: self.allocate(1, length, dtype) for name in slots}
@@ -179,6 +200,11 @@ class Device(ABC):
             self.update(state, gradients, [segment], target=self.allocate_state(kernel.used_slots, 1, dtype))
             self.square_sums(state.params, 0, (Range(0, 1),))
             self.clip(state.params, (Range(0, 1),), max_value=1.0, factors=np.zeros(1, dtype))
+
+    def warm_up_combining(self, dtype: np.dtype[Any]) -> None:
+        """As `warm_up`, for `combine`, which runs with one worker never ask for."""
+        source = self.stage(np.zeros((1, 1), dtype), dtype)
+        self.combine(self.allocate(1, 1, dtype), [source], [Piece(Range(0, 1), ((0, 1.0),), 1.0)])
 
     def close(self) -> None:
         """Frees what the device holds beyond arrays."""

@@ -106,6 +106,10 @@ class Gpu:
         """What a kernel takes for a contiguous tensor."""
         return tensor.data_ptr()
 
+    def pointers(self, tensors: Sequence[torch.Tensor]) -> Any:
+        """What `argument` takes for contiguous tensors together, of which a kernel reads one after another."""
+        return torch.tensor([tensor.data_ptr() for tensor in tensors], dtype=torch.int64, device=self.device)
+
     def launch(self, kernel: Any, blocks: int, threads: int, *arguments: Any) -> None:
         kernel.launch(arguments, min(blocks, self.max_blocks), threads, self.lane.launch_stream)
 
@@ -139,8 +143,11 @@ class Simulator:
     def wait(self) -> None:
         """Everything is done when it is called."""
 
-    def argument(self, tensor: torch.Tensor) -> npt.NDArray[Any]:
-        return tensor.numpy().reshape(-1)
+    def argument(self, tensor: Any) -> Any:
+        return tensor if isinstance(tensor, list) else tensor.numpy().reshape(-1)
+
+    def pointers(self, tensors: Sequence[torch.Tensor]) -> list[npt.NDArray[Any]]:
+        return [self.argument(tensor) for tensor in tensors]
 
     def launch(self, kernel: Any, blocks: int, threads: int, *arguments: Any) -> None:
         with self._one_at_a_time:
@@ -157,13 +164,14 @@ def compiled(dispatcher: Any, signature: Sequence[str]) -> Any:
     """The kernel for parameters of these types, ``*`` being an address, compiled or loaded now; within a section."""
     if SIMULATED:
         return dispatcher
-    types = cuda.types
-    parameters = [
-        types.CPointer(getattr(types, name[:-1])) if name.endswith("*") else getattr(types, name) for name in signature
-    ]
-    kernel = dispatcher.compile(tuple(parameters))
+    kernel = dispatcher.compile(tuple(map(_parameter, signature)))
     kernel.bind()  # what comes from the disk would be put on the GPU by its first launch, which may be two at once
     return kernel
+
+
+def _parameter(name: str) -> Any:
+    """numba's type of that name, or, with a ``*``, of the address of one."""
+    return cuda.types.CPointer(_parameter(name[:-1])) if name.endswith("*") else getattr(cuda.types, name)
 
 
 def made_once(make: Callable[..., T]) -> Callable[..., T]:

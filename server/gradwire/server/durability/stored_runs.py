@@ -53,8 +53,8 @@ class FirstSnapshot:
 
 
 LOST_EPOCHS = 2**32
-"""By so much the epoch of a shared run rises where steps were lost. Those that are lost may have been in epochs of which
-nothing is left, and no worker may take what comes now for what it knows of those."""
+"""By so much the epoch of a shared run rises where steps were lost. They may have been in epochs of which nothing is
+left, and no worker may take what comes now for what it knows of those."""
 
 
 class StoredRuns:

@@ -362,3 +362,13 @@ def rounds_of(run: Run) -> Rounds:
         run.shared_workers = Rounds(run, run.spec.shared)
     assert isinstance(run.shared_workers, Rounds)
     return run.shared_workers
+
+
+def require_leader(run: Run, worker_id: str) -> None:
+    """Raises LeaderBusy where a worker would change a shared run for all that another one leads.
+
+    Args:
+        worker_id: empty: no worker, but an operator, who may.
+    """
+    if worker_id and run.spec.shared is not None:
+        rounds_of(run).leases.require_leader(worker_id)

@@ -15,6 +15,7 @@ from gradwire.server.encodings.decoders import Decoder
 from gradwire.server.encodings.encoders import Encoder
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.threads import in_thread, pieces, unless_short
+from gradwire.server.rounds.rounds import require_leader
 from gradwire.server.rounds.session import SharedSession
 from gradwire.server.rpc.call import Call
 from gradwire.server.rpc.calls import first_of, open_stream, require
@@ -219,6 +220,7 @@ class OptimizerServicer(SnapshotCalls, WorkerCalls, ServerCalls):
         self.registry.require_open()
         header: service_pb2.WriteParametersHeader = (await first_of(requests)).header
         run = self.run_of(call, header.name, header.run_uid)
+        require_leader(run, header.worker_id)
         with upload_parameters(run, wire_dtype(header.encoding, run.spec.dtype)) as upload:
             async for request in requests:
                 require(request, "slice")
@@ -230,6 +232,7 @@ class OptimizerServicer(SnapshotCalls, WorkerCalls, ServerCalls):
         self.registry.require_open()
         header: service_pb2.WriteStateHeader = (await first_of(requests)).header
         run = self.run_of(call, header.name, header.run_uid)
+        require_leader(run, header.worker_id)
         state = header.state
         tensor_steps = check_state(run, state.slots, state.step, state.tensor_steps)
         with upload_state(run) as upload:

@@ -201,6 +201,8 @@ class Registry:
     def _compile(self, spec: RunSpec) -> None:
         spec.layout.columns  # noqa: B018  # they are made once, and not at the first step
         self.device.warm_up([(kernel, spec.dtype) for kernel in {group.kernel for group in spec.groups}])
+        if spec.shared is not None:
+            self.device.warm_up_combining(spec.dtype)
         for group in spec.groups:
             group.varying(1, 1, 1, spec.dtype)
 
