@@ -225,10 +225,16 @@ class Run:
             local_params: name -> array, all of them; copies, not ``params`` themselves.
             weight: see `step`.
 
-        Raises ValueError where ``local_params`` have another layout or lie in ``params``, and as `step` does.
+        Raises ValueError where ``local_params`` have another layout or lie in ``params``, and where a step that has
+        failed has left a mixture of old and new values in ``params``; and as `step` does.
         """
         check_weight(weight, shared=self.shared)
         with self._lock:
+            if self._parameters.mixed:
+                raise ValueError(
+                    "params mix old and new values since a step has failed, so what local steps began with is not "
+                    "known; expected them to begin anew after refresh(), or a run with double_buffer=True"
+                )
             delta = pseudo_gradient(self.layout, self._parameters.vector, local_params)
             return self.step(delta, weight=weight)
 
@@ -359,6 +365,7 @@ class Run:
             self._parameters.take(values, (Range(0, self.layout.elements),) if ranges is None else ranges)
             self._parameters.behind -= written
             self._parameters.stale = stale
+            self._parameters.mixed = stale and self._parameters.mixed
             if self.shared:
                 if not self._parameters.are_written(written_at, known, whole=ranges is None):
                     self._parameters.refresh(self._remote.attempts())

@@ -46,6 +46,8 @@ class LocalParameters:
         """Whether they have ever been the server's."""
         self.stale = False
         """See `Run`."""
+        self.mixed = False
+        """Whether a part of an answer may have been written to them, and nothing has made them whole since."""
         self.behind: set[int] = set()
         """Tensors (by index) of which the server has newer values that nobody asked for."""
         self.refreshes = 0
@@ -65,7 +67,7 @@ class LocalParameters:
         self.known = True
         self.refreshes += 1
         self.behind.clear()
-        self.stale = False
+        self.stale = self.mixed = False
 
     def are_written(self, written: Written, known: int, *, whole: bool) -> bool:
         """After these values, or, not ``whole``, some of them, were written to a shared run: whether all are the run's.
