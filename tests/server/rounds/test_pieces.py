@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from gradwire.server.devices.combining import Piece
 from gradwire.server.devices.cpu import CpuDevice
-from gradwire.server.rounds.pieces import Contribution, pieces_of
+from gradwire.server.rounds.pieces import Contribution, absent_from_all, pieces_of
 from gradwire.wire.layout import MAX_TENSORS, Layout, Range
 
 NONE: frozenset[int] = frozenset()
