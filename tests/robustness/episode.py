@@ -21,7 +21,7 @@ from tests.robustness.proxy import RoughProxy
 from tests.robustness.rivals import Rival, rivals
 from tests.robustness.servers import ForkedServer, Zygote
 from tests.robustness.shared.contributor import Recklessness
-from tests.robustness.shared.fleet import SERVER_MARK, Fleet
+from tests.robustness.shared.fleet import Fleet
 from tests.robustness.shared.setting import Setting
 from tests.robustness.tally import Tally
 from tests.robustness.trainer import SETTLE_SECONDS, Trainer, World
@@ -47,7 +47,13 @@ def usual_shapes(seed: int) -> list[Shape]:
 
 
 class Episode:
-    """A context manager. `play` raises Violation or TooLittleTraffic; ``tally`` holds what has happened so far."""
+    """A context manager. `play` raises Violation or TooLittleTraffic; ``tally`` holds what has happened so far.
+
+    Args:
+        shared: runs with many workers, which are processes of their own.
+        recklessness: of those workers.
+        shared_answers: so many are waited for in each life without a point at which it ends; 0: six for each run.
+    """
 
     def __init__(
         self,
@@ -61,6 +67,7 @@ class Episode:
         rivalry: bool = False,
         shared: Sequence[Setting] = (),
         recklessness: Recklessness | None = None,
+        shared_answers: int = 0,
         bug: str = "",
         flags: Sequence[str] = FLAGS,
     ) -> None:
@@ -86,6 +93,7 @@ class Episode:
             self.trainers += [Churn(self.world, seed), Branches(self.world, seed + 5)]
         if rivalry:
             self.trainers += rivals(self.world, Shape("rivals", "JOURNAL", seed + 4))
+        self._traffic = len(self.trainers) + (shared_answers or 6 * len(shared))
         if shared:
             self.trainers.append(Fleet(self.world, shared, zygote, directory, seed, reckless=recklessness))
         self._workers = [Worker(trainer) for trainer in self.trainers]
@@ -261,9 +269,9 @@ class Episode:
             server.kill()
 
     def _wait_for_traffic(self, before: int, not_before: float) -> None:
-        """Until every client could have been answered once, and ``not_before``."""
+        """Until every client could have been answered once, workers of shared runs more often, and ``not_before``."""
         deadline = time.monotonic() + LIFE_SECONDS
-        while self._acknowledged() < before + len(self.trainers) or time.monotonic() < not_before:
+        while self._acknowledged() < before + self._traffic or time.monotonic() < not_before:
             for worker in self._workers:
                 self._raise(worker)
             if time.monotonic() > deadline:

@@ -3,6 +3,7 @@ of that can be true."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -74,7 +75,7 @@ class Lives:
     def pairs(self) -> Iterator[tuple[int, int]]:
         """Each server and the next one."""
         numbers = sorted(self.bases)
-        return zip(numbers, numbers[1:], strict=False)
+        return itertools.pairwise(numbers)
 
 
 Round = dict[str, Contribution]
@@ -109,8 +110,6 @@ class Account:
             self._enter(contribution)
         for (_, number), round in self.rounds.items():
             self._check_round(number, round)
-        for worker_id, history in histories.items():
-            self._check_attachments(worker_id, history)
         self._check_losses()
 
     def wrong(self, what: str) -> Violation:
@@ -194,8 +193,12 @@ class Account:
         owner = self.lives.owner(life_of(told.instance), told.round)
         return owner <= life and self.lives.owner(life, told.round) == owner
 
+    def check_attachments(self) -> None:
+        """What each attachment has said of the last accepted contribution is so. Raises Violation."""
+        for worker_id, history in self.histories.items():
+            self._check_attachments(worker_id, history)
+
     def _check_attachments(self, worker_id: str, history: Sequence[Event]) -> None:
-        """What each attachment has said of the last accepted contribution is so."""
         own = {each.sent.key: each for each in self.contributions if each.worker_id == worker_id}
         known: dict[int, Contribution] = {}
         last_sent: Contribution | None = None
@@ -233,9 +236,11 @@ class Account:
             base = self.lives.bases[after]
             if step <= base:
                 continue
-            between = {number for number in range(before, after)}
+            between = set(range(before, after))
             if self.setting.durability == "JOURNAL" or before in self.lives.orderly:
-                raise self.wrong(f"step {step} has been seen, and then it was at step {base}: acknowledged steps are lost")
+                raise self.wrong(
+                    f"step {step} has been seen, and then it was at step {base}: acknowledged steps are lost"
+                )
             epochs = [
                 event.epoch
                 for history in self.histories.values()
@@ -244,9 +249,8 @@ class Account:
                 if life_of(event.instance) == after
             ]
             if epochs and min(epochs) <= epoch and not between & self.lives.lossy:
-                raise self.wrong(
-                    f"it has gone back from step {step} to {base}, and the epoch is {min(epochs)} as before: nobody is told"
-                )
+                what = f"it has gone back from step {step} to {base}, and the epoch is {min(epochs)} as before"
+                raise self.wrong(f"{what}: nobody is told")
 
 
 def _contributions(uid: str, histories: Mapping[str, Sequence[Event]]) -> Iterator[Contribution]:

@@ -84,9 +84,7 @@ class Contributor:
                 self._sequence = max(self._sequence, event.sequence)
             elif isinstance(event, events.Attached):
                 self._uid = event.uid
-            elif isinstance(event, events.Told):
-                self._pending = None
-            elif isinstance(event, events.GivenUp):
+            elif isinstance(event, (events.Told, events.GivenUp)):
                 self._pending = None
             elif isinstance(event, events.NotApplied):
                 self._not_applied = True
@@ -118,15 +116,20 @@ class Contributor:
         if refusal.reason == "RUN_NOT_FOUND" and self._uid:
             self._notes.add(events.Gone(self._uid))
             self._forget()
-        elif self._stream is not None and self._pending is not None and refusal.reason and refusal.applied == "false":
-            # Where the attachment has said that it has its outcome, only the request to hear it again was refused.
-            if self._attached.last_sequence < self._pending.sequence:
-                self._not_applied = True
-                self._notes.add(events.NotApplied(self._pending.key, refusal.reason))
+        elif self._stream is not None and self._pending is not None and self._says_not_applied(refusal):
+            self._not_applied = True
+            self._notes.add(events.NotApplied(self._pending.key, refusal.reason))
         if refusal.reason == "PROTOCOL_VIOLATION":
             self._base = None
         self._drop()
         time.sleep(0.01)
+
+    def _says_not_applied(self, refusal: Refusal) -> bool:
+        """Of the pending contribution. Where the attachment has said that it has its outcome, only the request to hear
+        that again was refused."""
+        pending = self._pending
+        known = pending is not None and self._attached.last_sequence >= pending.sequence
+        return bool(refusal.reason) and refusal.applied == "false" and not known
 
     def _drop(self) -> None:
         """As if its connection had broken, or only its stream."""
@@ -185,7 +188,7 @@ class Contributor:
         if about.waiting_sequence and about.waiting_sequence != request.resumes:
             self._wrong(f"resumed {request.resumes}, and {about.waiting_sequence} is said to wait")
         self._moment("attached")
-        if self._base is None or self._base[1] != about.epoch and self._chance.random() < 0.8:
+        if self._base is None or (self._base[1] != about.epoch and self._chance.random() < 0.8):
             step, epoch, _ = self._connection.read(self.setting, self._uid)
             self._base = step, epoch
         if pending is None and self._answered is not None and self._chance.random() < 0.3:

@@ -99,7 +99,9 @@ class Idle:
 
 Event = Attached | Sent | Told | NotApplied | GivenUp | Failed | Gone | Wrong | Moment | Idle
 
-_KINDS = {kind.__name__: kind for kind in (Attached, Sent, Told, NotApplied, GivenUp, Failed, Gone, Wrong, Moment, Idle)}
+_KINDS = {
+    kind.__name__: kind for kind in (Attached, Sent, Told, NotApplied, GivenUp, Failed, Gone, Wrong, Moment, Idle)
+}
 
 
 class Notes:
@@ -133,6 +135,6 @@ class Reader:
         found: list[Event] = []
         for line in whole.splitlines():
             kind, fields = json.loads(line)
-            found.append(_KINDS[kind](**fields))  # type: ignore[arg-type]
+            found.append(_KINDS[kind](**fields))
         self.events += found
         return found

@@ -214,7 +214,9 @@ class Fleet:
             step, _, params = connection.read(setting)
             tensor_steps, slots = connection.state(setting)
             found = Found(
-                life_of(about.server_instance), Kept(step, params, slots, tuple(tensor_steps)), connection.accepted(setting)
+                life_of(about.server_instance),
+                Kept(step, params, slots, tuple(tensor_steps)),
+                connection.accepted(setting),
             )
         except Refusal as refusal:
             raise Violation(f"{setting.name} cannot be read: {refusal}") from refusal
@@ -248,7 +250,7 @@ class Fleet:
         return Lives(bases, set(self.world.lossy), set(self.world.orderly))
 
     def _write(self, run: _Run) -> None:
-        """Somebody writes other parameters while workers go on: its answer is certain, nothing happens to the server."""
+        """Somebody writes other parameters while workers go on. It is answered: nothing happens to the server now."""
         if self._chance.random() < 0.5:
             return
         time.sleep(self._chance.uniform(0.0, 0.05))

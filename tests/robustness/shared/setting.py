@@ -1,4 +1,4 @@
-"""A shared run of the harness: what it is, and the contributions that its workers send. All of it follows from seeds."""
+"""A shared run of the harness: what it is, and what its workers send. All of it follows from seeds."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from gradwire.v1 import run_pb2
 Floats = npt.NDArray[np.float32]
 
 HUGE = np.float32(2.0**40)
-"""What the large gradients are multiplied with: beside them the others are lost in a float64, unless two have cancelled."""
+"""Size of the large gradients: beside them the others are lost in a float64, unless two have cancelled before."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +114,16 @@ def any_setting(name: str, durability: str, seed: int, size: int = 40) -> Settin
         skips=chance.random() < 0.5,
         cancels=chance.random() < 0.3,
     )
+
+
+def any_settings(seed: int) -> list[Setting]:
+    """One run of each durability, and a large one whose work leaves the event loop."""
+    return [
+        any_setting("shared-journal", "JOURNAL", seed),
+        any_setting("shared-large", "JOURNAL", seed + 1, size=80_000),
+        any_setting("shared-snapshot", "SNAPSHOT", seed + 2),
+        any_setting("shared-memory", "MEMORY", seed + 3),
+    ]
 
 
 @dataclass(frozen=True)

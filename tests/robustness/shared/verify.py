@@ -41,6 +41,7 @@ class Verification:
         for number, life in enumerate(sorted(bases)):
             later = [bases[each] for each in sorted(bases)[number + 1 :]]
             self._live(life, later)
+        account.check_attachments()
 
     def _live(self, life: int, later: list[int]) -> None:
         account = self._account
@@ -107,7 +108,9 @@ class Verification:
         for name in ("tensor_steps", "slots", "params"):
             is_, should = getattr(kept, name), getattr(expected, name)
             if is_ != should:
-                raise account.wrong(f"at step {kept.step} the server holds other {name} than its rounds make: {_short(is_)}")
+                raise account.wrong(
+                    f"at step {kept.step} the server holds other {name} than its rounds make: {_short(is_)}"
+                )
         for worker_id, accepted in found.accepted.items():
             own = [each for each in account.contributions if each.worker_id == worker_id]
             last = max((each.sent.sequence for each in own if account.in_history(found.life, each)), default=0)
