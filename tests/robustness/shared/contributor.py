@@ -211,6 +211,7 @@ class Contributor:
             self._answer(stream, pending, repeated=True)
         elif self._chance.random() < 0.6:
             self._not_applied = False
+            self._notes.add(pending)  # from now on it may be there
             self._send(stream, pending)
         else:
             self._notes.add(events.GivenUp(pending.key))

@@ -84,6 +84,7 @@ class Fleet:
         self._orders = 0
         self._settling = 0
         self._ended = False
+        self._doomed = False
 
     @property
     def settings(self) -> list[Setting]:
@@ -104,7 +105,10 @@ class Fleet:
     def turn(self) -> None:
         """Raises Violation."""
         self._tend()
-        if self._harms and time.monotonic() > self._next_harm and self._processes:
+        if self._doomed:
+            self._doomed = False
+            self._kill(self._chance.choice(sorted(self._processes)))
+        if self._harms and time.monotonic() > self._next_harm:
             self._next_harm = time.monotonic() + self._chance.uniform(0.1, 0.8)
             rank = self._chance.choice(sorted(self._processes))
             if self._chance.random() < 0.5:
@@ -161,10 +165,8 @@ class Fleet:
         self._processes[rank].kill()
 
     def die(self) -> None:
-        """See `Trainer.die`."""
-        process = self._processes.get(self._chance.choice(sorted(self._processes)) if self._processes else 0)
-        if process is not None:
-            process.send(signal.SIGKILL)
+        """One process is killed, in the middle of whatever it does; from any thread."""
+        self._doomed = True  # processes are for the thread of `turn` alone, or of `check`
 
     # --- when nothing happens ----------------------------------------------------------------------------------------
 
