@@ -137,7 +137,7 @@ class Rounds:
     def _offer(self, contribution: StagedContribution) -> bool:
         run, says = self.run, contribution.says
         run.require_open()
-        member = self.leases.require(contribution.worker_id)
+        member = self.leases.require(contribution.hold)
         contribution.staleness = run.step - says.base_step
         if says.base_epoch > run.epoch or (says.base_epoch == run.epoch and contribution.staleness < 0):
             raise ProtocolViolation(
