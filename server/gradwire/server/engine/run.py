@@ -8,7 +8,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -260,13 +260,7 @@ class Run:
     def _remember(self, applied: AppliedRound, receipt: Receipt) -> None:
         """What each contributor to a round is answered."""
         self.rounds = applied.number
-        for part in applied.contributions:
-            own = replace(
-                receipt,
-                skipped_steps=(0,) if part.skipped else (),
-                received_bytes=part.received_bytes,
-                contribution=applied.outcome_of(part),
-            )
+        for part, own in zip(applied.contributions, applied.receipts(receipt), strict=True):
             self._workers[part.worker_id].answer(part.sequence, own, self.spec.layout.elements)
 
     def _finite_rows(self, gradients: Gradients, sums: npt.NDArray[np.float64]) -> Bools | None:

@@ -7,18 +7,18 @@ import copy
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from gradwire.server.engine.applied_round import AppliedRound
-from gradwire.server.engine.block import Kind, Outcome, Receipt
+from gradwire.server.engine.block import Kind, Receipt
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.shared import SharedRun
-from gradwire.server.engine.spec import Durability
 from gradwire.server.engine.workers import Holder
+from gradwire.server.rounds.answers import dropped, refused
 from gradwire.server.rounds.closing import close_round
 from gradwire.server.rounds.generations import Generation, Generations
 from gradwire.server.rounds.leases import AttachShared, Leases
-from gradwire.server.rounds.rule import Action, Decision, OpenRound, Owing, decide, has_quorum
+from gradwire.server.rounds.open_round import Round
+from gradwire.server.rounds.rule import Action, Decision, OpenRound, decide, has_quorum
 from gradwire.server.rounds.staged import StagedContribution, Stagings
 from gradwire.wire.errors import Fenced, GradwireError, NonFiniteGradient, ProtocolViolation
 
@@ -26,21 +26,6 @@ log = logging.getLogger(__name__)
 
 _LONG_SECONDS = 10.0
 """After so long the log says once what a round waits for."""
-
-
-@dataclass(eq=False)
-class Round:
-    """One that is open, or about to be applied."""
-
-    epoch: int
-    opened: float
-    awaited: frozenset[str]
-    """Who was leased when it opened."""
-    contributions: dict[str, StagedContribution] = field(default_factory=dict)
-    quorate: float | None = None
-    decision: Decision | None = None
-    told: bool = False
-    """Whether the log has said what it waits for."""
 
 
 class Rounds:
@@ -148,12 +133,13 @@ class Rounds:
         if says.base_epoch != run.epoch:
             contribution.staleness = 0
             why = "the run's history has changed since its parameters were sent: a write, a roll-back, or lost steps"
-            self._refuse(contribution, Kind.STALE, "HISTORY_CHANGED", why)
+            self._answer(contribution, refused(run, contribution, Kind.STALE, "HISTORY_CHANGED", why))
         elif contribution.staleness > self.options.max_staleness:
             why = f"it is {contribution.staleness} steps old; the run takes up to {self.options.max_staleness}"
-            self._refuse(contribution, Kind.STALE, "TOO_STALE", why)
+            self._answer(contribution, refused(run, contribution, Kind.STALE, "TOO_STALE", why))
         elif contribution.refusal:
-            self._refuse(contribution, Kind.REFUSED, NonFiniteGradient.reason, contribution.refusal)
+            why = contribution.refusal
+            self._answer(contribution, refused(run, contribution, Kind.REFUSED, NonFiniteGradient.reason, why))
         else:
             self._join(contribution)
         return True
@@ -169,23 +155,6 @@ class Rounds:
     @property
     def _leased(self) -> frozenset[str]:
         return frozenset(member.worker_id for member in self.leases.all_leased())
-
-    def _refuse(self, contribution: StagedContribution, kind: Kind, reason: str, message: str) -> None:
-        """It will not be applied, and that is its answer."""
-        outcome = Outcome(kind, reason, message, staleness=contribution.staleness)
-        self._answer(contribution, self._receipt(contribution, outcome))
-
-    def _receipt(self, contribution: StagedContribution, outcome: Outcome) -> Receipt:
-        """Of one that was not applied."""
-        run = self.run
-        return Receipt(
-            step=run.step,
-            gradient_norm=0.0,
-            learning_rates=tuple(group.learning_rate(max(run.step, 1)) for group in run.groups),
-            received_bytes=contribution.received_bytes,
-            durability=run.spec.durability or Durability.MEMORY,
-            contribution=outcome,
-        )
 
     def _answer(self, contribution: StagedContribution, receipt: Receipt) -> None:
         """It has its outcome."""
@@ -261,7 +230,7 @@ class Rounds:
         if round.quorate is None and has_quorum(seen, self.options):
             round.quorate = now
             seen = replace(seen, quorate=now)
-        round.decision = decision = decide(now, seen, self.options)
+        decision = decide(now, seen, self.options)
         self.leases.set_aside(decision.aside)
         if decision.action is Action.WAIT:
             times = [time for time in (decision.until, self.leases.next_end()) if time is not None]
@@ -279,20 +248,11 @@ class Rounds:
         self._closing = asyncio.ensure_future(self._close(round, decision))
 
     def _seen(self, round: Round, now: float) -> OpenRound:
-        owing = [
-            Owing(member.worker_id, member.step, now - member.heard, member.worker_id in round.awaited, member.aside)
-            for member in self.leases.all_leased()
-            if member.worker_id not in round.contributions
-        ]
-        weights = [contribution.says.weight for contribution in round.contributions.values()]
-        return OpenRound(round.opened, self.run.step, weights, owing, round.quorate, self.leases.started)
+        return round.seen(now, self.run.step, self.leases.all_leased(), started=self.leases.started)
 
     async def _close(self, round: Round, decision: Decision) -> None:
         """Applies a round, and tells all who are part of it. Nothing of what it does is any stream's own."""
-        contributions = [round.contributions[worker_id] for worker_id in sorted(round.contributions)]
-        applied = AppliedRound(
-            self.run.rounds + 1, decision.reason, decision.message, tuple(each.part for each in contributions)
-        )
+        contributions, applied = round.ordered, round.applied(self.run.rounds + 1, decision)
         try:
             receipt = await close_round(self.run, self.generations, self.stagings, round.epoch, applied, contributions)
         except NonFiniteGradient as error:
@@ -307,37 +267,19 @@ class Rounds:
                 raise
         else:
             self.generations.publish()
-            for contribution, part in zip(contributions, applied.contributions, strict=True):
-                own = replace(
-                    receipt,
-                    skipped_steps=(0,) if part.skipped else (),
-                    received_bytes=part.received_bytes,
-                    contribution=applied.outcome_of(part),
-                )
+            for contribution, own in zip(contributions, applied.receipts(receipt), strict=True):
                 self._answer(contribution, own)
         finally:
             self._closing = None
             self._loop.call_soon(self.consider)
 
     def _dropped(self, round: Round, reason: str, message: str) -> None:
-        total = sum(each.says.weight for each in round.contributions.values() if each.staging is not None)
-        for contribution in list(round.contributions.values()):
-            outcome = Outcome(
-                Kind.DROPPED,
-                reason,
-                message,
-                self.run.rounds + 1,
-                share=0.0 if contribution.staging is None else contribution.says.weight / total,
-                contributors=len(round.contributions),
-                total_weight=total,
-                staleness=contribution.staleness,
-            )
-            self._answer(contribution, self._receipt(contribution, outcome))
+        for contribution, receipt in dropped(self.run, round.ordered, reason, message):
+            self._answer(contribution, receipt)
 
     # --- what is said of it ------------------------------------------------------------------------------------------
 
-    @property
-    def waits_for(self) -> tuple[str, float]:
+    def why_it_waits(self) -> tuple[str, float]:
         """Why the open round has not closed, and since when, in seconds; ``("", 0)``: none is open."""
         round = self._open
         if round is None:

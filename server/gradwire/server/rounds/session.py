@@ -178,7 +178,7 @@ class SharedSession:
                     break
                 raise
             if not answer.done():
-                reason, _ = self.rounds.waits_for
+                reason, _ = self.rounds.why_it_waits()
                 if self._tells:
                     yield Waiting(reason, asyncio.get_running_loop().time() - began)
         failpoint("reply.before")
