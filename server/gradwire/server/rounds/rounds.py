@@ -20,7 +20,7 @@ from gradwire.server.rounds.leases import AttachShared, Leases
 from gradwire.server.rounds.open_round import Round
 from gradwire.server.rounds.rule import Action, Decision, OpenRound, decide, has_quorum
 from gradwire.server.rounds.staged import StagedContribution, Stagings
-from gradwire.wire.errors import Fenced, GradwireError, NonFiniteGradient, ProtocolViolation
+from gradwire.wire.errors import Fenced, GradwireError, InternalError, NonFiniteGradient, ProtocolViolation
 
 log = logging.getLogger(__name__)
 
@@ -206,12 +206,11 @@ class Rounds:
             for contribution in round.contributions.values():
                 self._fail(contribution, error, applied=False)
 
-    def _fail(self, contribution: StagedContribution, error: BaseException, *, applied: bool | None) -> None:
+    def _fail(self, contribution: StagedContribution, error: GradwireError, *, applied: bool | None) -> None:
         self._release(contribution)
-        failure = copy.copy(error)
-        if isinstance(failure, GradwireError):
-            failure.metadata = dict(failure.metadata)
-            failure.applied = applied
+        failure = copy.copy(error)  # each stream adds to its own what it knows
+        failure.metadata = dict(failure.metadata)
+        failure.applied = applied
         contribution.answer.set_exception(failure)
         contribution.answer.exception()  # its stream may have gone: then nobody asks
 
@@ -257,12 +256,14 @@ class Rounds:
             receipt = await close_round(self.run, self.generations, self.stagings, round.epoch, applied, contributions)
         except NonFiniteGradient as error:
             self._dropped(round, "ROUND_NOT_FINITE", f"the combined gradient is not finite: {error.message}")
-        except BaseException as error:
-            if not isinstance(error, GradwireError):
-                log.exception("round %d of %s could not be applied", applied.number, self.run.spec.name)
+        except GradwireError as error:
             for contribution in contributions:
-                known = error.applied if isinstance(error, GradwireError) else None
-                self._fail(contribution, error, applied=known)
+                self._fail(contribution, error, applied=error.applied)
+        except BaseException as error:
+            log.exception("round %d of %s could not be applied", applied.number, self.run.spec.name)
+            failure = InternalError(f"round {applied.number} could not be applied; the server's log says more")
+            for contribution in contributions:
+                self._fail(contribution, failure, applied=None)
             if not isinstance(error, Exception):
                 raise
         else:
