@@ -366,6 +366,17 @@ def test_a_run_begins_with_so_many(bare: BareClient) -> None:
     assert a.answer().contribution.kind == ACCEPTED
 
 
+def test_the_first_round_is_of_all_with_whom_the_run_begins(bare: BareClient) -> None:
+    shared = Shared(bare, start_with=3, deadline_seconds=300)
+    a = shared.attach("a")
+    a.send([1.0, 1.0])
+    shared.until_waiting("a")
+    b, c = shared.attach("b"), shared.attach("c")
+    b.send([1.0, 1.0])
+    c.send([1.0, 1.0])
+    assert [worker.answer().contribution.contributors for worker in (a, b, c)] == [3, 3, 3]
+
+
 def test_who_is_too_slow_is_set_aside_until_it_contributes(bare: BareClient) -> None:
     shared = Shared(bare, quorum=1, deadline_seconds=0.2)
     slow, fast = shared.attach("slow"), shared.attach("fast")

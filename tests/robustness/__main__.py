@@ -21,7 +21,7 @@ from tests.robustness.damage import KINDS
 from tests.robustness.disk import build_library
 from tests.robustness.episode import Episode
 from tests.robustness.model import Reference
-from tests.robustness.plan import FLUSHES, Life, at_points, at_random, failpoints, with_damage
+from tests.robustness.plan import FLUSHES, Life, at_points, at_random, points_without_rounds, with_damage
 from tests.robustness.servers import Zygote
 from tests.robustness.summary import write_into
 from tests.robustness.tally import Tally
@@ -44,7 +44,7 @@ class Plan:
 
 def planned(seed: int) -> Plan:
     """The episode of a seed in the long run."""
-    points = [*failpoints(), *FLUSHES]
+    points = [*points_without_rounds(), *FLUSHES]
     if seed % 10 == 9:
         return damages(seed, len(KINDS) * 2)
     if seed % 5 == 4:

@@ -86,11 +86,13 @@ class Leases:
             member.left = None if left else self._clock()
             self._run.note_use()
 
-    def require(self, worker_id: str) -> Member:
-        """The member of this id, who has just been heard. Raises Fenced where it is not attached."""
+    def require(self, hold: Holder) -> Member:
+        """The member that has this hold, who has just been heard. Raises Fenced where it has none, or another one: what
+        an attachment was told of the worker's last contribution would not be so any more."""
+        worker_id = hold.worker_id
         member = self.members.get(worker_id)
-        if member is None or member.hold is None:
-            raise Fenced(f"worker {worker_id!r} is not attached to {self._run.spec.name}", applied=False)
+        if member is None or member.hold is not hold:
+            raise Fenced(f"worker {worker_id!r} is not attached to {self._run.spec.name} by this stream", applied=False)
         member.heard = self._clock()
         return member
 

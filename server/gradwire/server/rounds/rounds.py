@@ -101,8 +101,9 @@ class Rounds:
     ) -> tuple[Holder, StagedContribution | None]:
         started = self.leases.started
         hold = self.leases.attach(attach, on_end)
-        if self._open is not None and not started:
-            self._open.opened = self._loop.time()  # until there were enough, it had no deadline
+        if self._open is not None and not started:  # until there are enough, it has not really opened
+            self._open.opened = self._loop.time()
+            self._open.awaited = self._leased
         waiting = self.waiting(attach.worker_id)
         if waiting is not None and waiting.sequence != attach.resumes:
             self.withdraw(waiting)
@@ -136,7 +137,7 @@ class Rounds:
     def _offer(self, contribution: StagedContribution) -> bool:
         run, says = self.run, contribution.says
         run.require_open()
-        member = self.leases.require(contribution.worker_id)
+        member = self.leases.require(contribution.hold)
         contribution.staleness = run.step - says.base_step
         if says.base_epoch > run.epoch or (says.base_epoch == run.epoch and contribution.staleness < 0):
             raise ProtocolViolation(
@@ -162,9 +163,12 @@ class Rounds:
         if self._open is not None and self._open.epoch != self.run.epoch:  # `end` is on its way
             self._drop(Fenced(f"{self.run.spec.name} has been changed", applied=False))
         if self._open is None:
-            leased = frozenset(member.worker_id for member in self.leases.all_leased())
-            self._open = Round(self.run.epoch, now, leased)
+            self._open = Round(self.run.epoch, now, self._leased)
         self._open.contributions[contribution.worker_id] = contribution
+
+    @property
+    def _leased(self) -> frozenset[str]:
+        return frozenset(member.worker_id for member in self.leases.all_leased())
 
     def _refuse(self, contribution: StagedContribution, kind: Kind, reason: str, message: str) -> None:
         """It will not be applied, and that is its answer."""
