@@ -49,6 +49,8 @@ class StagedBlock:
     """Of ``result_memory``, what is for a receipt that names every step as skipped."""
     received_bytes: int = 0
     """Size of its gradients as they arrived; known when it is whole."""
+    journal_seconds: float = 0.0
+    """For which its commit waited for the disk."""
 
     def covers(self, layout: Layout) -> bool:
         """Whether no element is absent."""

@@ -21,6 +21,7 @@ from gradwire.server.rpc.codec import (
     decode_spec,
     durability_of,
     encode_region,
+    encoding_names,
     encodings_of,
     placements,
     spec_pieces,
@@ -117,13 +118,15 @@ class OptimizerServicer(SnapshotCalls, ServerCalls):
                 executor=self.registry.executor,
                 local=local,
                 admission=self.registry.ledger.stream_pace_of(call.who.tenant),
+                counters=self.registry.counters.blocks,
             )
             try:
                 if attach.shared_memory and self._may_share_memory(call.peer):
                     await session.share_memory()
                 self.note(call.context, call, "Train")
                 call.action = "Detach"
-                stream = TrainStream(guard, call.context, session.memory, encoder, run.budget, pace)
+                traffic = self.registry.counters.traffic.stream(*encoding_names(attach, run))
+                stream = TrainStream(guard, call.context, session.memory, encoder, run.budget, pace, traffic)
                 streams.callback(stream.close)
                 await guard.write(call.context.write, self._attached(session))
                 while (part := await stream.receive()) is not None:
