@@ -31,9 +31,10 @@ def test_the_phases_of_a_block(clock: Clock) -> None:
     watch.whole()
     clock.now += 3  # of which the disk took one
     watch.committed(steps=10, skipped=2, journal_seconds=1.0)
-    assert (counters.steps, counters.skipped_steps, results(counters)) == (8, 2, {"applied": 1})
+    assert (counters.steps, counters.skipped_steps, results(counters)) == (10, 2, {"applied": 1})
     clock.now += 5
     watch.answered()
+    counters.fold()
     seconds = {name: getattr(counters, f"{name}_seconds") for name in ("receive", "compute", "journal", "answer")}
     assert {name: histogram.total for name, histogram in seconds.items()} == {
         "receive": 4,
@@ -55,6 +56,7 @@ def test_a_block_that_waited_for_no_disk_is_none_of_the_journals(clock: Clock) -
     watch.whole()
     watch.committed(1, 0, 0.0)
     watch.answered()
+    counters.fold()
     assert sum(counters.journal_seconds.counts) == 0
     assert sum(counters.compute_seconds.counts) == 1
 
@@ -83,7 +85,24 @@ def test_a_block_whose_answer_fails_has_been_applied_and_nothing_else(clock: Clo
         watch.committed(1, 0, 0.0)
         getattr(watch, end)()
         watch.close()
+        watch.answered()
     assert results(counters) == {"applied": 2}
+    assert not counters.moments
+
+
+def test_moments_that_wait_are_bounded(clock: Clock) -> None:
+    counters = BlockCounters()
+    watch = counters.watch()
+    for _ in range(blocks.FOLDED_AT_ONCE + 10):
+        watch.begin()
+        clock.now += 1
+        watch.committed(1, 0, 0.0)
+        watch.answered()
+    assert len(counters.moments) == 10
+    assert sum(counters.compute_seconds.counts) == blocks.FOLDED_AT_ONCE
+    counters.fold()
+    counters.fold()
+    assert sum(counters.compute_seconds.counts) == counters.compute_seconds.total == blocks.FOLDED_AT_ONCE + 10
 
 
 def test_the_oldest_of_several_is_told(clock: Clock) -> None:

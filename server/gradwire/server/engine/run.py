@@ -89,7 +89,7 @@ class Run:
         self.used_at = time.monotonic()
         """When somebody did anything with the run last; while a worker holds it that is always."""
         self.applied_at = 0.0
-        """When a block was applied last since the server began, in seconds since 1970; 0: never."""
+        """When a block was applied last since the server began, by `time.perf_counter`; 0: never."""
         self.users = 0
         """Calls about the run that have not ended."""
         self.on_delete: list[Callable[[], object]] = []

@@ -5,6 +5,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 STEP_SECONDS = (
     25e-6, 50e-6, 100e-6, 250e-6, 500e-6, 1e-3, 2.5e-3, 5e-3, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0,
     60.0,
@@ -57,3 +60,10 @@ class Histogram:
     def observe(self, value: float) -> None:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
+
+    def observe_all(self, values: npt.NDArray[np.float64]) -> None:
+        """As `observe` each of them, in a fraction of the time."""
+        places = np.searchsorted(self.bounds, values)
+        found = np.bincount(places, minlength=len(self.counts)).tolist()
+        self.counts = [count + more for count, more in zip(self.counts, found, strict=True)]
+        self.total += float(values.sum())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import Executor
 from dataclasses import replace
@@ -14,7 +13,6 @@ from gradwire.server.encodings.encoders import Encoder
 from gradwire.server.engine.block import GradientSlice, Receipt, Reply
 from gradwire.server.engine.features import Feature, require_understood
 from gradwire.server.engine.run import Run
-from gradwire.server.engine.staged_block import StagedBlock
 from gradwire.server.engine.threads import unless_short
 from gradwire.server.engine.workers import Holder, check_id
 from gradwire.server.failpoints import failpoint
@@ -132,9 +130,9 @@ class Session:
         failpoint("stage.before")
         failpoint("stage.after")
         self._answering = COMMITTING
-        self._watch.whole()
         reply = await self._straight_path.commit(block, part)
-        self._note_commit(block, reply.receipt)
+        skipped = 0 if reply.receipt is None else len(reply.receipt.skipped_steps)
+        self.run.applied_at = self._watch.committed(block.header.steps, skipped, block.journal_seconds)
         failpoint("reply.before")
         self._answering = Answering(True, part.sequence)
         return reply
@@ -190,17 +188,13 @@ class Session:
         self._answering = COMMITTING
         self._watch.whole()
         receipt = await changes.commit(self.run, self.holder, block, whole.gradients, whole.work)
-        self._note_commit(block, receipt)
+        skipped = len(receipt.skipped_steps)
+        self.run.applied_at = self._watch.committed(block.header.steps, skipped, block.journal_seconds)
         failpoint("reply.before")
         self._answering = Answering(True, block.sequence)
         self._receiver.drop()
         async for reply in self._results.committed(receipt, whole.unanswered, written=whole.written):
             yield reply
-
-    def _note_commit(self, block: StagedBlock, receipt: Receipt | None) -> None:
-        self.run.applied_at = time.time()
-        skipped = 0 if receipt is None else len(receipt.skipped_steps)
-        self._watch.committed(block.header.steps, skipped, block.journal_seconds)
 
     def complete(self, error: GradwireError) -> None:
         """Says with what ends the stream whether a block was applied, and which one: a client that has its receipt

@@ -33,6 +33,7 @@ class Scrape:
         self._unused_handshakes = watched.unused_handshakes()
         self._ready = not watched.unready()
         blocks = watched.registry.counters.blocks
+        blocks.fold()
         self._oldest_seconds = blocks.oldest_seconds
         self._streams = len(blocks.watches)
 
@@ -76,7 +77,7 @@ class Scrape:
 
     def _steps(self) -> Iterator[Metric]:
         blocks = self._watched.registry.counters.blocks
-        yield counter("gradwire_steps", "Steps that were applied.", blocks.steps)
+        yield counter("gradwire_steps", "Steps that were applied.", blocks.steps - blocks.skipped_steps)
         yield counter("gradwire_skipped_steps", "Steps left out since a gradient was not finite.", blocks.skipped_steps)
         results = ("applied", "repeated", "refused", "abandoned")
         values = {result: getattr(blocks, result) for result in results}
