@@ -16,6 +16,7 @@ import pytest
 from gradwire.server.app import Server
 from gradwire.server.config import ConfigError, ServerConfig
 from gradwire.server.web import door
+from gradwire.server.web.collector import Scrape
 from tests.faults.hosted import WAIT_SECONDS, HostedServer, eventually
 from tests.integration.access import ROLES, AccessFile, secret_of
 from tests.integration.certificates import Files
@@ -96,6 +97,26 @@ def test_noise_is_refused_in_a_line_and_tells_nothing(hosted: HostedServer) -> N
         answer = b"".join(iter(lambda: connection.recv(4096), b""))
     assert answer.startswith((b"HTTP/1.0 400", b"HTTP/1.1 400"))
     assert b"Traceback" not in answer
+    assert ask(hosted).status == 200
+
+
+def test_strangers_fill_no_log_and_a_fault_of_ours_is_in_it(
+    hosted: HostedServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    for words in (b"noise\r\n\r\n", b"GET / HTTP/1.1\r\nHost: \x00\r\n\r\n", b"GET / HTTP/9.9\r\n\r\n"):
+        with connected(hosted) as connection:
+            connection.sendall(words)
+            assert b" 400 " in b"".join(iter(lambda: connection.recv(4096), b"")).splitlines()[0]
+    assert not caplog.records
+
+    def fail(scrape: Scrape) -> None:
+        raise RuntimeError("a fault")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Scrape, "collect", fail)
+        answer = ask(hosted)
+    assert (answer.status, answer.text) == (500, "unexpected error; the server's log says more\n")
+    assert [record.message for record in caplog.records] == ["unexpected error in /metrics"]
     assert ask(hosted).status == 200
 
 

@@ -20,6 +20,10 @@ if TYPE_CHECKING:  # needs a library that a server without TLS does without
 
 log = logging.getLogger(__name__)
 
+noise = logging.getLogger(f"{__name__}.noise")
+noise.setLevel(logging.CRITICAL)
+"""What aiohttp says of requests that are none: a page of the log for each, which strangers could make endless."""
+
 MAX_CONNECTIONS = 64
 """At a time; the next one waits in the system's queue until there is room."""
 
@@ -37,7 +41,7 @@ class _Server(web.Server):
     """Says when a connection is over."""
 
     def __init__(self, handler: Handler) -> None:
-        super().__init__(handler, access_log=None, logger=log, lingering_time=0.0)
+        super().__init__(handler, access_log=None, logger=noise, lingering_time=0.0)
         self.over: dict[RequestHandler, asyncio.Event] = {}
 
     def connection_lost(self, handler: RequestHandler, exc: BaseException | None = None) -> None:
@@ -118,11 +122,13 @@ class Door:
         made = server()
         server.over[made] = over
         transport: asyncio.BaseTransport | None = None
+        ours = True
         try:
             with suppress(OSError, TimeoutError):  # a handshake that failed, or whoever was too slow
                 async with asyncio.timeout(CONNECTION_SECONDS):
                     context = await self._context()
                     seconds = None if context is None else _HANDSHAKE_SECONDS
+                    ours = False  # from here on asyncio closes it, also where the handshake fails
                     transport, _ = await loop.connect_accepted_socket(
                         lambda: made, connection, ssl=context, ssl_handshake_timeout=seconds
                     )
@@ -131,7 +137,8 @@ class Door:
             del server.over[made]
             if isinstance(transport, asyncio.Transport):
                 transport.abort()
-            connection.close()
+            if ours:
+                connection.close()
 
     async def _context(self) -> ssl.SSLContext | None:
         if self._contexts is None:

@@ -26,7 +26,6 @@ _HEADERS = {
     "Cache-Control": "no-store",
     "X-Content-Type-Options": "nosniff",
     "Cross-Origin-Resource-Policy": "same-origin",
-    "Connection": "close",
 }
 
 _TEXT = "text/plain; charset=utf-8"
@@ -63,7 +62,13 @@ class Pages:
             return await _answer(request, 404, f"there is nothing here; expected one of {', '.join(self._routes)}")
         if request.method not in ("GET", "HEAD"):
             return await _answer(request, 405, f"{request.path} takes GET and HEAD", Allow="GET, HEAD")
-        return await route(request)
+        try:
+            return await route(request)
+        except ConnectionError:  # the caller has gone
+            raise
+        except Exception:
+            log.exception("unexpected error in %s", request.path)
+            return await _answer(request, 500, "unexpected error; the server's log says more")
 
     async def _healthz(self, request: web.BaseRequest) -> web.StreamResponse:
         return await _answer(request, 200, "ok")
