@@ -168,7 +168,7 @@ def main() -> int:
                 about["seconds"] += time.monotonic() - begun
                 save(options.state, tally, about)
                 print(
-                    f"{tally.kills} kills, {tally.shared_kills} of shared runs, connections cut {tally.cuts} times so far",
+                    f"{tally.kills} kills, {tally.shared_kills} of shared runs, {tally.cuts} connections cut so far",
                     flush=True,
                 )
     if options.docs:

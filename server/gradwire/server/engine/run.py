@@ -95,6 +95,8 @@ class Run:
         """How it is stored; None: it is in memory only."""
         self.used_at = time.monotonic()
         """When somebody did anything with the run last; while a worker holds it that is always."""
+        self.applied_at = 0.0
+        """When a block was applied last since the server began, by `time.perf_counter`; 0: never."""
         self.users = 0
         """Calls about the run that have not ended."""
         self.on_delete: list[Callable[[], object]] = []

@@ -13,6 +13,7 @@ from gradwire.server.engine.block import Kind, Receipt
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.shared import SharedRun
 from gradwire.server.engine.workers import Holder
+from gradwire.server.metrics.contributions import ContributionCounters
 from gradwire.server.rounds.answers import dropped, refused
 from gradwire.server.rounds.closing import close_round
 from gradwire.server.rounds.generations import Generation, Generations
@@ -37,6 +38,8 @@ class Rounds:
         self.options = options
         self.stagings = Stagings(run)
         self.generations = Generations(run)
+        self.counters = ContributionCounters()
+        """The server's own, once a stream has come."""
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self.leases = Leases(run, options, self._loop.time)
@@ -164,6 +167,7 @@ class Rounds:
         if record is not None and receipt.contribution.kind is not Kind.ACCEPTED:  # those the run has noted itself
             record.answer(contribution.sequence, receipt, run.spec.layout.elements)
         self.leases.note(worker_id, receipt.contribution)
+        self.counters.outcomes[receipt.contribution.kind.name.lower()] += 1
         self._release(contribution)
         contribution.answer.set_result(receipt)
 
@@ -268,6 +272,7 @@ class Rounds:
                 raise
         else:
             self.generations.publish()
+            self.counters.rounds += 1
             for contribution, own in zip(contributions, applied.receipts(receipt), strict=True):
                 self._answer(contribution, own)
         finally:
@@ -275,6 +280,7 @@ class Rounds:
             self._loop.call_soon(self.consider)
 
     def _dropped(self, round: Round, reason: str, message: str) -> None:
+        self.counters.dropped_rounds += 1
         for contribution, receipt in dropped(self.run, round.ordered, reason, message):
             self._answer(contribution, receipt)
 

@@ -135,6 +135,15 @@ def encodings_of(attach: train_pb2.Attach, run: Run) -> tuple[Decoder, Encoder]:
     return decoder, DenseEncoder(parameter_wire)
 
 
+def encoding_names(attach: train_pb2.Attach, run: Run) -> tuple[str, str]:
+    """Of the gradients and of the parameters of a stream, for people. They are known ones: see `encodings_of`."""
+    gradients, parameters = (
+        run_pb2.Encoding.Name(encoding).removeprefix("ENCODING_").lower() if encoding else run.spec.dtype.name
+        for encoding in (attach.gradient_encoding, attach.parameter_encoding)
+    )
+    return gradients, parameters
+
+
 def _guessed_numbers(overrides: Iterable[run_pb2.Override]) -> dict[int, dict[str, float]]:
     try:
         return decode_numbers(overrides)
