@@ -118,20 +118,22 @@ class Run:
         return self.holder
 
     def hold(
-        self, worker_id: str, on_end: Callable[[GradwireError], None], leased: Collection[str] = frozenset()
+        self, worker_id: str, on_end: Callable[[GradwireError], None], kept: Collection[str] = frozenset()
     ) -> Holder:
         """A hold for a worker, whose record is made where there is none; nobody is asked, and nobody fenced.
 
         Args:
-            leased: workers who are not forgotten, fewer than MAX_WORKERS.
+            kept: workers who are not forgotten.
         """
         perhaps_forgotten = self.has_forgotten and worker_id not in self._workers
         record = self._workers.setdefault(worker_id, WorkerRecord())
         self._workers.move_to_end(worker_id)
         if len(self._workers) > MAX_WORKERS:
-            longest_away = next(name for name in self._workers if name not in leased and name != worker_id)
-            self._workers.pop(longest_away).forget_result()
-            self.has_forgotten = True
+            others = (name for name in self._workers if name not in kept and name != worker_id)
+            longest_away = next(others, None)
+            if longest_away is not None:
+                self._workers.pop(longest_away).forget_result()
+                self.has_forgotten = True
         return Holder(worker_id, self.epoch, record, self.step, on_end, perhaps_forgotten)
 
     def check_attach(self, worker_id: str, takeover: bool) -> None:
@@ -263,7 +265,8 @@ class Run:
         """What each contributor to a round is answered."""
         self.rounds = applied.number
         for part, own in zip(applied.contributions, applied.receipts(receipt), strict=True):
-            self._workers[part.worker_id].answer(part.sequence, own, self.spec.layout.elements)
+            record = self._workers.setdefault(part.worker_id, WorkerRecord())
+            record.answer(part.sequence, own, self.spec.layout.elements)
 
     def _finite_rows(self, gradients: Gradients, sums: npt.NDArray[np.float64]) -> Bools | None:
         """Which rows hold finite numbers only; None: all of them. Raises NonFiniteGradient where the policy says so."""

@@ -24,9 +24,10 @@ def dropped(
     parts = [(contribution, contribution.part) for contribution in contributions]
     # The round that would have been applied, and what it would have said.
     would_be = AppliedRound(run.rounds + 1, reason, message, tuple(part for _, part in parts))
+    outcomes = [replace(would_be.outcome_of(part), kind=Kind.DROPPED, share=0.0) for _, part in parts]
     return [
-        (contribution, _not_applied(run, contribution, replace(would_be.outcome_of(part), kind=Kind.DROPPED)))
-        for contribution, part in parts
+        (contribution, _not_applied(run, contribution, outcome))
+        for (contribution, _), outcome in zip(parts, outcomes, strict=True)
     ]
 
 

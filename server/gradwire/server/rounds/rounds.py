@@ -47,7 +47,7 @@ class Rounds:
         self._closing: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._frozen = False
-        run.on_delete.append(lambda: self.stagings.keep(0))
+        run.on_delete += [lambda: self.stagings.keep(0), self.generations.release]
 
     # --- what the run itself knows of, see `engine.shared.Workers` ------------------------------------------------
 
@@ -87,8 +87,11 @@ class Rounds:
     def _attach(
         self, attach: AttachShared, on_end: Callable[[GradwireError], None]
     ) -> tuple[Holder, StagedContribution | None]:
-        started = self.leases.started
-        hold = self.leases.attach(attach, on_end)
+        started, leader = self.leases.started, self.leases.leader
+        contributors = frozenset() if self._open is None else frozenset(self._open.contributions)
+        hold = self.leases.attach(attach, on_end, contributors)
+        if attach.leads and leader not in ("", attach.worker_id):
+            self._depose(leader, attach.worker_id)
         if self._open is not None and not started:  # until there are enough, it has not really opened
             self._open.opened = self._loop.time()
             self._open.awaited = self._leased
@@ -97,6 +100,16 @@ class Rounds:
             self.withdraw(waiting)
             waiting = None
         return hold, waiting
+
+    def _depose(self, leader: str, by: str) -> None:
+        """Another worker has taken the lead over: what the old leader has changed with its waiting contribution is not
+        to be, and it is told so."""
+        member, waiting = self.leases.members.get(leader), self.waiting(leader)
+        if waiting is not None:
+            self.withdraw(waiting)
+        if member is not None and member.hold is not None:
+            why = f"worker {by!r} has taken over the lead of {self.run.spec.name}; this stream had it"
+            member.hold.on_end(Fenced(why, applied=None, epoch=self.run.epoch))
 
     def detach(self, hold: Holder, *, left: bool) -> None:
         """The stream of a hold has ended; ``left``: its worker has said that it leaves."""
@@ -230,9 +243,9 @@ class Rounds:
             return
         now = self._loop.time()
         seen = self._seen(round, now)
-        if round.quorate is None and has_quorum(seen, self.options):
-            round.quorate = now
-            seen = replace(seen, quorate=now)
+        quorate = self.leases.started and has_quorum(seen, self.options)
+        round.quorate = (now if round.quorate is None else round.quorate) if quorate else None
+        seen = replace(seen, quorate=round.quorate)
         decision = decide(now, seen, self.options)
         self.leases.set_aside(decision.aside)
         if decision.action is Action.WAIT:

@@ -198,14 +198,12 @@ class SharedSession:
 
     def _give_up(self, contribution: StagedContribution, error: GradwireError) -> bool:
         """The stream has to end while its contribution waits. False: that is about to be applied, and answered."""
+        error.applied, answer = False, contribution.answer
+        if answer.done():  # of one that was withdrawn, or that came to nothing, there is nothing to be told
+            return answer.cancelled() or answer.exception() is not None
         if isinstance(error, Fenced) and self.run.epoch == self.holder.epoch:
             error.applied = None  # the same worker has attached anew, and takes it over
             return True
-        if contribution.answer.done():
-            failure = None if contribution.answer.cancelled() else contribution.answer.exception()
-            error.applied = False
-            return failure is not None or contribution.answer.cancelled()
-        error.applied = False
         return self.rounds.withdraw(contribution)
 
     async def _parameters(self, sequence: int, receipt: Receipt) -> AsyncIterator[Reply]:
