@@ -31,10 +31,10 @@ def test_the_phases_of_a_block(clock: Clock) -> None:
     watch.whole()
     clock.now += 3  # of which the disk took one
     watch.committed(steps=10, skipped=2, journal_seconds=1.0)
-    assert (counters.steps, counters.skipped_steps, results(counters)) == (10, 2, {"applied": 1})
     clock.now += 5
     watch.answered()
     counters.fold()
+    assert (counters.steps, counters.skipped_steps, results(counters)) == (10, 2, {"applied": 1})
     seconds = {name: getattr(counters, f"{name}_seconds") for name in ("receive", "compute", "journal", "answer")}
     assert {name: histogram.total for name, histogram in seconds.items()} == {
         "receive": 4,
@@ -82,12 +82,14 @@ def test_a_block_whose_answer_fails_has_been_applied_and_nothing_else(clock: Clo
         watch = counters.watch()
         watch.begin()
         watch.whole()
-        watch.committed(1, 0, 0.0)
+        watch.committed(3, 1, 0.0)
         getattr(watch, end)()
         watch.close()
         watch.answered()
+    counters.fold()
     assert results(counters) == {"applied": 2}
-    assert not counters.moments
+    assert (counters.steps, counters.skipped_steps) == (6, 2)
+    assert not counters.noted
 
 
 def test_moments_that_wait_are_bounded(clock: Clock) -> None:
@@ -98,7 +100,7 @@ def test_moments_that_wait_are_bounded(clock: Clock) -> None:
         clock.now += 1
         watch.committed(1, 0, 0.0)
         watch.answered()
-    assert len(counters.moments) == 10
+    assert len(counters.noted) == 10
     assert sum(counters.compute_seconds.counts) == blocks.FOLDED_AT_ONCE
     counters.fold()
     counters.fold()

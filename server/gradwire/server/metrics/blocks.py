@@ -14,14 +14,15 @@ import numpy as np
 from gradwire.server.metrics.histogram import STEP_SECONDS, Histogram
 
 FOLDED_AT_ONCE = 1024
-"""Blocks whose moments wait; to fold them takes less than a millisecond."""
+"""Blocks that wait to be counted; to fold so many takes less than a millisecond."""
 
-Moments = tuple[float, float, float, float, float]
-"""When a block began, was whole, was applied and was answered, and for how long of that it waited for the disk."""
+Noted = tuple[float, float, float, float, float, int, int]
+"""Of a block that was answered: when it began, was whole, was applied and was answered, for how long of that it waited
+for the disk, its steps, and how many of them were skipped."""
 
 
 class BlockCounters:
-    """Of all streams of one server. What is not a plain number is for the event loop only."""
+    """Of all streams of one server; for the event loop only, but for the numbers. `fold` brings them up to date."""
 
     def __init__(self) -> None:
         self.steps = 0
@@ -39,8 +40,8 @@ class BlockCounters:
         self.answer_seconds = Histogram(STEP_SECONDS)
         self.watches: set[BlockWatch] = set()
         """Of the streams that are open."""
-        self.moments: list[Moments] = []
-        """Of blocks that are in no histogram yet; see `fold`."""
+        self.noted: list[Noted] = []
+        """Blocks that are counted nowhere yet."""
 
     def watch(self) -> BlockWatch:
         """For a stream that has just been opened; to be closed with it."""
@@ -55,32 +56,45 @@ class BlockCounters:
         return perf_counter() - began if began else 0.0
 
     def fold(self) -> None:
-        """Brings the histograms up to date."""
-        if not self.moments:
+        """Counts what has been noted."""
+        count = len(self.noted)
+        if not count:
             return
         # numpy takes half as long over one long row as over many short ones.
-        numbers = np.fromiter(chain.from_iterable(self.moments), np.float64, 5 * len(self.moments))
-        began, whole, applied, answered, journal = numbers.reshape(-1, 5).T
-        self.moments.clear()
+        numbers = np.fromiter(chain.from_iterable(self.noted), np.float64, 7 * count).reshape(-1, 7)
+        self.noted.clear()
+        began, whole, applied, answered, journal, steps, skipped = numbers.T
+        self.applied += count
+        self.steps += int(steps.sum())
+        self.skipped_steps += int(skipped.sum())
         self.receive_seconds.observe_all(whole - began)
         self.compute_seconds.observe_all(applied - whole - journal)
         self.journal_seconds.observe_all(journal[journal > 0])
         self.answer_seconds.observe_all(answered - applied)
 
+    def count_unanswered(self, steps: int, skipped: int) -> None:
+        """A block was applied, and its sender was gone before it had the answer."""
+        self.applied += 1
+        self.steps += steps
+        self.skipped_steps += skipped
+
 
 class BlockWatch:
     """The blocks of one stream, one after another: `begin`, `whole`, `committed`, `answered`."""
 
-    __slots__ = ("_applied", "_counters", "_journal_seconds", "_whole", "began")
+    __slots__ = ("_applied", "_counters", "_journal_seconds", "_noted", "_skipped", "_steps", "_whole", "began")
 
     def __init__(self, counters: BlockCounters) -> None:
         self._counters = counters
+        self._noted = counters.noted
         self.began = 0.0
         """When the first message of the block under way came, by `time.perf_counter`; 0: there is none."""
         self._whole = 0.0
         """When its last message had come; 0: it has not, or was the first one."""
         self._applied = 0.0
         self._journal_seconds = 0.0
+        self._steps = 1
+        self._skipped = 0
 
     def begin(self) -> None:
         """A message has come, the first one of a block or a further one."""
@@ -98,23 +112,21 @@ class BlockWatch:
             steps: of the block, those too that were skipped.
             journal_seconds: for which it waited for the disk.
         """
-        self._applied = now = perf_counter()
+        self._steps = steps
+        self._skipped = skipped
         self._journal_seconds = journal_seconds
-        counters = self._counters
-        counters.applied += 1
-        counters.steps += steps
-        if skipped:
-            counters.skipped_steps += skipped
+        self._applied = now = perf_counter()
         return now
 
     def answered(self) -> None:
         """The last message of its answer has been handed to gRPC."""
-        if not self._applied:  # it has failed meanwhile
+        began, applied = self.began, self._applied
+        if not applied:  # it has failed meanwhile
             return
-        moments, began = self._counters.moments, self.began
-        moments.append((began, self._whole or began, self._applied, perf_counter(), self._journal_seconds))
+        whole, journal = self._whole or began, self._journal_seconds
+        self._noted.append((began, whole, applied, perf_counter(), journal, self._steps, self._skipped))
         self.began = self._whole = self._applied = 0.0
-        if len(moments) >= FOLDED_AT_ONCE:
+        if len(self._noted) >= FOLDED_AT_ONCE:
             self._counters.fold()
 
     def repeated(self) -> None:
@@ -136,4 +148,6 @@ class BlockWatch:
         self._counters.watches.discard(self)
 
     def _end(self) -> None:
+        if self._applied:
+            self._counters.count_unanswered(self._steps, self._skipped)
         self.began = self._whole = self._applied = 0.0

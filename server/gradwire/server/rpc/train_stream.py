@@ -12,7 +12,7 @@ from gradwire.server.access.pacing import LONGEST_SECONDS, Pace
 from gradwire.server.encodings.encoders import Encoder
 from gradwire.server.engine.block import GradientSlice, Placed, Reply, Waiting
 from gradwire.server.memory.budget import MemoryBudget
-from gradwire.server.memory.shared_memory import SharedMemory, SharedSlice
+from gradwire.server.memory.shared_memory import SharedMemory
 from gradwire.server.metrics.traffic import StreamBytes, Traffic
 from gradwire.server.rpc.codec import (
     cut,
@@ -139,6 +139,7 @@ class TrainStream:
             memory.all_taken()
         self._answered = False
         if not message.HasField("shared"):
+            self._traffic.received.bytes += len(request.data)
             return self._counted(decode_gradients(message, request.data))
         shared = message.shared
         if request.data:
@@ -147,14 +148,13 @@ class TrainStream:
             raise ProtocolViolation("a slice lies in a region, but this stream has none")
         data = memory.gradients(shared.position, shared.size_bytes)
         memory.taken(shared.taken)
+        self._traffic.received_shared.bytes += shared.size_bytes
         self._received += 1
         self._owed = self._owed or shared.acknowledge
         return self._counted(decode_gradients(message, data))
 
     def _counted(self, part: GradientSlice) -> GradientSlice:
         self._between = False
-        shared = isinstance(part.data, SharedSlice)
-        (self._traffic.received_shared if shared else self._traffic.received).bytes += len(part.data)
         if self._pace is not None:
             self._pace.use(0, len(part.data))
         return part
