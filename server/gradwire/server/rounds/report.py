@@ -61,7 +61,7 @@ def _of(rounds: Rounds, member: Member) -> WorkerReport:
         last_sequence=record.last_sequence,
         last_accepted_sequence=record.last_accepted,
         step=member.step,
-        waiting=rounds.waiting(member.worker_id) is not None,
+        waiting=rounds.has_contributed(member.worker_id),
         outcomes=dict(member.outcomes),
         share=member.weight / total if total else 0.0,
     )

@@ -45,6 +45,8 @@ class Rounds:
         self.leases = Leases(run, options, self._loop.time)
         self._open: Round | None = None
         self._closing: asyncio.Task[None] | None = None
+        self._applied: Round | None = None
+        """That is about to be applied."""
         self._timer: asyncio.TimerHandle | None = None
         self._frozen = False
         run.on_delete += [lambda: self.stagings.keep(0), self.generations.release]
@@ -78,15 +80,19 @@ class Rounds:
         Raises RunNotFound, RunBusy where there are as many workers as may be, LeaderBusy.
         """
         while True:
-            await self.settled()
-            found = await self.run.lock.run(lambda: None if self._closing else self._attach(attach, on_end))
+            while self.is_closing(attach.worker_id):
+                await self.settled()
+            found = await self.run.lock.run(lambda: self._attach(attach, on_end))
             if found is not None:
                 self.consider()
                 return found
 
     def _attach(
         self, attach: AttachShared, on_end: Callable[[GradwireError], None]
-    ) -> tuple[Holder, StagedContribution | None]:
+    ) -> tuple[Holder, StagedContribution | None] | None:
+        """None: its contribution is about to be applied."""
+        if self.is_closing(attach.worker_id):
+            return None
         started, leader = self.leases.started, self.leases.leader
         contributors = frozenset() if self._open is None else frozenset(self._open.contributions)
         hold = self.leases.attach(attach, on_end, contributors)
@@ -119,10 +125,19 @@ class Rounds:
 
     # --- contributions ---------------------------------------------------------------------------------------------
 
-    async def settled(self) -> None:
-        """Returns when no round is about to be applied."""
-        while self._closing is not None:
-            await asyncio.wait({self._closing})
+    @property
+    def closing(self) -> bool:
+        """Whether a round is about to be applied."""
+        return self._closing is not None
+
+    def is_closing(self, worker_id: str) -> bool:
+        """Whether one is that has a contribution of this worker."""
+        return self._applied is not None and worker_id in self._applied.contributions
+
+    async def settled(self, timeout_seconds: float | None = None) -> None:
+        """Returns when the round that is about to be applied, if one is, has been, or after the time."""
+        if self._closing is not None:
+            await asyncio.wait({self._closing}, timeout=timeout_seconds)
 
     async def offer(self, contribution: StagedContribution) -> None:
         """Decides at once, or when its round closes, what becomes of a contribution: see its ``answer``.
@@ -131,7 +146,7 @@ class Rounds:
         """
         while True:
             await self.settled()
-            if await self.run.lock.run(lambda: self._closing is None and self._offer(contribution)):
+            if await self.run.lock.run(lambda: not self.closing and self._offer(contribution)):
                 self.consider()
                 return
 
@@ -198,6 +213,10 @@ class Rounds:
         self.consider()
         return True
 
+    def has_contributed(self, worker_id: str) -> bool:
+        """Whether the worker waits for a round to close, or to have been applied."""
+        return self.waiting(worker_id) is not None or self.is_closing(worker_id)
+
     def waiting(self, worker_id: str) -> StagedContribution | None:
         """The worker's contribution in the open round."""
         return None if self._open is None else self._open.contributions.get(worker_id)
@@ -261,6 +280,7 @@ class Rounds:
             return
         for contribution in round.contributions.values():
             contribution.closing = True
+        self._applied = round
         self._closing = asyncio.ensure_future(self._close(round, decision))
 
     def _seen(self, round: Round, now: float) -> OpenRound:
@@ -289,7 +309,7 @@ class Rounds:
             for contribution, own in zip(contributions, applied.receipts(receipt), strict=True):
                 self._answer(contribution, own)
         finally:
-            self._closing = None
+            self._closing = self._applied = None
             self._loop.call_soon(self.consider)
 
     def _dropped(self, round: Round, reason: str, message: str) -> None:
@@ -301,10 +321,14 @@ class Rounds:
 
     def why_it_waits(self) -> tuple[str, float]:
         """Why the open round has not closed, and since when, in seconds; ``("", 0)``: none is open."""
+        now = self._loop.time()
+        if self._applied is not None:
+            readers = self.generations.holding_up
+            reason = f"waits until {', '.join(readers)} has read an older answer" if readers else "its round is applied"
+            return reason, now - self._applied.opened
         round = self._open
         if round is None:
-            return ("its round is being applied", 0.0) if self._closing is not None else ("", 0.0)
-        now = self._loop.time()
+            return "", 0.0
         decision = decide(now, self._seen(round, now), self.options)
         reason = decision.message
         if now - round.opened >= _LONG_SECONDS and not round.told:
@@ -312,9 +336,9 @@ class Rounds:
             log.info("%s, round %d: %s", self.run.spec.name, self.run.rounds + 1, reason)
         return reason, now - round.opened
 
-    async def pin(self) -> Generation:
+    async def pin(self, reader: str) -> Generation:
         """The newest parameters, for `Generations.unpin`."""
-        return await self.run.lock.run(self.generations.pin)
+        return await self.run.lock.run(lambda: self.generations.pin(reader))
 
     def now(self) -> float:
         """By the clock of members and rounds."""

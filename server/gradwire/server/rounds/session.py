@@ -96,6 +96,8 @@ class SharedSession:
         check_id("worker_id", attach.worker_id)
         require_understood(run.spec.name, run.spec.needs, understands)
         rounds = rounds_of(run)
+        if rounds.is_closing(attach.worker_id):
+            await listen(rounds.settled)
         holder, waiting = await rounds.attach(attach, on_end)
         tells = Feature.REASONED_WAIT in understands
         return cls(rounds, holder, waiting, decoder, encoder, executor, listen, admission, counters, tells=tells)
@@ -150,6 +152,8 @@ class SharedSession:
             return
         self._waiting = contribution
         try:
+            async for waiting in self._settled():
+                yield waiting
             await self.rounds.offer(contribution)
         except BaseException:
             self._waiting = None
@@ -157,6 +161,18 @@ class SharedSession:
             raise
         async for reply in self._answer(contribution):
             yield reply
+
+    async def _settled(self) -> AsyncIterator[Waiting]:
+        """Waits until no round is about to be applied; what comes meanwhile belongs to the next one."""
+        began = asyncio.get_running_loop().time()
+        while self.rounds.closing:
+            try:
+                await self._listen(lambda: self.rounds.settled(TELL_SECONDS))
+            except GradwireError as error:
+                error.applied = False  # it is in no round yet
+                raise
+            if self.rounds.closing and self._tells:
+                yield Waiting(self.rounds.why_it_waits()[0], asyncio.get_running_loop().time() - began)
 
     def _repeated(self, part: GradientSlice) -> Receipt | None:
         record = self.holder.record
@@ -208,7 +224,7 @@ class SharedSession:
 
     async def _parameters(self, sequence: int, receipt: Receipt) -> AsyncIterator[Reply]:
         """All parameters as they are now, and the receipt, which says so."""
-        self._pinned = generation = await self.rounds.pin()
+        self._pinned = generation = await self.rounds.pin(self.holder.worker_id)
         try:
             self._answering = receipt = replace(receipt, step=generation.step, epoch=generation.epoch)
             self.rounds.leases.sent(self.holder.worker_id, generation.step)
@@ -231,7 +247,7 @@ class SharedSession:
     def _unpin(self) -> None:
         pinned, self._pinned = self._pinned, None
         if pinned is not None:
-            self.rounds.generations.unpin(pinned)
+            self.rounds.generations.unpin(pinned, self.holder.worker_id)
 
     def answered(self) -> None:
         """Nothing is to be done."""
