@@ -32,7 +32,6 @@ OF_SHARED_RUNS = (
     "journal.before-commit",
     "journal.commit",
     "journal.after-commit",
-    "snapshot.",
     "reply.",
     OF_ROUNDS,
 )

@@ -121,8 +121,9 @@ class Contributor:
             self._notes.add(events.NotApplied(self._pending.key, refusal.reason))
         if refusal.reason == "PROTOCOL_VIOLATION":
             self._base = None
+        attached = self._stream is not None
         self._drop()
-        time.sleep(0.01)
+        time.sleep(0.01 if attached else self._chance.uniform(0.02, 0.08))  # there are many, and few processors
 
     def _says_not_applied(self, refusal: Refusal) -> bool:
         """Of the pending contribution. Where the attachment has said that it has its outcome, only the request to hear

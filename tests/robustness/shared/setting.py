@@ -117,12 +117,11 @@ def any_setting(name: str, durability: str, seed: int, size: int = 40) -> Settin
 
 
 def any_settings(seed: int) -> list[Setting]:
-    """One run of each durability, and a large one whose work leaves the event loop."""
+    """One run of each durability. Of each two seeds one has a run whose work leaves the event loop."""
     return [
-        any_setting("shared-journal", "JOURNAL", seed),
-        any_setting("shared-large", "JOURNAL", seed + 1, size=80_000),
-        any_setting("shared-snapshot", "SNAPSHOT", seed + 2),
-        any_setting("shared-memory", "MEMORY", seed + 3),
+        any_setting("shared-journal", "JOURNAL", seed, size=80_000 if seed % 2 else 40),
+        any_setting("shared-snapshot", "SNAPSHOT", seed + 1),
+        any_setting("shared-memory", "MEMORY", seed + 2),
     ]
 
 
