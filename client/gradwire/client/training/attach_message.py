@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+
 from gradwire.client.options import RunOptions, encoding_of
 from gradwire.client.transport.link import Link
 from gradwire.client.workers.rank import default_worker_id, leads_by_default
@@ -30,4 +32,5 @@ def attach_message(
         shared_memory=bool(options.shared_memory) and is_local(link.target),
         understands=understands,
         leads=leads,
+        session=uuid.uuid4().hex if shared else "",
     )

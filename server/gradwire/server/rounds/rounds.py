@@ -354,6 +354,14 @@ def rounds_of(run: Run) -> Rounds:
     return run.shared_workers
 
 
+def note_read(run: Run, worker_id: str, step: int) -> None:
+    """A worker of a shared run goes on with parameters of this step, which it has read."""
+    if worker_id and run.spec.shared is not None:
+        rounds = rounds_of(run)
+        rounds.leases.sent(worker_id, step)
+        rounds.consider()
+
+
 def require_leader(run: Run, worker_id: str) -> None:
     """Raises LeaderBusy where a worker would change a shared run for all that another one leads.
 
