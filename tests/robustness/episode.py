@@ -20,8 +20,8 @@ from tests.robustness.plan import Life, Trouble
 from tests.robustness.proxy import RoughProxy
 from tests.robustness.rivals import Rival, rivals
 from tests.robustness.servers import ForkedServer, Zygote
-from tests.robustness.shared.contributor import Recklessness
 from tests.robustness.shared.fleet import Fleet
+from tests.robustness.shared.moments import Recklessness
 from tests.robustness.shared.setting import Setting
 from tests.robustness.tally import Tally
 from tests.robustness.trainer import SETTLE_SECONDS, Trainer, World

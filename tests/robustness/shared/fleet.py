@@ -19,9 +19,9 @@ from tests.robustness.servers import Forked, Zygote, life_of
 from tests.robustness.shared import events
 from tests.robustness.shared.account import Account, Lives, Write, check_each
 from tests.robustness.shared.connection import Connection
-from tests.robustness.shared.contributor import Recklessness
 from tests.robustness.shared.crew import notes_of
 from tests.robustness.shared.events import Reader
+from tests.robustness.shared.moments import Recklessness
 from tests.robustness.shared.replay import Kept
 from tests.robustness.shared.setting import Setting
 from tests.robustness.shared.verify import Found, Verification
