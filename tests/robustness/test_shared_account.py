@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from tests.robustness.model import Violation
-from tests.robustness.shared.account import Account, Lives, Write, check_each
+from tests.robustness.shared.account import Account, check_each
 from tests.robustness.shared.events import Attached, Event, Failed, Gone, Told
+from tests.robustness.shared.past import Lives, Write
 from tests.robustness.shared.replay import Replay, combined
 from tests.robustness.shared.setting import Sent, Setting
 from tests.robustness.shared.verify import Found, Verification

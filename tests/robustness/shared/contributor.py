@@ -13,6 +13,7 @@ from tests.robustness.shared.connection import Connection
 from tests.robustness.shared.events import Event, Notes
 from tests.robustness.shared.exchange import NoAnswer, receive, upload
 from tests.robustness.shared.moments import Cut, Moments, Orders, Recklessness
+from tests.robustness.shared.past import lasting
 from tests.robustness.shared.setting import Sent, Setting, any_contribution
 
 UNDERSTANDS = [train_pb2.FEATURE_SHARED_RUN, train_pb2.FEATURE_REASONED_WAIT]
@@ -82,6 +83,8 @@ class Contributor:
                 self._resolve(self._stream, self._pending)
             elif self._orders.settle:
                 self._rest(self._orders.settle)
+            elif self._chance.random() < 0.02:
+                self._leave(self._stream)
             else:
                 self._contribute(self._stream)
         except Refusal as refusal:
@@ -126,6 +129,14 @@ class Contributor:
             self._idle = order
             self._notes.add(events.Idle(order))
         time.sleep(0.01)
+
+    def _leave(self, stream: BareStream) -> None:
+        """Says so: nobody waits for it while it is away."""
+        stream.send(train_pb2.TrainRequest(leave=train_pb2.Leave()))
+        stream.close()
+        self._notes.add(events.Moment("left", killed=False))
+        self._drop()
+        time.sleep(self._chance.uniform(0.0, 0.05))
 
     # --- attaching ---------------------------------------------------------------------------------------------------
 
@@ -246,7 +257,7 @@ class Contributor:
         before = self._outcome
         self._answer(stream, sent, repeated=True)
         after = self._outcome
-        if before is not None and after is not None and _lasting(before) != _lasting(after):
+        if before is not None and after is not None and lasting(before) != lasting(after):
             self.wrong(f"contribution {sent.sequence} was answered with {before}, and then with {after}")
 
     def wrong(self, what: str) -> None:
@@ -256,8 +267,3 @@ class Contributor:
 
 def _short(attached: train_pb2.Attached) -> str:
     return " ".join(str(attached).split())
-
-
-def _lasting(told: events.Told) -> tuple[object, ...]:
-    """What no later answer may say otherwise."""
-    return (told.kind, told.reason, told.round, told.share, told.contributors, told.total_weight, told.staleness)

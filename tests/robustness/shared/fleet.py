@@ -115,7 +115,8 @@ class Fleet:
         elif isinstance(event, events.Wrong):
             raise Violation(event.what)
         elif isinstance(event, events.Moment):
-            self.kinds[f"{'killed' if event.killed else 'cut'} when {event.name}"] += 1
+            name = event.name if event.name == "left" else f"{'killed' if event.killed else 'cut'} when {event.name}"
+            self.kinds[name] += 1
 
     def _start(self, rank: int) -> Forked:
         order = {

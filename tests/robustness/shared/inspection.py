@@ -13,10 +13,11 @@ from tests.contract.bare import Refusal
 from tests.robustness.model import Violation
 from tests.robustness.servers import life_of
 from tests.robustness.shared import events
-from tests.robustness.shared.account import Account, Lives, Write, check_each
+from tests.robustness.shared.account import Account, check_each
 from tests.robustness.shared.connection import Connection
 from tests.robustness.shared.crew import notes_of
 from tests.robustness.shared.events import Reader
+from tests.robustness.shared.past import Lives, Write
 from tests.robustness.shared.replay import Kept
 from tests.robustness.shared.setting import Setting
 from tests.robustness.shared.verify import Found, Verification
