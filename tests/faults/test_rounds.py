@@ -140,12 +140,18 @@ def test_who_does_not_read_holds_up_the_fourth_vector_until_it_is_given_up() -> 
             worker.send([], absent_tensors=[0])
             eventually(lambda step=step: bare.get(shared.name).step == step, "its round is applied")  # type: ignore[misc]
             eventually(lambda: hosted.call(lambda: generations.read), "its answer has begun")
-        receipt = fast.step_alone([1.0] * size)
+        late = shared.attach("late", base_step=0)
+        fast.send([1.0] * size)
+        eventually(lambda: "has read an older answer" in shared.workers().waiting_for, "it is said who holds it up")
+        found = shared.workers()
+        assert "deaf-1" in found.waiting_for
+        assert [each.waiting for each in found.workers if each.worker_id == "fast"] == [True]
+        late.leave()
+        receipt = fast.answer()
         assert (receipt.contribution.kind, receipt.step, set(fast.params)) == (ACCEPTED, 4, {-1.0})
-        for worker in deaf:
-            with pytest.raises(Refusal) as caught:
-                worker.answer()
-            assert (caught.value.reason, caught.value.applied) == ("STALLED", "true")
+        with pytest.raises(Refusal) as caught:
+            deaf[0].answer()
+        assert (caught.value.reason, caught.value.applied) == ("STALLED", "true")
 
 
 def test_nothing_is_left_behind(hosted: HostedServer, bare: BareClient) -> None:
@@ -164,6 +170,17 @@ def test_nothing_is_left_behind(hosted: HostedServer, bare: BareClient) -> None:
         worker.leave()
     eventually(lambda: hosted.handlers() == 0, "all streams have ended")
     assert hosted.used_bytes - with_run == 4 * BULK, "of the contribution that waits for its worker, and of no other"
+    hosted.delete(f"runs/{shared.name}")
+    eventually(lambda: hosted.used_bytes == before, "all that the run held is free")
+
+
+def test_encoded_parameters_go_with_their_run(hosted: HostedServer, bare: BareClient) -> None:
+    before = hosted.used_bytes
+    shared = shared_of(bare, quorum=1)
+    coarse = shared.attach("a", parameter_encoding=run_pb2.ENCODING_BFLOAT16)
+    coarse.send(ONES)
+    list(coarse.stream.answer())
+    coarse.leave()
     hosted.delete(f"runs/{shared.name}")
     eventually(lambda: hosted.used_bytes == before, "all that the run held is free")
 

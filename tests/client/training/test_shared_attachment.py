@@ -127,7 +127,7 @@ def test_an_interrupted_contribution_is_withdrawn_by_the_next(monkeypatch: pytes
     again = answers(answer(2, 8.0, step=2), last_sequence=1, last_accepted_sequence=1)
     with ScriptedRounds(cut_while_it_waits, again) as server, server.attach() as run:
         with monkeypatch.context() as patch:
-            patch.setattr("gradwire.client.training.shared_delivery.SharedDelivery._waiting", interrupted)
+            patch.setattr("gradwire.client.training.delivery.Delivery._waiting", interrupted)
             with pytest.raises(KeyboardInterrupt):
                 run.step(ONES)
         assert run.stale

@@ -12,6 +12,7 @@ from gradwire.client.training.block import Block
 from gradwire.client.training.block_messages import block_messages
 from gradwire.client.transport.retry import Attempts, may_pass
 from gradwire.client.transport.stream import TrainStream
+from gradwire.client.transport.waiting_log import WaitingLog
 from gradwire.v1 import train_pb2
 from gradwire.wire.errors import Fenced, InternalError
 
@@ -32,6 +33,7 @@ class Delivery:
         self._rows = self._parameters.out_of_the_way(block.rows)
         self._sent = attachment.resumes  # whether it may have been
         self._data: BlockData | None = None  # as it was sent last
+        self._log: WaitingLog | None = None  # once there is something to say
         self._in_place = False  # whether the server writes the answer to where the parameters lie
 
     def complete(self) -> train_pb2.Receipt:
@@ -102,7 +104,11 @@ class Delivery:
             trajectory[reply.first_step : reply.first_step + reply.steps, columns] = values
 
     def _waiting(self, waiting: train_pb2.Waiting) -> None:
-        """The server says that there is no answer yet."""
+        """The server says why there is no answer yet."""
+        self._attempts.begin_anew()  # a round may take longer than any patience with failures
+        if self._log is None:
+            self._log = WaitingLog(self._attachment.message.run)
+        self._log.hear(waiting)
 
     def _check(self, receipt: train_pb2.Receipt) -> None:
         """Raises ProtocolViolation for one that no such run gives."""

@@ -45,8 +45,13 @@ class Leases:
                 member = self.members.make(worker_id, clock())
                 member.left, member.step = clock(), run.step
 
-    def attach(self, attach: AttachShared, on_end: Callable[[GradwireError], None]) -> Holder:
+    def attach(
+        self, attach: AttachShared, on_end: Callable[[GradwireError], None], contributors: Collection[str] = ()
+    ) -> Holder:
         """A hold for one worker; its older stream, if it has one, is fenced.
+
+        Args:
+            contributors: to the open round, who are not forgotten either.
 
         Raises RunNotFound, RunBusy, LeaderBusy.
         """
@@ -69,7 +74,7 @@ class Leases:
             member.step = run.step
         if attach.base_step is not None:
             member.step = min(attach.base_step, run.step)
-        member.hold = run.hold(worker_id, on_end, leased)
+        member.hold = run.hold(worker_id, on_end, leased | {*contributors})
         member.left, member.aside, member.heard = None, False, now
         if attach.leads:
             self._leader = worker_id
