@@ -167,10 +167,8 @@ def main() -> int:
                 about["next_seed"], about["episodes"] = seed, about["episodes"] + 1
                 about["seconds"] += time.monotonic() - begun
                 save(options.state, tally, about)
-                print(
-                    f"{tally.kills} kills, {tally.shared_kills} of shared runs, {tally.cuts} connections cut so far",
-                    flush=True,
-                )
+                kills = f"{tally.kills} kills, {tally.shared_kills} of shared runs"
+                print(f"{kills}; connections cut {tally.cuts} times so far", flush=True)
     if options.docs:
         write_into(DOCUMENT, tally, about)
     return 0

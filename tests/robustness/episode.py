@@ -20,8 +20,9 @@ from tests.robustness.plan import Life, Trouble
 from tests.robustness.proxy import RoughProxy
 from tests.robustness.rivals import Rival, rivals
 from tests.robustness.servers import ForkedServer, Zygote
-from tests.robustness.shared.contributor import Recklessness
 from tests.robustness.shared.fleet import Fleet
+from tests.robustness.shared.inspection import SERVER_MARK
+from tests.robustness.shared.moments import Recklessness
 from tests.robustness.shared.setting import Setting
 from tests.robustness.tally import Tally
 from tests.robustness.trainer import SETTLE_SECONDS, Trainer, World
@@ -141,6 +142,7 @@ class Episode:
             trainer.check(self._reference)
             self.tally.checks += len(trainer.trainers) if isinstance(trainer, Churn) else 1
             self.tally.checks += len(trainer.branches) if isinstance(trainer, Branches) else 0
+            self.tally.checks += len(trainer.settings) - 1 if isinstance(trainer, Fleet) else 0
         self._require_undamaged()
 
     def _require_undamaged(self) -> None:
@@ -182,7 +184,7 @@ class Episode:
             elif life.at_point:
                 points.append(f"{life.end}=kill@{life.hit}")
         self.world.lives += 1
-        self._note(f"server {self.world.lives}")
+        self._note(f"{SERVER_MARK.removeprefix('--- ')}{self.world.lives}")
         self._server = server = ForkedServer(
             self._zygote,
             *self._command,
@@ -326,8 +328,10 @@ class Episode:
             tally.client_restarts += trainer.counts.restarts
             if isinstance(trainer, Fleet):
                 tally.workers.update(trainer.kinds)
-                tally.outcomes.update(trainer.outcomes)
-                tally.rounds += trainer.rounds
+                for verdict in trainer.verdicts:
+                    tally.outcomes.update(verdict.outcomes)
+                    tally.rounds += verdict.rounds
+                    tally.compared += verdict.compared
 
     def __enter__(self) -> Episode:
         return self

@@ -35,6 +35,7 @@ def table(tally: Tally, about: Mapping[str, float]) -> str:
         ("clients that vanished and came back", tally.client_restarts),
         ("rounds of shared runs", tally.rounds),
         ("... what their workers were told of contributions", _list(tally.outcomes, lower=True)),
+        ("... answers whose parameters were compared, bit for bit", tally.compared),
         ("... what happened to these workers", _list(tally.workers)),
         ("runs compared with their history, bit for bit", tally.checks),
         (

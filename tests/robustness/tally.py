@@ -32,6 +32,8 @@ class Tally:
     """Of contributions to shared runs."""
     rounds: int = 0
     """Of shared runs, applied; also such as were lost again where that is allowed."""
+    compared: int = 0
+    """Answers to contributions whose parameters were those that the run had then."""
     shared_kills: int = 0
     """Servers killed while workers of shared runs were at work on them."""
     checks: int = 0

@@ -15,7 +15,7 @@ from tests.robustness.model import Reference, Violation
 from tests.robustness.plan import Life
 from tests.robustness.servers import Zygote
 from tests.robustness.shared.bugs import SHARED_BUGS
-from tests.robustness.shared.contributor import Recklessness
+from tests.robustness.shared.moments import Recklessness
 from tests.robustness.shared.setting import Setting
 from tests.robustness.test_seeded_bugs import ATTEMPTS
 

@@ -3,16 +3,15 @@ of that can be true."""
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 
 from tests.robustness.model import Violation
 from tests.robustness.servers import life_of
 from tests.robustness.shared import events
 from tests.robustness.shared.events import Event
+from tests.robustness.shared.past import Contribution, Lives, Round, Write, contributions_of, lasting
 from tests.robustness.shared.setting import Sent, Setting
 
 EXPECTED_FAILURES = {
@@ -26,60 +25,6 @@ EXPECTED_FAILURES = {
     "STORAGE_FAILED",
 }
 """With what a stream or a call may end: the others say that somebody has made a mistake, and nobody has."""
-
-
-@dataclass
-class Contribution:
-    """One of a worker's, and what it was told of it, in order."""
-
-    worker_id: str
-    sent: Sent
-    uid: str
-    """Of the run that it was sent to first."""
-    told: list[events.Told] = field(default_factory=list)
-
-    @property
-    def accepted(self) -> events.Told | None:
-        """The first answer, if it says that."""
-        return self.told[0] if self.told and self.told[0].kind == "ACCEPTED" else None
-
-
-@dataclass(frozen=True)
-class Write:
-    """Parameters that were written, and the answer to that."""
-
-    life: int
-    step: int
-    epoch: int
-    params: bytes
-
-
-@dataclass
-class Lives:
-    """The servers that a run has been on, by number."""
-
-    bases: dict[int, int] = field(default_factory=dict)
-    """The run's step when the server had brought it back."""
-    lossy: set[int] = field(default_factory=set)
-    """After whose end something was lost that had not been flushed."""
-    orderly: set[int] = field(default_factory=set)
-    """Those that have ended in order."""
-
-    def owner(self, life: int, round: int) -> int:
-        """The server on which the round was applied that the run had, on the server ``life``, under this number."""
-        for number in sorted(self.bases, reverse=True):
-            if number <= life and round > self.bases[number]:
-                return number
-        raise Violation(f"round {round} is said to be applied; there is none of that number")
-
-    def pairs(self) -> Iterator[tuple[int, int]]:
-        """Each server and the next one."""
-        numbers = sorted(self.bases)
-        return itertools.pairwise(numbers)
-
-
-Round = dict[str, Contribution]
-"""By worker id, in that order when it is complete."""
 
 
 class Account:
@@ -103,7 +48,7 @@ class Account:
         self.lives = lives
         self.writes = [write for write in writes if write.life in lives.bases]
         self.histories = histories
-        self.contributions = list(_contributions(uid, histories))
+        self.contributions = list(contributions_of(uid, histories))
         self.rounds: dict[tuple[int, int], Round] = {}
         self.outcomes: Counter[str] = Counter()
         for contribution in self.contributions:
@@ -122,7 +67,7 @@ class Account:
         what = f"contribution {sent.sequence} of {worker_id}"
         if not contribution.told:
             return
-        if len({_lasting(told) for told in contribution.told}) > 1:
+        if len({lasting(told) for told in contribution.told}) > 1:
             raise self.wrong(f"{what} has more than one outcome: {contribution.told}")
         first = contribution.told[0]
         self.outcomes[first.kind] += 1
@@ -251,23 +196,6 @@ class Account:
             if epochs and min(epochs) <= epoch and not between & self.lives.lossy:
                 what = f"it has gone back from step {step} to {base}, and the epoch is {min(epochs)} as before"
                 raise self.wrong(f"{what}: nobody is told")
-
-
-def _contributions(uid: str, histories: Mapping[str, Sequence[Event]]) -> Iterator[Contribution]:
-    for worker_id, history in sorted(histories.items()):
-        there, found = "", dict[int, Contribution]()
-        for event in history:
-            if isinstance(event, events.Attached):
-                there = event.uid
-            elif isinstance(event, Sent):
-                found.setdefault(event.key, Contribution(worker_id, event, there))
-            elif isinstance(event, events.Told):
-                found[event.key].told.append(event)
-        yield from (each for each in found.values() if each.uid == uid)
-
-
-def _lasting(told: events.Told) -> tuple[object, ...]:
-    return (told.kind, told.reason, told.round, told.share, told.contributors, told.staleness)
 
 
 def check_each(setting: Setting, histories: Mapping[str, Sequence[Event]]) -> None:

@@ -2,42 +2,21 @@
 
 from __future__ import annotations
 
-import os
 import random
-import signal
-import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from gradwire.v1 import train_pb2
 from tests.contract.bare import BareStream, Refusal
 from tests.robustness.shared import events
-from tests.robustness.shared.connection import Connection, answer_of, digest_of
+from tests.robustness.shared.connection import Connection
 from tests.robustness.shared.events import Event, Notes
-from tests.robustness.shared.setting import Sent, Setting, any_contribution, gradient_of
+from tests.robustness.shared.exchange import NoAnswer, receive, upload
+from tests.robustness.shared.moments import Cut, Moments, Orders, Recklessness
+from tests.robustness.shared.past import lasting
+from tests.robustness.shared.setting import Sent, Setting, any_contribution
 
 UNDERSTANDS = [train_pb2.FEATURE_SHARED_RUN, train_pb2.FEATURE_REASONED_WAIT]
-
-
-@dataclass
-class Orders:
-    """What the harness wants of a process of workers."""
-
-    settle: int = 0
-    """Number of the order to come to rest; 0: go on."""
-
-
-@dataclass(frozen=True)
-class Recklessness:
-    """How often, of all moments at which a worker could, it is killed or loses its stream."""
-
-    killed: float = 0.002
-    cut: float = 0.006
-
-
-class _Cut(Exception):
-    """Raised where the worker has lost its stream by itself."""
 
 
 class Contributor:
@@ -59,8 +38,8 @@ class Contributor:
         self._target = target
         self._notes = notes
         self._orders = orders
-        self._recklessness = recklessness
         self._chance = random.Random(f"{setting.seed} {rank} {len(past)}")
+        self._moments = Moments(orders, recklessness, notes, self._chance)
         self._connection: Connection | None = None
         self._stream: BareStream | None = None
         self._attached = train_pb2.Attached()
@@ -104,11 +83,13 @@ class Contributor:
                 self._resolve(self._stream, self._pending)
             elif self._orders.settle:
                 self._rest(self._orders.settle)
+            elif self._chance.random() < 0.02:
+                self._leave(self._stream)
             else:
                 self._contribute(self._stream)
         except Refusal as refusal:
             self._failed(refusal)
-        except _Cut:
+        except Cut:
             self._drop()
 
     def _failed(self, refusal: Refusal) -> None:
@@ -149,6 +130,14 @@ class Contributor:
             self._notes.add(events.Idle(order))
         time.sleep(0.01)
 
+    def _leave(self, stream: BareStream) -> None:
+        """Says so: nobody waits for it while it is away."""
+        stream.send(train_pb2.TrainRequest(leave=train_pb2.Leave()))
+        stream.close()
+        self._notes.add(events.Moment("left", killed=False))
+        self._drop()
+        time.sleep(self._chance.uniform(0.0, 0.05))
+
     # --- attaching ---------------------------------------------------------------------------------------------------
 
     def _attach(self) -> None:
@@ -184,11 +173,11 @@ class Contributor:
             )
         )
         if self._uid and about.run_uid != self._uid:
-            self._wrong(f"asked for the run {self._uid} and got {about.run_uid}")
+            self.wrong(f"asked for the run {self._uid} and got {about.run_uid}")
         self._uid = about.run_uid
         if about.waiting_sequence and about.waiting_sequence != request.resumes:
-            self._wrong(f"resumed {request.resumes}, and {about.waiting_sequence} is said to wait")
-        self._moment("attached")
+            self.wrong(f"resumed {request.resumes}, and {about.waiting_sequence} is said to wait")
+        self._moments.pass_by("attached")
         if self._base is None or (self._base[1] != about.epoch and self._chance.random() < 0.8):
             step, epoch, _ = self._connection.read(self.setting, self._uid)
             self._base = step, epoch
@@ -199,16 +188,16 @@ class Contributor:
         """What became of a contribution that was not answered is known now, or will be answered on this stream."""
         about, sequence = self._attached, pending.sequence
         if self._not_applied and sequence in (about.waiting_sequence, about.last_accepted_sequence):
-            self._wrong(f"contribution {sequence} was said not to be applied, and it is there: {_short(about)}")
+            self.wrong(f"contribution {sequence} was said not to be applied, and it is there: {_short(about)}")
         if about.last_sequence > sequence:
-            self._wrong(f"the server knows contribution {about.last_sequence}; this worker has sent {sequence} last")
+            self.wrong(f"the server knows contribution {about.last_sequence}; this worker has sent {sequence} last")
         if about.waiting_sequence == sequence:
             self._answer(stream, pending, repeated=False)
         elif about.last_sequence == sequence:
             if self._chance.random() < 0.5:
                 stream.send(train_pb2.Gradients(sequence=sequence, last=True))
             else:
-                self._upload(stream, pending)
+                upload(stream, self.setting, pending, self._chance, self._moments)
             self._answer(stream, pending, repeated=True)
         elif self._chance.random() < 0.6:
             self._not_applied = False
@@ -231,80 +220,30 @@ class Contributor:
         self._send(stream, sent)
 
     def _send(self, stream: BareStream, sent: Sent) -> None:
-        self._upload(stream, sent)
-        self._moment("sent")
+        upload(stream, self.setting, sent, self._chance, self._moments)
+        self._moments.pass_by("sent")
         if self._chance.random() < 0.02:
             time.sleep(self._chance.uniform(0.0, 0.03))
-            self._moment("waiting", 10.0)
+            self._moments.pass_by("waiting", 10.0)
         self._answer(stream, sent, repeated=False)
         if self._chance.random() < 0.05:
             self._ask_again(stream, sent)
 
-    def _upload(self, stream: BareStream, sent: Sent) -> None:
-        data = gradient_of(self.setting, sent).tobytes()
-        header = train_pb2.BlockHeader(
-            absent_tensors=sent.absent(),
-            contribution=train_pb2.Contribution(
-                weight=sent.weight, base_step=sent.base_step, base_epoch=sent.base_epoch
-            ),
-        )
-        size = max(4, len(data) // self._chance.choice((1, 1, 2, 5)) // 4 * 4)
-        size = min(size, 2**20)
-        places = range(0, max(len(data), 1), size)
-        for place in places:
-            stream.send(
-                train_pb2.Gradients(
-                    sequence=sent.sequence,
-                    offset=place // 4,
-                    data=data[place : place + size],
-                    header=header if place == 0 else None,
-                    last=place == places[-1],
-                )
-            )
-            if place != places[-1]:
-                self._moment("uploading")
-
     def _answer(self, stream: BareStream, sent: Sent, *, repeated: bool) -> None:
         """Waits for the outcome, and notes it with the parameters that came with it."""
-        setting = self.setting
-        found = bytearray(4 * setting.elements)
-        covered = 0
-        for part in answer_of(stream):
-            if part.sequence != sent.sequence:
-                self._wrong(f"contribution {sent.sequence} was answered as {part.sequence}")
-            found[4 * part.offset : 4 * part.offset + len(part.data)] = part.data
-            covered += len(part.data)
-            if covered < len(found):
-                self._moment("answered in part")
-        if covered != len(found):
-            self._wrong(f"an answer has {covered} bytes of parameters; expected {len(found)}")
-        receipt, outcome = part.receipt, part.receipt.contribution
-        told = events.Told(
-            sent.key,
-            self._attached.server_instance,
-            self._uid,
-            train_pb2.Outcome.Kind.Name(outcome.kind).removeprefix("KIND_"),
-            outcome.reason,
-            outcome.round,
-            outcome.share,
-            outcome.contributors,
-            outcome.total_weight,
-            outcome.staleness,
-            receipt.step,
-            outcome.epoch,
-            digest_of(bytes(found)),
-            bool(receipt.skipped_steps),
-            receipt.repeated,
-        )
-        self._moment("answered, not noted")
+        try:
+            told = receive(stream, self.setting, sent, self._attached, self._moments)
+        except NoAnswer as error:
+            self.wrong(str(error))
+            raise Cut from error
+        self._moments.pass_by("answered, not noted")
         self._notes.add(told)
-        # A contribution that is sent once more may have been applied meanwhile, by the stream before.
-        if repeated and not receipt.repeated:
-            self._wrong(f"the answer to contribution {sent.sequence} was asked for again, and it counted anew")
+        if repeated and not told.repeated:
+            self.wrong(f"the answer to contribution {sent.sequence} was asked for again, and it counted anew")
         self._pending, self._answered, self._outcome = None, sent, told
-        self._base = receipt.step, outcome.epoch
+        self._base = told.step, told.epoch
         self._attached.last_sequence = max(self._attached.last_sequence, sent.sequence)
-        self._moment("answered")
+        self._moments.pass_by("answered")
 
     def _ask_again(self, stream: BareStream, sent: Sent) -> None:
         """The same contribution once more, which is no second one. A server that was started anew knows accepted ones
@@ -312,38 +251,19 @@ class Contributor:
         if self._attached.last_sequence != sent.sequence:
             return
         if self._chance.random() < 0.5:
-            self._upload(stream, sent)
+            upload(stream, self.setting, sent, self._chance, self._moments)
         else:
             stream.send(train_pb2.Gradients(sequence=sent.sequence, last=True))
         before = self._outcome
         self._answer(stream, sent, repeated=True)
         after = self._outcome
-        if before is not None and after is not None and _lasting(before) != _lasting(after):
-            self._wrong(f"contribution {sent.sequence} was answered with {before}, and then with {after}")
+        if before is not None and after is not None and lasting(before) != lasting(after):
+            self.wrong(f"contribution {sent.sequence} was answered with {before}, and then with {after}")
 
-    # --- faults ------------------------------------------------------------------------------------------------------
-
-    def _moment(self, name: str, factor: float = 1.0) -> None:
-        """The worker may be killed here, or lose its stream; not where it has been told to come to rest."""
-        if self._orders.settle:
-            return
-        chance = self._chance.random()
-        if chance < self._recklessness.killed * factor:
-            self._notes.add(events.Moment(name, killed=True))
-            os.kill(os.getpid(), signal.SIGKILL)
-            threading.Event().wait()
-        if chance < (self._recklessness.killed + self._recklessness.cut) * factor:
-            self._notes.add(events.Moment(name, killed=False))
-            raise _Cut
-
-    def _wrong(self, what: str) -> None:
+    def wrong(self, what: str) -> None:
+        """A promise was broken."""
         self._notes.add(events.Wrong(f"{self.setting.name}, {self.worker_id}: {what}"))
 
 
 def _short(attached: train_pb2.Attached) -> str:
     return " ".join(str(attached).split())
-
-
-def _lasting(told: events.Told) -> tuple[object, ...]:
-    """What no later answer may say otherwise."""
-    return (told.kind, told.reason, told.round, told.share, told.contributors, told.total_weight, told.staleness)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from tests.robustness.shared.contributor import Contributor, Orders, Recklessness
+from tests.robustness.shared.contributor import Contributor
 from tests.robustness.shared.events import Notes, Reader
+from tests.robustness.shared.moments import Orders, Recklessness
 from tests.robustness.shared.setting import Setting
 
 
@@ -52,7 +54,5 @@ def _work(contributor: Contributor) -> None:
         while True:
             contributor.turn()
     except BaseException:
-        import traceback
-
         traceback.print_exc()
-        contributor._wrong(f"the worker itself has failed: {traceback.format_exc()[-400:]}")
+        contributor.wrong(f"the worker itself has failed: {traceback.format_exc()[-400:]}")

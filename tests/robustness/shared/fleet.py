@@ -4,46 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import random
-import re
 import signal
 import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
-from tests.contract.bare import Refusal
 from tests.robustness.model import Reference, Violation
-from tests.robustness.servers import Forked, Zygote, life_of
+from tests.robustness.servers import Forked, Zygote
 from tests.robustness.shared import events
-from tests.robustness.shared.account import Account, Lives, Write, check_each
-from tests.robustness.shared.connection import Connection
-from tests.robustness.shared.contributor import Recklessness
-from tests.robustness.shared.crew import notes_of
-from tests.robustness.shared.events import Reader
-from tests.robustness.shared.replay import Kept
+from tests.robustness.shared.inspection import SharedRun, Verdict
+from tests.robustness.shared.moments import Recklessness
 from tests.robustness.shared.setting import Setting
-from tests.robustness.shared.verify import Found, Verification
 from tests.robustness.trainer import SETTLE_SECONDS, Counts, World
-
-SERVER_MARK = "--- server "
-"""Stands in the log of an episode where a server begins, with its number."""
-
-
-class _Run:
-    """One setting, with what its workers have noted."""
-
-    def __init__(self, setting: Setting, directory: Path) -> None:
-        self.setting = setting
-        self.readers = {
-            worker_id: Reader(notes_of(directory, setting, rank)) for rank, worker_id in enumerate(setting.worker_ids)
-        }
-        self.writes: list[Write] = []
-
-    @property
-    def histories(self) -> dict[str, list[events.Event]]:
-        return {worker_id: reader.events for worker_id, reader in self.readers.items()}
 
 
 class Fleet:
@@ -69,15 +42,14 @@ class Fleet:
         self.counts = Counts()
         self.kinds: Counter[str] = Counter()
         """What has happened to workers."""
-        self.outcomes: Counter[str] = Counter()
-        self.rounds = 0
-        self.compared = 0
+        self.verdicts: list[Verdict] = []
+        """Of the last check, for each run."""
         self._zygote = zygote
         self._directory = directory
         self._reckless = reckless or Recklessness()
         self._harms = harms
         self._chance = random.Random(seed)
-        self._runs = [_Run(setting, directory) for setting in settings]
+        self._runs = [SharedRun(setting, directory) for setting in settings]
         self._processes: dict[int, Forked] = {}
         self._stopped: dict[int, float] = {}
         self._next_harm = time.monotonic() + 0.3
@@ -143,7 +115,8 @@ class Fleet:
         elif isinstance(event, events.Wrong):
             raise Violation(event.what)
         elif isinstance(event, events.Moment):
-            self.kinds[f"{'killed' if event.killed else 'cut'} when {event.name}"] += 1
+            name = event.name if event.name == "left" else f"{'killed' if event.killed else 'cut'} when {event.name}"
+            self.kinds[name] += 1
 
     def _start(self, rank: int) -> Forked:
         order = {
@@ -171,11 +144,7 @@ class Fleet:
     # --- when nothing happens ----------------------------------------------------------------------------------------
 
     def check(self, reference: Reference) -> None:
-        """Lets all workers come to rest, and verifies all that they know. Raises Violation."""
-        self.verify()
-
-    def verify(self) -> None:
-        """As `check`; afterwards they go on."""
+        """Lets all workers come to rest, and verifies all that they know; then they go on. Raises Violation."""
         self._orders += 1
         self._say(self._orders)
         deadline = time.monotonic() + SETTLE_SECONDS
@@ -185,11 +154,13 @@ class Fleet:
             self._tend()
             time.sleep(0.01)
         log = self.world.log.read_text(errors="replace")
-        for run in self._runs:
-            self._verify(run, log)
+        self.verdicts = [run.verify(self.world, log) for run in self._runs]
         self._say(0)
         for run in self._runs:
-            self._write(run)
+            if self._chance.random() < 0.5:
+                time.sleep(self._chance.uniform(0.0, 0.05))
+                run.write(self.world, self._chance.getrandbits(32))
+                self.kinds["written to"] += 1
 
     def _say(self, order: int) -> None:
         self._settling = order
@@ -206,67 +177,6 @@ class Fleet:
                 if not any(event == events.Idle(self._orders) for event in reader.events[-3:]):
                     found.append(f"{run.setting.name}, {worker_id}")
         return found
-
-    def _verify(self, run: _Run, log: str) -> None:
-        setting, histories = run.setting, run.histories
-        check_each(setting, histories)
-        connection = Connection(self.world.target)
-        try:
-            about = connection.get(setting)
-            step, _, params = connection.read(setting)
-            tensor_steps, slots = connection.state(setting)
-            found = Found(
-                life_of(about.server_instance),
-                Kept(step, params, slots, tuple(tensor_steps)),
-                connection.accepted(setting),
-            )
-        except Refusal as refusal:
-            raise Violation(f"{setting.name} cannot be read: {refusal}") from refusal
-        finally:
-            connection.close()
-        uids: dict[str, set[int]] = {}
-        for history in histories.values():
-            for event in history:
-                if isinstance(event, events.Attached):
-                    uids.setdefault(event.uid, set()).add(life_of(event.instance))
-        if len(uids) > 1 and setting.durability != "MEMORY":
-            raise Violation(f"{setting.name} was made anew: {uids}")
-        self.outcomes = self.outcomes if run is not self._runs[0] else Counter()
-        self.rounds = 0 if run is self._runs[0] else self.rounds
-        for uid, lives in uids.items():
-            account = Account(setting, uid, histories, self._lives(setting, log, lives), run.writes)
-            verification = Verification(account, found if uid == about.uid else None)
-            self.outcomes.update(account.outcomes)
-            self.rounds += len(account.rounds)
-            self.compared += verification.compared
-
-    def _lives(self, setting: Setting, log: str, seen: set[int]) -> Lives:
-        """The servers of one uid, with the steps at which the run began on them, as they have said."""
-        bases = {min(seen): 0}
-        if setting.durability != "MEMORY":
-            for text in log.split(SERVER_MARK)[1:]:
-                number = int(text.split(maxsplit=1)[0])
-                back = re.search(rf"runs/{setting.name} is back at step (\d+),", text)
-                if back:
-                    bases[number] = int(back.group(1))
-        return Lives(bases, set(self.world.lossy), set(self.world.orderly))
-
-    def _write(self, run: _Run) -> None:
-        """Somebody writes other parameters while workers go on. It is answered: nothing happens to the server now."""
-        if self._chance.random() < 0.5:
-            return
-        time.sleep(self._chance.uniform(0.0, 0.05))
-        data = np.random.default_rng(self._chance.getrandbits(32)).standard_normal(run.setting.elements)
-        params = data.astype(np.float32).tobytes()
-        connection = Connection(self.world.target)
-        try:
-            answer = connection.write(run.setting, params)
-        except Refusal as refusal:
-            raise Violation(f"{run.setting.name} cannot be written to: {refusal}") from refusal
-        finally:
-            connection.close()
-        self.kinds["written to"] += 1
-        run.writes.append(Write(self.world.lives, answer.step, answer.epoch, params))
 
     def settled(self) -> None:
         """What `Lives.orderly` says is enough."""
