@@ -130,7 +130,8 @@ class Rounds:
         while True:
             await self.settled()
             if await self.run.lock.run(lambda: self._closing is None and self._offer(contribution)):
-                self.consider()
+                if not self._plainly_waits():
+                    self.consider()
                 return
 
     def _offer(self, contribution: StagedContribution) -> bool:
@@ -273,6 +274,25 @@ class Rounds:
         for contribution in round.contributions.values():
             contribution.closing = True
         self._closing = asyncio.ensure_future(self._close(round, decision))
+
+    def _plainly_waits(self) -> bool:
+        """Whether a contribution changes nothing, for the open round has been considered before and still lacks others:
+        to look at all members for each one of many costs more than all else that a round does."""
+        round = self._open
+        if round is None or round.decision is None or round.quorate is not None:
+            return False
+        if self.options.quorum is not None:
+            return len(round.contributions) < self.options.quorum
+        return self._awaited(round)
+
+    def _awaited(self, round: Round) -> bool:
+        """Whether a round of all still waits for somebody."""
+        return any(
+            member is not None and not member.aside and self.leases.is_leased(member)
+            for name in round.awaited
+            if name not in round.contributions
+            for member in [self.leases.members.get(name)]
+        )
 
     def _seen(self, round: Round, now: float) -> OpenRound:
         owing = [
