@@ -91,10 +91,9 @@ class Site:
         self._loop = loop
         self._run = run
         self._rounds = rounds
-        self.names = [f"rank-{rank}" for rank in range(workers)]
-        for name in self.names:
-            loop.run_until_complete(rounds.attach(AttachShared(name), lambda error: None))
-        self._stagings = [rounds.stagings.take() for _ in self.names]
+        attachments = [AttachShared(f"rank-{rank}") for rank in range(workers)]
+        self._holds = [loop.run_until_complete(rounds.attach(each, lambda error: None))[0] for each in attachments]
+        self._stagings = [rounds.stagings.take() for _ in attachments]
 
     @property
     def gradients(self) -> list[DeviceArray]:
@@ -124,8 +123,8 @@ class Site:
         header, sequence = BlockHeader(contribution=says), self._run.rounds + 1
         answer: asyncio.Future[Any] = self._loop.create_future()
         return [
-            StagedContribution(name, sequence, header, staging, 0, answer=answer)
-            for name, staging in zip(self.names, self._stagings, strict=True)
+            StagedContribution(hold, sequence, header, staging, 0, answer=answer)
+            for hold, staging in zip(self._holds, self._stagings, strict=True)
         ]
 
 

@@ -117,3 +117,24 @@ def test_a_client_that_gives_up_on_an_applied_block_says_so(serve: Callable[[Scr
     with pytest.raises((Fenced, ConnectionLost)) as caught:
         run.step({"w": np.ones(2)})
     assert caught.value.applied is True
+
+
+def waits_first(requests: Iterator[Any], context: Any) -> Iterator[train_pb2.TrainResponse]:
+    yield attached(0, 1)
+    next(requests)
+    yield train_pb2.TrainResponse(
+        waiting=train_pb2.Waiting(reason="its tenant is\nfaster than its rates", since_seconds=12)
+    )
+    values = np.full(2, 7.0, np.float32).tobytes()
+    receipt = train_pb2.Receipt(step=1, learning_rates=[0.1])
+    yield train_pb2.TrainResponse(parameters=train_pb2.Parameters(sequence=1, steps=1, data=values, receipt=receipt))
+
+
+def test_what_a_block_waits_for_is_logged_in_one_line(
+    serve: Callable[[Script], tuple[Run, Scripted]], caplog: pytest.LogCaptureFixture
+) -> None:
+    run, _ = serve([waits_first])
+    assert run.step({"w": np.ones(2)}).applied
+    assert [r.getMessage() for r in caplog.records if r.name.endswith("waiting_log")] == [
+        "runs/x: no answer for 12 s: its tenant is\\nfaster than its rates"
+    ]

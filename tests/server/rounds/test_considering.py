@@ -15,6 +15,7 @@ from gradwire.server.engine.block import BlockHeader, Contribution, Kind
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.shared import SharedRun
 from gradwire.server.engine.spec import RunSpec
+from gradwire.server.engine.workers import Holder
 from gradwire.server.memory.budget import MemoryBudget
 from gradwire.server.optimizers.adam import AdamHyperparameters
 from gradwire.server.rounds import rounds as rounds_module
@@ -30,15 +31,16 @@ WORKERS = [f"rank-{number:02}" for number in range(32)]
 class Scene:
     """A run with many workers, and how often it was looked at what becomes of its round."""
 
-    def __init__(self, rounds: Rounds, asked: list[int]) -> None:
+    def __init__(self, rounds: Rounds, holds: dict[str, Holder], asked: list[int]) -> None:
         self.rounds = rounds
+        self.holds = holds
         self.asked = asked
         """How many contributions there were each time."""
 
     async def offer(self, worker_id: str) -> StagedContribution:
         says = Contribution(weight=1.0, base_epoch=self.rounds.run.epoch, base_step=self.rounds.run.step)
         staging = self.rounds.stagings.take()
-        contribution = StagedContribution(worker_id, 1, BlockHeader(contribution=says), staging, 0)
+        contribution = StagedContribution(self.holds[worker_id], 1, BlockHeader(contribution=says), staging, 0)
         await self.rounds.offer(contribution)
         return contribution
 
@@ -58,9 +60,8 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 async def scene_of(options: SharedRun, executor: ThreadPoolExecutor, asked: list[int]) -> Scene:
     spec = RunSpec("runs/x", Layout([[("w", (4,))]]), np.dtype(np.float32), (AdamHyperparameters(),), shared=options)
     rounds = rounds_of(Run(spec, CpuDevice(1), MemoryBudget(2**20), executor))
-    for name in WORKERS:
-        await rounds.attach(AttachShared(name), lambda error: None)
-    return Scene(rounds, asked)
+    holds = {name: (await rounds.attach(AttachShared(name), lambda error: None))[0] for name in WORKERS}
+    return Scene(rounds, holds, asked)
 
 
 @pytest.mark.parametrize("quorum", [None, 20])
@@ -81,9 +82,7 @@ def test_one_that_leaves_closes_a_round_of_all_others(asked: list[int]) -> None:
         scene = await scene_of(SharedRun(), executor, asked)
         *others, last = WORKERS
         waiting = [await scene.offer(name) for name in others]
-        hold = scene.rounds.leases.require(last).hold
-        assert hold is not None
-        scene.rounds.detach(hold, left=True)
+        scene.rounds.detach(scene.holds[last], left=True)
         receipts = await asyncio.gather(*(each.answer for each in waiting))
         assert {receipt.step for receipt in receipts} == {1}
 

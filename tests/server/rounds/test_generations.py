@@ -43,11 +43,11 @@ async def apply(run: Run, generations: Generations) -> None:
 def test_what_is_read_stays_as_it_is(run: Run) -> None:
     async def scenario() -> None:
         generations = Generations(run)
-        generations.pin()
+        generations.pin("a")
         await apply(run, generations)
-        first = generations.pin()
+        first = generations.pin("a")
         await apply(run, generations)
-        second = generations.pin()
+        second = generations.pin("a")
         assert (first.step, first.params.tolist()) == (1, [[1.0] * 4])
         assert (second.step, second.params.tolist()) == (2, [[2.0] * 4])
 
@@ -59,7 +59,7 @@ def test_one_that_nobody_reads_is_written_to_again(run: Run) -> None:
         generations = Generations(run)
         vectors = set()
         for _ in range(5):
-            generations.unpin(generations.pin())
+            generations.unpin(generations.pin("a"), "a")
             await apply(run, generations)
             vectors.add(id(run.state.params))
         assert len(vectors) == 1
@@ -72,7 +72,7 @@ def test_the_fourth_waits_for_the_slowest_reader(run: Run) -> None:
         generations = Generations(run)
         pinned = []
         for _ in range(MOST):
-            pinned.append(generations.pin())
+            pinned.append(generations.pin("a"))
             if len(pinned) < MOST:
                 await apply(run, generations)
         fourth = asyncio.ensure_future(apply(run, generations))
@@ -80,9 +80,10 @@ def test_the_fourth_waits_for_the_slowest_reader(run: Run) -> None:
             await asyncio.sleep(0)
         assert not fourth.done()
         assert [each.params[0, 0] for each in pinned] == [0.0, 1.0, 2.0]
-        generations.unpin(pinned[1])
+        assert generations.holding_up == ["a", "a"]
+        generations.unpin(pinned[1], "a")
         await fourth
-        assert (run.state.params is pinned[1].params, generations.pin().params[0, 0]) == (True, 3.0)
+        assert (run.state.params is pinned[1].params, generations.pin("a").params[0, 0]) == (True, 3.0)
         assert [each.params[0, 0] for each in (pinned[0], pinned[2])] == [0.0, 2.0]
 
     asyncio.run(scenario())
@@ -93,11 +94,11 @@ def test_a_vector_that_two_share_is_not_written_to(run: Run) -> None:
 
     async def scenario() -> None:
         generations = Generations(run)
-        before = generations.pin()
+        before = generations.pin("a")
         run.epoch += 1
-        after = generations.pin()
+        after = generations.pin("a")
         assert (before.epoch, after.epoch, before.params is after.params) == (0, 1, True)
-        generations.unpin(before)
+        generations.unpin(before, "a")
         await apply(run, generations)
         assert after.params.tolist() == [[0.0] * 4]
 
@@ -108,13 +109,13 @@ def test_a_vector_that_two_share_is_not_written_to(run: Run) -> None:
 def test_an_encoding_is_made_once_for_all(run: Run, wire: np.dtype[Any]) -> None:
     async def scenario() -> None:
         generations = Generations(run)
-        generation = generations.pin()
+        generation = generations.pin("a")
         used = run.budget.used_bytes
         found = await asyncio.gather(*(generation.encoded(wire, run.lock.executor) for _ in range(3)))
         assert all(values is found[0] or np.shares_memory(values, found[0]) for values in found)
         assert found[0].dtype == wire  # type: ignore[union-attr]
         assert run.budget.used_bytes - used == (8 if wire == BFLOAT16 else 0)
-        generations.unpin(generation)
+        generations.unpin(generation, "a")
         await apply(run, generations)
         assert run.budget.used_bytes == used
 
@@ -123,7 +124,7 @@ def test_an_encoding_is_made_once_for_all(run: Run, wire: np.dtype[Any]) -> None
 
 def test_without_room_each_encodes_by_itself(run: Run) -> None:
     async def scenario() -> None:
-        generation = Generations(run).pin()
+        generation = Generations(run).pin("a")
         with run.budget.reserve(run.budget.free_bytes, "all"):
             assert await generation.encoded(BFLOAT16, run.lock.executor) is None
 

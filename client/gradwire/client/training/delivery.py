@@ -12,6 +12,7 @@ from gradwire.client.training.block import Block
 from gradwire.client.training.block_messages import block_messages
 from gradwire.client.transport.retry import Attempts, may_pass
 from gradwire.client.transport.stream import TrainStream
+from gradwire.client.transport.waiting_log import WaitingLog
 from gradwire.v1 import train_pb2
 from gradwire.wire.errors import Fenced, InternalError
 
@@ -32,6 +33,7 @@ class Delivery:
         self._rows = self._parameters.out_of_the_way(block.rows)
         self._sent = attachment.resumes  # whether it may have been
         self._data: BlockData | None = None  # as it was sent last
+        self._log: WaitingLog | None = None  # once there is something to say
         self._in_place = False  # whether the server writes the answer to where the parameters lie
 
     def complete(self) -> train_pb2.Receipt:
@@ -58,6 +60,7 @@ class Delivery:
             except BaseException:  # Ctrl-C, or an answer that makes no sense
                 attachment.drop()
                 parameters.stale = True
+                parameters.mixed = parameters.mixed or self._in_place
                 raise
         self._conclude(sequence, receipt)
         return receipt
@@ -92,6 +95,7 @@ class Delivery:
         self._parameters.stale = True  # until the receipt, the arrays mix old and new
         if trajectory is None and reply.HasField("shared") and self._in_place:
             return  # that is where they are
+        self._parameters.mixed = trajectory is None and self._parameters.incoming is self._parameters.vector
         values = self._encodings.parameters.take(reply, data)
         columns = slice(reply.offset, reply.offset + values.shape[1])
         if trajectory is None:
@@ -100,7 +104,11 @@ class Delivery:
             trajectory[reply.first_step : reply.first_step + reply.steps, columns] = values
 
     def _waiting(self, waiting: train_pb2.Waiting) -> None:
-        """The server says that there is no answer yet."""
+        """The server says why there is no answer yet."""
+        self._attempts.begin_anew()  # a round may take longer than any patience with failures
+        if self._log is None:
+            self._log = WaitingLog(self._attachment.message.run)
+        self._log.hear(waiting)
 
     def _check(self, receipt: train_pb2.Receipt) -> None:
         """Raises ProtocolViolation for one that no such run gives."""
@@ -124,6 +132,7 @@ class Delivery:
         token = attachment.token
         if isinstance(refusal, InternalError):  # it may have been applied; the next attachment tells
             parameters.stale = True
+            parameters.mixed = parameters.mixed or self._in_place
             attempts.pause_for(refusal, transient=not attempts.failed_internally, token=token)
             attempts.failed_internally = True
             return
@@ -131,6 +140,7 @@ class Delivery:
             attachment.unresolved = attachment.resumes = self._sent = False
         if refusal.applied is not False or isinstance(refusal, Fenced) or self._in_place:
             parameters.stale = True
+            parameters.mixed = parameters.mixed or self._in_place
         attempts.pause_for(refusal, transient=may_pass(error, refusal), token=token)
 
     def _conclude(self, sequence: int, receipt: train_pb2.Receipt) -> None:
@@ -147,7 +157,7 @@ class Delivery:
             parameters.take_incoming(block.answer_ranges)
         if block.answered:
             parameters.behind -= block.present
-        parameters.stale = False
+        parameters.stale = parameters.mixed = False
         parameters.step_count = receipt.step
 
     def _lost(self, receipt: train_pb2.Receipt) -> bool:

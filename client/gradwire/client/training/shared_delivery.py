@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import grpc
+
 from gradwire.client.options import OUTCOMES
 from gradwire.client.training.attachment import Attachment
 from gradwire.client.training.block import Block
@@ -9,7 +11,6 @@ from gradwire.client.training.delivery import Delivery
 from gradwire.client.training.shared_attachment import SharedAttachment
 from gradwire.client.transport.retry import Attempts
 from gradwire.client.transport.stream import TrainStream
-from gradwire.client.transport.waiting_log import WaitingLog
 from gradwire.v1 import train_pb2
 from gradwire.wire.errors import ProtocolViolation
 
@@ -25,8 +26,6 @@ class SharedDelivery(Delivery):
     def __init__(self, block: Block, attachment: SharedAttachment, attempts: Attempts) -> None:
         super().__init__(block, attachment, attempts)
         self._shared = attachment
-        self._log = WaitingLog(attachment.message.run)
-        leave_what_has_ended(attachment)
 
     def _prepare_for_the_answer(self, stream: TrainStream) -> None:
         self._in_place = stream.memory is not None and stream.memory.in_place
@@ -34,10 +33,6 @@ class SharedDelivery(Delivery):
     def _send(self, stream: TrainStream, sequence: int) -> None:
         if stream.attached.waiting_sequence != sequence:  # else it is there, and its answer comes on this stream
             super()._send(stream, sequence)
-
-    def _waiting(self, waiting: train_pb2.Waiting) -> None:
-        self._attempts.begin_anew()  # rounds may take longer than any patience with failures
-        self._log.hear(waiting)
 
     def _check(self, receipt: train_pb2.Receipt) -> None:
         if receipt.contribution.kind not in OUTCOMES:
@@ -49,6 +44,10 @@ class SharedDelivery(Delivery):
 
     def _was_applied(self, attached: train_pb2.Attached) -> bool:
         return attached.last_accepted_sequence == attached.last_sequence
+
+    def _pause_after(self, error: grpc.RpcError, sequence: int, attached: train_pb2.Attached) -> None:
+        self._shared.check()
+        super()._pause_after(error, sequence, attached)
 
     def _conclude(self, sequence: int, receipt: train_pb2.Receipt) -> None:
         outcome = receipt.contribution
@@ -62,8 +61,8 @@ class SharedDelivery(Delivery):
         return super()._lost(receipt) or receipt.contribution.kind != ACCEPTED
 
 
-def leave_what_has_ended(attachment: Attachment) -> None:
-    """Lets go of a stream that has ended while nothing of ours was on its way: a write of whoever leads fences all, and
-    is no failure of those who have not sent anything."""
-    if attachment.stream is not None and attachment.stream.ended:
-        attachment.drop()
+def delivery_of(block: Block, attachment: Attachment, attempts: Attempts) -> Delivery:
+    """As the run needs it."""
+    if isinstance(attachment, SharedAttachment):
+        return SharedDelivery(block, attachment, attempts)
+    return Delivery(block, attachment, attempts)

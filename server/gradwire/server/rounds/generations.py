@@ -32,7 +32,8 @@ class Generation:
         self.step = run.step
         self.epoch = run.epoch
         self.params = run.state.params
-        self.readers = 0
+        self.readers: list[str] = []
+        """Workers who are being answered from it."""
         self._run = run
         self._whole = Range(0, run.spec.layout.elements)
         self._encoded: dict[np.dtype[Any], asyncio.Task[Array]] = {}
@@ -80,16 +81,17 @@ class Generations:
         self._older: list[Generation] = []
         self._spare: list[DeviceArray] = []
         self._freed = asyncio.Event()
+        self._waits = False
 
-    def pin(self) -> Generation:
+    def pin(self, reader: str) -> Generation:
         """The newest one, which stays as it is until `unpin`. To be called under the run's lock."""
         generation = self.newest()
-        generation.readers += 1
+        generation.readers.append(reader)
         return generation
 
-    def unpin(self, generation: Generation) -> None:
+    def unpin(self, generation: Generation, reader: str) -> None:
         """One reader less."""
-        generation.readers -= 1
+        generation.readers.remove(reader)
         self._reap()
 
     def newest(self) -> Generation:
@@ -105,7 +107,12 @@ class Generations:
     @property
     def read(self) -> bool:
         """Whether somebody reads the newest one: then the next must be another vector."""
-        return self._newest is not None and self._newest.readers > 0
+        return self._newest is not None and bool(self._newest.readers)
+
+    @property
+    def holding_up(self) -> list[str]:
+        """The workers for whose reading `room` waits; empty: it does not."""
+        return [reader for each in self._older for reader in each.readers] if self._waits else []
 
     async def room(self) -> DeviceArray:
         """A vector for the next one, when there is one."""
@@ -117,7 +124,11 @@ class Generations:
                 spec = self._run.spec
                 return self._run.device.allocate(1, spec.layout.elements, spec.dtype)
             self._freed.clear()
-            await self._freed.wait()
+            self._waits = True
+            try:
+                await self._freed.wait()
+            finally:
+                self._waits = False
 
     def give_back(self, vector: DeviceArray) -> None:
         """What `room` has returned was not used, or the run has not taken it."""
@@ -129,6 +140,12 @@ class Generations:
         if before is not None:
             self._retire(before)
         self._newest = Generation(self._run)
+
+    def release(self) -> None:
+        """The run has ended: frees what was made of its parameters."""
+        for generation in (*self._older, self._newest):
+            if generation is not None:
+                generation.release()
 
     def _retire(self, generation: Generation) -> None:
         self._older.append(generation)

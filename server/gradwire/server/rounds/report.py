@@ -43,7 +43,7 @@ class Report:
 def reported(run: Run) -> Report:
     """As it is now. On the event loop."""
     rounds = rounds_of(run)
-    reason, seconds = rounds.waits_for
+    reason, seconds = rounds.why_it_waits()
     workers = tuple(_of(rounds, member) for member in rounds.leases.members)
     return Report(workers, reason, seconds, run.rounds + 1)
 
@@ -61,7 +61,7 @@ def _of(rounds: Rounds, member: Member) -> WorkerReport:
         last_sequence=record.last_sequence,
         last_accepted_sequence=record.last_accepted,
         step=member.step,
-        waiting=rounds.waiting(member.worker_id) is not None,
+        waiting=rounds.has_contributed(member.worker_id),
         outcomes=dict(member.outcomes),
         share=member.weight / total if total else 0.0,
     )

@@ -17,13 +17,14 @@ from gradwire.server.engine.threads import unless_short
 from gradwire.server.engine.workers import Holder, check_id
 from gradwire.server.failpoints import failpoint
 from gradwire.server.memory.shared_memory import SharedMemory, share
+from gradwire.server.metrics.counters import Counters
 from gradwire.server.rounds.generations import Generation
 from gradwire.server.rounds.leases import AttachShared
 from gradwire.server.rounds.rounds import Rounds, rounds_of
 from gradwire.server.rounds.staged import StagedContribution
 from gradwire.server.rounds.upload import Upload
 from gradwire.server.training.session import Admission
-from gradwire.wire.errors import Fenced, GradwireError
+from gradwire.wire.errors import Fenced, GradwireError, SequenceMismatch
 from gradwire.wire.layout import Range
 from gradwire.wire.shared import part_bytes
 
@@ -40,6 +41,7 @@ class SharedSession:
     Args:
         waiting: what the worker has sent on an earlier stream, and is answered on this one.
         listen: under which it waits for rounds.
+        counters: of the server.
         tells: whether the client can be told why it waits.
     """
 
@@ -53,6 +55,7 @@ class SharedSession:
         executor: Executor,
         listen: Listen,
         admission: Admission | None,
+        counters: Counters,
         *,
         tells: bool,
     ) -> None:
@@ -70,6 +73,8 @@ class SharedSession:
         self._waiting = waiting
         self._answering: Receipt | None = None
         self._pinned: Generation | None = None
+        self._watch = counters.blocks.watch()  # it is a stream; what it waits for is no block
+        rounds.counters = counters.contributions
         self._left = False
 
     @classmethod
@@ -85,14 +90,17 @@ class SharedSession:
         executor: Executor,
         listen: Listen,
         admission: Admission | None,
+        counters: Counters,
     ) -> SharedSession:
         """A place among the run's workers. Raises RunBusy, LeaderBusy, RunNotFound, ClientTooOld."""
         check_id("worker_id", attach.worker_id)
         require_understood(run.spec.name, run.spec.needs, understands)
         rounds = rounds_of(run)
+        if rounds.is_closing(attach.worker_id):
+            await listen(rounds.settled)
         holder, waiting = await rounds.attach(attach, on_end)
         tells = Feature.REASONED_WAIT in understands
-        return cls(rounds, holder, waiting, decoder, encoder, executor, listen, admission, tells=tells)
+        return cls(rounds, holder, waiting, decoder, encoder, executor, listen, admission, counters, tells=tells)
 
     @property
     def waiting_sequence(self) -> int:
@@ -144,6 +152,8 @@ class SharedSession:
             return
         self._waiting = contribution
         try:
+            async for waiting in self._settled():
+                yield waiting
             await self.rounds.offer(contribution)
         except BaseException:
             self._waiting = None
@@ -151,6 +161,18 @@ class SharedSession:
             raise
         async for reply in self._answer(contribution):
             yield reply
+
+    async def _settled(self) -> AsyncIterator[Waiting]:
+        """Waits until no round is about to be applied; what comes meanwhile belongs to the next one."""
+        began = asyncio.get_running_loop().time()
+        while self.rounds.closing:
+            try:
+                await self._listen(lambda: self.rounds.settled(TELL_SECONDS))
+            except GradwireError as error:
+                error.applied = False  # it is in no round yet
+                raise
+            if self.rounds.closing and self._tells:
+                yield Waiting(self.rounds.why_it_waits()[0], asyncio.get_running_loop().time() - began)
 
     def _repeated(self, part: GradientSlice) -> Receipt | None:
         record = self.holder.record
@@ -178,7 +200,7 @@ class SharedSession:
                     break
                 raise
             if not answer.done():
-                reason, _ = self.rounds.waits_for
+                reason, _ = self.rounds.why_it_waits()
                 if self._tells:
                     yield Waiting(reason, asyncio.get_running_loop().time() - began)
         failpoint("reply.before")
@@ -192,19 +214,17 @@ class SharedSession:
 
     def _give_up(self, contribution: StagedContribution, error: GradwireError) -> bool:
         """The stream has to end while its contribution waits. False: that is about to be applied, and answered."""
+        error.applied, answer = False, contribution.answer
+        if answer.done():  # of one that was withdrawn, or that came to nothing, there is nothing to be told
+            return answer.cancelled() or answer.exception() is not None
         if isinstance(error, Fenced) and self.run.epoch == self.holder.epoch:
             error.applied = None  # the same worker has attached anew, and takes it over
             return True
-        if contribution.answer.done():
-            failure = None if contribution.answer.cancelled() else contribution.answer.exception()
-            error.applied = False
-            return failure is not None or contribution.answer.cancelled()
-        error.applied = False
         return self.rounds.withdraw(contribution)
 
     async def _parameters(self, sequence: int, receipt: Receipt) -> AsyncIterator[Reply]:
         """All parameters as they are now, and the receipt, which says so."""
-        self._pinned = generation = await self.rounds.pin()
+        self._pinned = generation = await self.rounds.pin(self.holder.worker_id)
         try:
             self._answering = receipt = replace(receipt, step=generation.step, epoch=generation.epoch)
             self.rounds.leases.sent(self.holder.worker_id, generation.step)
@@ -227,7 +247,7 @@ class SharedSession:
     def _unpin(self) -> None:
         pinned, self._pinned = self._pinned, None
         if pinned is not None:
-            self.rounds.generations.unpin(pinned)
+            self.rounds.generations.unpin(pinned, self.holder.worker_id)
 
     def answered(self) -> None:
         """Nothing is to be done."""
@@ -243,11 +263,12 @@ class SharedSession:
         if answering is not None and answering.contribution is not None:
             error.applied = answering.contribution.kind is Kind.ACCEPTED
             error.metadata["sequence"] = str(self.holder.record.last_sequence)
-        elif error.applied is None and self._waiting is None:
+        elif error.applied is None and self._waiting is None and not isinstance(error, SequenceMismatch):
             error.applied = False
 
     async def close(self) -> None:
         """Gives the place back, and frees what was staged; what has arrived whole stays in its round."""
+        self._watch.close()
         self._unpin()  # a generator that nobody finishes would keep it for a while
         self._upload.release()
         self.rounds.detach(self.holder, left=self._left)
