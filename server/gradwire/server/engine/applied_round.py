@@ -39,7 +39,7 @@ class AppliedRound:
 
     @cached_property
     def total_weight(self) -> float:
-        """Of those that add something."""
+        """Of those that add something; every one of them is told."""
         return sum(part.weight for part in self.contributions if not part.passed)
 
     def receipts(self, receipt: Receipt) -> list[Receipt]:

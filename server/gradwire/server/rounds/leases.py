@@ -126,6 +126,11 @@ class Leases:
         """Whether it is waited for."""
         return self.members.leased(member, self._clock())
 
+    def is_waited_for(self, worker_id: str) -> bool:
+        """Whether a round of all that has begun with it waits for this worker."""
+        member = self.members.get(worker_id)
+        return member is not None and not member.aside and self.is_leased(member)
+
     def next_end(self) -> float | None:
         """When, by the clock, a lease ends next; None: none does."""
         return self.members.next_lease_end(self._clock())

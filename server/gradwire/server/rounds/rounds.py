@@ -147,7 +147,9 @@ class Rounds:
         while True:
             await self.settled()
             if await self.run.lock.run(lambda: not self.closing and self._offer(contribution)):
-                self.consider()
+                round = self._open
+                if round is None or not round.plainly_waits(self.options.quorum, self.leases.is_waited_for):
+                    self.consider()
                 return
 
     def _offer(self, contribution: StagedContribution) -> bool:
