@@ -165,7 +165,7 @@ def test_rank_0_leads_else_who_has_created_the_run(
         monkeypatch.delenv(variable, raising=False)
     if rank is not None:
         monkeypatch.setenv("RANK", rank)
-    assert leads_by_default(created=created) is leads
+    assert leads_by_default(created=created, goes_on=False) is leads
     assert (default_worker_id(shared=True) == f"rank-{rank}") is (rank is not None)
     assert default_worker_id(shared=False) != default_worker_id(shared=False)
 

@@ -21,7 +21,8 @@ def attach_message(
 ) -> train_pb2.Attach:
     """``created``: the run, by this process."""
     shared = run.spec.HasField("shared")
-    leads = shared and (leads_by_default(created=created) if options.leads is None else options.leads)
+    default = leads_by_default(created=created, goes_on=run.step > 0)
+    leads = shared and (default if options.leads is None else options.leads)
     return train_pb2.Attach(
         run=run.spec.name,
         worker_id=options.worker_id or default_worker_id(shared=shared),
