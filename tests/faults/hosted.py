@@ -116,6 +116,10 @@ class HostedServer:
         """Deletes a run, by its resource name."""
         self._run(self.registry.delete(name))
 
+    def locked(self, run: Run) -> None:
+        """Takes the run's lock, for a test that will `call` its ``release``."""
+        self._run(run.lock.acquire())
+
     def wait_for_waiters(self, run: Run, count: int) -> None:
         """Returns when exactly ``count`` callers wait for the run's lock, which somebody else holds."""
 

@@ -56,7 +56,7 @@ class Fuzzer:
         maker = Maker(case)
         method = "Train" if maker.random.random() < 0.3 else maker.random.choice(SORTED_METHODS)
         if case % 10 == 0:
-            self._plant(NAMES[case // 10 % len(NAMES)])
+            self._plant(NAMES[case // 10 % len(NAMES)], maker.shared() if case // 10 % 3 == 0 else None)
         token = maker.random.choices(["train", "contribute", "read", "nobody", ""], [70, 10, 5, 5, 10])[0]
         messages = maker.stream(method)
         self.outcomes[self._call(method, messages, token, f"case {case}, {method}")] += 1
@@ -64,10 +64,10 @@ class Fuzzer:
             self._bystander.step()
         return len(messages)
 
-    def _plant(self, name: str) -> None:
+    def _plant(self, name: str, shared: run_pb2.SharedRun | None) -> None:
         """Sees to it that there is a run of this name: what does not get past a name reaches little. Where there is no
         memory, a run of what was sent before takes it, perhaps."""
-        spec = run_pb2.RunSpec(name=f"runs/{name}", groups=[group(w=[3])])
+        spec = run_pb2.RunSpec(name=f"runs/{name}", groups=[group(w=[3])], shared=shared)
         header = service_pb2.CreateRunHeader(spec=spec, request_id="planted", replace=True)
         values = run_pb2.Slice(data=struct.pack("<3f", 1, 2, 3))
         messages = [service_pb2.CreateRunRequest(header=header), service_pb2.CreateRunRequest(slice=values)]

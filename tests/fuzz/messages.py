@@ -66,6 +66,8 @@ class Maker:
         made: Any = GetMessageClass(descriptor)()
         if descriptor is run_pb2.Adam.DESCRIPTOR:
             made.CopyFrom(self._adam())
+        elif descriptor is run_pb2.SharedRun.DESCRIPTOR:
+            made.CopyFrom(self.shared())
         else:
             for field in descriptor.fields:
                 if self.random.random() < (0.6 if depth < 4 else 0.1):
@@ -109,6 +111,22 @@ class Maker:
             if pick.random() < 0.2:
                 setattr(made, name, pick.choice(_FLOATS))
         return made
+
+    def shared(self) -> run_pb2.SharedRun:
+        """One whose rounds end at once, for a stream that waits is no answer; or one that is refused."""
+        pick = self.random
+        fields: dict[str, Any] = {
+            "quorum": pick.randrange(3),
+            "deadline_seconds": 0.01,
+            "lease_seconds": pick.choice([0.01, 30.0]),
+            "max_staleness": pick.randrange(3),
+            "at_least": pick.randrange(3),
+            **{name: pick.randrange(3) for name in ("on_deadline", "stale", "combine", "clip")},
+        }
+        if pick.random() < 0.2:
+            wrong = pick.choice(["deadline_seconds", "lease_seconds", "quorum_weight", "grace_seconds"])
+            fields[wrong] = pick.choice([-1.0, float("nan"), float("inf")])
+        return run_pb2.SharedRun(**fields)
 
     def _data(self, elements: int) -> bytes:
         values = [self.random.choice([*_FLOATS[:7], 0.5, -2.0, float("nan")]) for _ in range(elements)]
@@ -193,9 +211,17 @@ class Maker:
         attach = train_pb2.Attach(
             run=name, worker_id=f"w{self.random.randrange(2)}", takeover=self.random.random() < 0.7
         )
+        shared = self.random.random() < 0.5
+        if shared:
+            attach.understands.extend([train_pb2.FEATURE_SHARED_RUN, train_pb2.FEATURE_REASONED_WAIT])
+            attach.leads, attach.resumes = self.random.random() < 0.2, self.random.randrange(3)
         messages: list[Message] = [train_pb2.TrainRequest(attach=attach)]
         for sequence in range(1, self.random.randrange(1, 5)):
             header = train_pb2.BlockHeader(steps=1)
+            if shared:
+                header.contribution.CopyFrom(
+                    train_pb2.Contribution(weight=self.random.choice([1.0, 0.5, 1e30]), base_step=max(0, sequence - 1))
+                )
             block = train_pb2.Gradients(sequence=sequence, data=self._data(3), last=True, header=header)
             messages.append(train_pb2.TrainRequest(gradients=block))
         return messages

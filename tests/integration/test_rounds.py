@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from gradwire.v1 import run_pb2, service_pb2, train_pb2
-from tests.contract.bare import BareClient, pack, refused, whole
+from tests.contract.bare import BareClient, Refusal, pack, refused, whole
 from tests.contract.shared_runs import ACCEPTED, DROPPED, REFUSED, STALE, Shared, sgd
 from tests.serving import ServerProcess
 
@@ -200,7 +200,10 @@ def test_a_write_drops_the_open_round_and_is_history(bare: BareClient) -> None:
         ({"weight": float("nan")}, "PROTOCOL_VIOLATION"),
         ({"weight": float("inf")}, "PROTOCOL_VIOLATION"),
         ({"base": {"base_step": 1}}, "PROTOCOL_VIOLATION"),
+        ({"steps": 2}, "PROTOCOL_VIOLATION"),
+        ({"steps": 2, "deferred": True}, "PROTOCOL_VIOLATION"),
         ({"returns": train_pb2.RETURNS_NONE}, "PROTOCOL_VIOLATION"),
+        ({"returns": train_pb2.RETURNS_TRAJECTORY}, "PROTOCOL_VIOLATION"),
         ({"overrides": [run_pb2.Override(group=0, lr=0.5)]}, "LEADER_BUSY"),
     ],
     ids=str,
@@ -275,6 +278,125 @@ def test_there_are_no_more_workers_than_may_be(bare: BareClient) -> None:
 )
 def test_malformed_options_are_refused(bare: BareClient, options: dict[str, Any]) -> None:
     refused("INVALID_SPEC", lambda: Shared(bare, **options))
+
+
+def test_sequences_may_have_gaps_and_never_go_back(bare: BareClient) -> None:
+    shared = Shared(bare, quorum=1)
+    worker = shared.attach("a")
+    worker.sequence = 6
+    assert worker.step_alone([1.0, 1.0]).contribution.kind == ACCEPTED
+    worker.sequence = 3
+    worker.send([1.0, 1.0])
+    with pytest.raises(Refusal, match="contribution 4 is not above the last one that was answered, 7") as caught:
+        worker.answer()
+    assert (caught.value.reason, caught.value.applied) == ("SEQUENCE_MISMATCH", "unknown")
+    assert shared.read() == [-1.0, -1.0]
+
+
+def test_a_worker_that_attaches_twice_loses_its_first_stream(bare: BareClient) -> None:
+    shared = Shared(bare, quorum=2, deadline_seconds=300)
+    first = shared.attach("a")
+    first.send([1.0, 1.0])
+    shared.until_waiting("a")
+    shared.attach("a")
+    with pytest.raises(Refusal, match="two processes use one worker_id") as caught:
+        first.answer()
+    assert (caught.value.reason, caught.value.applied) == ("FENCED", "unknown")
+
+
+def test_a_deferred_contribution(bare: BareClient) -> None:
+    """As clients that overlap sending with computing send it."""
+    shared = Shared(bare, [0.0] * 3, quorum=1, spec={"groups": [sgd(a=[1], b=[2])]})
+    stream = shared.attach("a").stream
+
+    def send(offset: int, values: list[float], last: bool = False, **header: Any) -> None:
+        message = train_pb2.Gradients(sequence=1, offset=offset, data=pack(values), last=last)
+        if header:
+            message.header.CopyFrom(train_pb2.BlockHeader(deferred=True, **header))
+        stream.send(message)
+
+    send(1, [7.0, 7.0], steps=1)
+    send(0, [1.0])
+    send(1, [2.0, 3.0])
+    send(0, [4.0], last=True, contribution=train_pb2.Contribution(weight=2.0))
+    receipt = list(stream.answer())[-1].receipt
+    assert receipt.contribution.kind == ACCEPTED
+    assert shared.read() == [-4.0, -2.0, -3.0]
+
+
+def test_the_norm_of_each_contribution_or_of_the_round_is_clipped(bare: BareClient) -> None:
+    found = {}
+    for clip in (run_pb2.SharedRun.CLIP_CONTRIBUTION, run_pb2.SharedRun.CLIP_ROUND):
+        shared = Shared(bare, quorum=2, clip=clip, spec={"clip_norm": 1.0})
+        a, b = shared.attach("a"), shared.attach("b")
+        a.send([300.0, 400.0])
+        b.send([0.0, 0.0])
+        (norm,) = {worker.answer().gradient_norm for worker in (a, b)}
+        found[clip] = [norm, *a.params]
+    assert found[run_pb2.SharedRun.CLIP_CONTRIBUTION] == pytest.approx([0.5, -0.3, -0.4])
+    assert found[run_pb2.SharedRun.CLIP_ROUND] == pytest.approx([250.0, -0.6, -0.8])
+
+
+def test_overrides_take_effect_with_their_round(bare: BareClient) -> None:
+    shared = Shared(bare, quorum=2)
+    a, b = shared.attach("a", leads=True), shared.attach("b")
+    a.send([1.0, 1.0], overrides=[run_pb2.Override(group=0, lr=0.5)])
+    b.send([1.0, 1.0])
+    assert [list(worker.answer().learning_rates) for worker in (a, b)] == [[0.5], [0.5]]
+    assert a.params == [-0.5, -0.5]
+
+
+def test_a_quorum_of_weight(bare: BareClient) -> None:
+    shared = Shared(bare, quorum=1, quorum_weight=3.0, deadline_seconds=300)
+    a, b = shared.attach("a"), shared.attach("b")
+    a.send([1.0, 1.0], weight=1.0)
+    shared.until_waiting("a")
+    assert shared.workers().waiting_for.startswith("1 of 1, weight 1 of 3")
+    b.send([1.0, 1.0], weight=2.0)
+    assert [worker.answer().contribution.total_weight for worker in (a, b)] == [3.0, 3.0]
+
+
+def test_a_run_begins_with_so_many(bare: BareClient) -> None:
+    shared = Shared(bare, quorum=1, start_with=2, deadline_seconds=0.05, stale=run_pb2.SharedRun.STALE_REJECT)
+    a = shared.attach("a")
+    a.send([1.0, 1.0])
+    shared.until_waiting("a")
+    assert shared.workers().waiting_for == "the run begins with 2 workers, and 1 are here"
+    shared.attach("b")
+    assert a.answer().contribution.kind == ACCEPTED
+
+
+def test_who_is_too_slow_is_set_aside_until_it_contributes(bare: BareClient) -> None:
+    shared = Shared(bare, quorum=1, deadline_seconds=0.2)
+    slow, fast = shared.attach("slow"), shared.attach("fast")
+    assert fast.step_alone([1.0, 1.0]).contribution.reason == "SET_ASIDE"
+    assert [worker.aside for worker in shared.workers().workers] == [False, True]
+    assert fast.step_alone([1.0, 1.0]).contribution.reason == "QUORUM"
+    assert slow.step_alone([1.0, 1.0]).contribution.kind == STALE
+    assert [worker.aside for worker in shared.workers().workers] == [False, False]
+    counts = {worker.worker_id: (worker.accepted, worker.stale) for worker in shared.workers().workers}
+    assert counts == {"fast": (2, 0), "slow": (0, 1)}
+
+
+def test_a_quorum_of_all_is_of_those_who_were_there_when_it_opened(bare: BareClient) -> None:
+    shared = Shared(bare, deadline_seconds=300)
+    a, b = shared.attach("a"), shared.attach("b")
+    a.send([1.0, 1.0])
+    shared.until_waiting("a")
+    late = shared.attach("late")
+    b.send([1.0, 1.0])
+    assert [worker.answer().contribution.contributors for worker in (a, b)] == [2, 2]
+    assert late.stream.attached.step == 0
+
+
+def test_a_quorum_of_all_is_of_those_who_are_still_there(bare: BareClient) -> None:
+    shared = Shared(bare, deadline_seconds=300, lease_seconds=0.2)
+    a, b, c = shared.attach("a"), shared.attach("b"), shared.attach("c")
+    a.send([1.0, 1.0])
+    shared.until_waiting("a")
+    b.leave()
+    c.stream.call.cancel()
+    assert a.answer().contribution.contributors == 1
 
 
 def test_why_a_worker_waits_is_told(bare: BareClient) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,30 +14,29 @@ import numpy.typing as npt
 from gradwire.client.calls import files, snapshots
 from gradwire.client.calls.forks import ForkChanges, fork_run
 from gradwire.client.calls.optimizer_state import pack_state
-from gradwire.client.calls.remote_values import RemoteValues, Written
+from gradwire.client.calls.remote_values import RemoteValues
 from gradwire.client.calls.snapshots import SnapshotInfo
 from gradwire.client.calls.workers import Workers, list_workers
 from gradwire.client.encodings import flat_vector
 from gradwire.client.encodings.parameters import DeltaParameters
 from gradwire.client.encodings.pseudo_gradient import pseudo_gradient
 from gradwire.client.encodings.selection import encodings_of
+from gradwire.client.errors import ConnectionLost
 from gradwire.client.optimizers.optimizer import Optimizer
-from gradwire.client.options import REFUSED, Receipt, RunOptions, decode_receipt, encoding_of
+from gradwire.client.options import REFUSED, Receipt, RunOptions, decode_receipt
+from gradwire.client.training.attach_message import attach_message
 from gradwire.client.training.attachment import UNDERSTANDS, Attachment
 from gradwire.client.training.block import RETURNS, Block, one_step, several_steps
 from gradwire.client.training.contribution import check_weight, contribution
-from gradwire.client.training.delivery import Delivery
 from gradwire.client.training.early_gradients import Source
 from gradwire.client.training.local_parameters import LocalParameters
 from gradwire.client.training.shared_attachment import SharedAttachment
-from gradwire.client.training.shared_delivery import SharedDelivery
+from gradwire.client.training.shared_delivery import delivery_of
 from gradwire.client.transport.link import Link
 from gradwire.client.transport.stream import TrainStream
-from gradwire.client.workers.rank import default_worker_id, leads_by_default
-from gradwire.v1 import run_pb2, train_pb2
+from gradwire.v1 import run_pb2
 from gradwire.wire.encoding import state_dtype
 from gradwire.wire.errors import LeaderBusy, NonFiniteGradient
-from gradwire.wire.hosts import is_local
 from gradwire.wire.layout import Range
 from gradwire.wire.layout_message import decode_layout
 
@@ -74,18 +74,7 @@ class Run:
         """Called when the state has been replaced, and, True, all values too: whoever has copies takes new ones."""
         self._options = options
         self._attached = attached
-        attach = train_pb2.Attach(
-            run=spec.name,
-            worker_id=options.worker_id or default_worker_id(shared=self.shared),
-            takeover=options.takeover,
-            gradient_encoding=encoding_of(options.gradient_encoding),
-            parameter_encoding=encoding_of(options.parameter_encoding),
-            run_uid=message.uid,
-            shared_memory=bool(options.shared_memory) and is_local(link.target),
-            understands=UNDERSTANDS,
-        )
-        if self.shared:
-            attach.leads = leads_by_default(created=created) if options.leads is None else options.leads
+        attach = attach_message(message, options, link, UNDERSTANDS, created=created)
         self._encodings = encodings_of(attach, self.layout, self.dtype)
         self._values = RemoteValues(
             link,
@@ -236,10 +225,16 @@ class Run:
             local_params: name -> array, all of them; copies, not ``params`` themselves.
             weight: see `step`.
 
-        Raises ValueError where ``local_params`` have another layout or lie in ``params``, and as `step` does.
+        Raises ValueError where ``local_params`` have another layout or lie in ``params``, and where a step that has
+        failed has left a mixture of old and new values in ``params``; and as `step` does.
         """
         check_weight(weight, shared=self.shared)
         with self._lock:
+            if self._parameters.mixed:
+                raise ValueError(
+                    "params mix old and new values since a step has failed, so what local steps began with is not "
+                    "known; expected them to begin anew after refresh(), or a run with double_buffer=True"
+                )
             delta = pseudo_gradient(self.layout, self._parameters.vector, local_params)
             return self.step(delta, weight=weight)
 
@@ -318,11 +313,7 @@ class Run:
             return {t.name: block.trajectory[:, t.start : t.stop].reshape(steps, *t.shape) for t in self.layout.tensors}
 
     def _deliver(self, block: Block) -> Receipt:
-        attachment, attempts = self._attachment, self._remote.attempts()
-        if isinstance(attachment, SharedAttachment):
-            delivery: Delivery = SharedDelivery(block, attachment, attempts)
-        else:
-            delivery = Delivery(block, attachment, attempts)
+        delivery = delivery_of(block, self._attachment, self._remote.attempts())
         self.last_receipt = receipt = decode_receipt(delivery.complete())
         if receipt.outcome == REFUSED and receipt.reason == NonFiniteGradient.reason:
             raise NonFiniteGradient(receipt.message, applied=False)
@@ -367,23 +358,18 @@ class Run:
             written = {self.layout.index[name] for name in params}
             ranges = self.layout.present_ranges(set(range(len(self.layout.tensors))) - written) if partial else None
             stale = self.stale and partial
-            self.close()  # the write fences every stream, ours too
+            self._attachment.close(leaves=False)  # the write fences every stream, ours too
             self._parameters.stale = True  # until the server has answered, it may hold the old ones or the new ones
             written_at = self._remote.write(values, ranges)
             known, self._attachment.epoch = self._attachment.epoch, written_at.epoch
             self._parameters.take(values, (Range(0, self.layout.elements),) if ranges is None else ranges)
             self._parameters.behind -= written
             self._parameters.stale = stale
+            self._parameters.mixed = stale and self._parameters.mixed
             if self.shared:
-                self._wrote(written_at, known, whole=ranges is None)
-
-    def _wrote(self, written: Written, known: int, *, whole: bool) -> None:
-        """After a write to a shared run, of ``whole`` parameters or else a part. ``known``: the epoch before."""
-        parameters = self._parameters
-        if whole or (written.step == parameters.step_count and written.epoch == known + 1 and not parameters.stale):
-            parameters.step_count, parameters.epoch, parameters.known = written.step, written.epoch, True
-        else:
-            parameters.refresh(self._remote.attempts())  # others have stepped since these came
+                if not self._parameters.are_written(written_at, known, whole=ranges is None):
+                    self._parameters.refresh(self._remote.attempts())
+                self._take_the_place_again()
 
     def state_dict(self) -> dict[str, Any]:
         """The optimizer state: ``{"step": int, "tensors": {name: {"step": int, slot: array, ...}}}``.
@@ -399,11 +385,12 @@ class Run:
         with self._lock:
             self._require_lead("a change of the optimizer state")
             upload = pack_state(self.layout, self.dtype, self.slots, state)  # checked before the stream is given up
-            self.close()
+            self._attachment.close(leaves=False)
             written = self._remote.write_state(upload)
             known, self._attachment.epoch = self._attachment.epoch, written.epoch
             if self.shared:
                 self._parameters.refresh(self._remote.attempts())  # others may have stepped since these came
+                self._take_the_place_again()
             else:
                 self._parameters.step_count = written.step
                 if written.epoch != known + 1:
@@ -431,10 +418,12 @@ class Run:
         """
         with self._lock:
             self._require_lead("a roll-back")
-            self.close()
+            self._attachment.close(leaves=False)
             self._parameters.stale = True  # until they are read anew
             step = snapshots.roll_back(self._remote, snapshot)
             self._parameters.refresh(self._remote.attempts())
+            if self.shared:
+                self._take_the_place_again()
         self._replaced(values=True)
         return step
 
@@ -487,6 +476,11 @@ class Run:
         """SHA-256 of all parameters, slots, tensor steps and the dtype: the same for runs of the same bits."""
         self._settle()
         return files.digest_run(self._remote)
+
+    def _take_the_place_again(self) -> None:
+        """After what has fenced this worker's own stream: without one its lease would end before a long step does."""
+        with suppress(ConnectionLost):  # the next step is going to say so
+            self.hold()
 
     def _replaced(self, *, values: bool) -> None:
         if self._after_replacing is not None:

@@ -54,6 +54,28 @@ def test_gpu_kernel_uses_the_functions_of_its_type(dtype: type, letter: str) -> 
     assert operators == [], "an operator is left that the compiler may contract"
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_combining_spells_out_every_rounding(dtype: type) -> None:
+    """In float64, whatever the run's dtype; and nothing of it is computed otherwise in the kernel itself."""
+    from gradwire.server.devices.cuda_combining import cuda_combine_source
+
+    source = cuda_combine_source(np.dtype(dtype), simulated=False)
+    assert set(re.findall(r"import (\w+)_rn as", source)) == {"dadd", "ddiv", "dmul"}
+    functions = {node.name: node for node in ast.parse(source).body if isinstance(node, ast.FunctionDef)}
+    kernel = functions.pop("combine")
+    assert len(functions) == (1 if dtype is np.float32 else 3)
+    for function in functions.values():
+        assert [node for node in ast.walk(function) if isinstance(node, ast.BinOp)] == []
+    computed = {
+        name.id
+        for node in ast.walk(kernel)
+        if isinstance(node, ast.BinOp)
+        for name in ast.walk(node)
+        if isinstance(name, ast.Name)
+    }
+    assert computed <= {"start", "cuda", "lanes", "i"}, "indices alone"
+
+
 def test_a_numpy_without_row_stack_gets_it_back() -> None:
     """numba-cuda asks for it when it compiles its first kernel; numpy 2.5 has dropped it."""
     program = """

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from gradwire.server.devices.combining import Piece
 from gradwire.server.devices.cpu import CpuDevice
-from gradwire.server.rounds.pieces import Contribution, pieces_of, present_of
+from gradwire.server.rounds.pieces import Contribution, absent_from_all, pieces_of
 from gradwire.wire.layout import MAX_TENSORS, Layout, Range
 
 NONE: frozenset[int] = frozenset()
@@ -61,7 +61,7 @@ def test_neighbours_with_the_same_contributors_are_one_piece_and_what_nobody_has
         Piece(Range(10, 15), ((2, 1.0),), 1.0),
         Piece(Range(15, 21), ((0, 1.0), (1, 1.0)), 2.0),
     ]
-    assert present_of(layout, contributions) == {4}
+    assert absent_from_all(layout, contributions) == {4}
 
 
 def test_what_is_empty_parts_no_neighbours() -> None:
@@ -75,9 +75,9 @@ def test_nothing_makes_no_piece() -> None:
     assert pieces_of(layout_of(3, 4), [(1.0, everything), (2.0, everything)], mean=True) == []
     assert pieces_of(layout_of(0, 0), [(1.0, NONE)], mean=True) == []
     assert pieces_of(layout_of(0, 0), [(1.0, absent(1))], mean=True) == []
-    assert present_of(layout_of(3, 4), []) == everything
-    assert present_of(layout_of(3, 4), [(1.0, everything)] * 2) == everything
-    assert present_of(layout_of(3, 4), [(1.0, everything), (1.0, NONE)]) == NONE
+    assert absent_from_all(layout_of(3, 4), []) == everything
+    assert absent_from_all(layout_of(3, 4), [(1.0, everything)] * 2) == everything
+    assert absent_from_all(layout_of(3, 4), [(1.0, everything), (1.0, NONE)]) == NONE
 
 
 def test_a_pass_is_in_no_piece() -> None:
@@ -124,7 +124,7 @@ def test_each_tensor_has_those_who_have_it(case: tuple[Layout, list[Contribution
     for index, tensor in enumerate(layout.tensors):
         own = [(k, weight) for k, (weight, missing) in enumerate(contributions) if index not in missing]
         covering = [piece for piece in pieces if piece.place.start < tensor.stop and tensor.start < piece.place.stop]
-        assert (index in present_of(layout, contributions)) == (not own)
+        assert (index in absent_from_all(layout, contributions)) == (not own)
         if not tensor.size:
             continue
         if not own:

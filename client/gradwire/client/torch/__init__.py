@@ -15,7 +15,8 @@ try:
 except ImportError as _error:
     raise ImportError("gradwire.client.torch needs torch; pip install 'gradwire[torch]' brings it") from _error
 
+from gradwire.client.torch.diloco import DiLoCo
 from gradwire.client.torch.optimizer import RemoteOptimizer
 from gradwire.client.torch.state import load_state_dict, state_dict
 
-__all__ = ["RemoteOptimizer", "load_state_dict", "state_dict"]
+__all__ = ["DiLoCo", "RemoteOptimizer", "load_state_dict", "state_dict"]

@@ -9,6 +9,7 @@ from gradwire.client.connection import Server
 from gradwire.client.optimizers.adam import Adam, TorchAdam
 from gradwire.client.optimizers.optimizer import Optimizer
 from gradwire.client.torch.words import words_for
+from gradwire.client.workers.shared import Shared
 from gradwire.wire.tls import TLS
 
 
@@ -40,3 +41,18 @@ def check_place(run: Any, target: Any, tls: Any, token: Any, overlap: Any) -> No
             raise TypeError(f"{name} is of no use with a Server, which is connected already; expected it in connect()")
     if not isinstance(overlap, bool):
         raise TypeError(f"overlap is {overlap!r}; expected True or False")
+
+
+def checked_on_existing(on_existing: Any, workers: Any) -> str:
+    """What becomes of a run of the same name. Raises ValueError, TypeError."""
+    if not (workers is None or isinstance(workers, Shared)):
+        raise TypeError(f"workers is {workers!r}; expected Shared(...), or None for one worker at a time")
+    if on_existing is None:
+        return "error" if workers is None else "resume"
+    if on_existing == "replace" and workers is not None:
+        raise ValueError(
+            "on_existing is 'replace' with workers=Shared(...): each of them would put a run of its own in the "
+            "place of the others'; expected 'resume' or 'error', and Server.delete_run for one that is of no more use"
+        )
+    found: str = on_existing  # `create_run` refuses others
+    return found

@@ -14,6 +14,7 @@ from gradwire.client.connection import Server
 from gradwire.client.errors import LayoutMismatch
 from gradwire.client.optimizers.optimizer import Optimizer
 from gradwire.client.optimizers.param_group import ParamGroup
+from gradwire.client.options import Receipt
 from gradwire.client.run import Run
 from gradwire.client.torch import groups as torch_groups
 from gradwire.client.torch.state import counts, initial_values, run_state, tensor_state, tensor_states
@@ -40,7 +41,7 @@ class Binding:
     def __init__(
         self, server: Server, param_groups: ParamGroups, optimizer: Optimizer, creation: Mapping[str, Any]
     ) -> None:
-        groups = _members(param_groups)
+        groups = members_of(param_groups)
         if not groups:
             raise ValueError("the parameter groups are all empty; expected at least one parameter")
         self.tensors = [RemoteTensor(name, param) for name, param in _names(groups.values())]
@@ -75,7 +76,7 @@ class Binding:
 
     def resume(self, param_groups: ParamGroups) -> None:
         """Puts what the run has into the parameters and the groups. Raises LayoutMismatch for another optimizer."""
-        groups = _members(param_groups)
+        groups = members_of(param_groups)
         theirs_all = self.run.describe().spec.groups
         for (index, group), theirs in zip(groups.items(), theirs_all, strict=True):
             try:
@@ -103,12 +104,12 @@ class Binding:
         params = [id(param) for group in param_groups for param in group["params"]]
         return (
             params == [id(tensor.param) for tensor in self.tensors]
-            and [len(group["params"]) for group in _members(param_groups).values()] == self._sizes
+            and [len(group["params"]) for group in members_of(param_groups).values()] == self._sizes
         )
 
     def overrides(self, param_groups: ParamGroups) -> dict[int, dict[str, Any]]:
         """What has changed in the groups since the last step. Raises ValueError for what cannot change."""
-        members = _members(param_groups)
+        members = members_of(param_groups)
         if not self.has(param_groups):
             raise ValueError(
                 "param_groups hold other parameters than the run was made for; add_param_group adds some, "
@@ -124,21 +125,27 @@ class Binding:
         return overrides
 
     def step(
-        self, gradients: Mapping[str, Array], overrides: Mapping[int, Mapping[str, Any]], ahead: Collection[str]
-    ) -> None:
+        self,
+        gradients: Mapping[str, Array],
+        overrides: Mapping[int, Mapping[str, Any]],
+        ahead: Collection[str],
+        weight: float = 1.0,
+    ) -> Receipt:
         """One step on the server; then the parameters take the new values."""
         behind, self._behind = self._behind, True
         try:
-            self.run.step(gradients, overrides=overrides, ahead=ahead)
+            receipt = self._send(gradients, overrides, ahead, weight)
         except BaseException:
             for known in self._in_force:
                 known.clear()  # whether the overrides took effect is not known: the next step says all of them
             raise
-        for index, changed in overrides.items():
+        for index, changed in overrides.items() if receipt.applied else ():
             self._in_force[index].update(changed)
         everything = behind or self.run.refreshes != self._refreshes
-        lost = any(tensor.edited for tensor in self._shared if everything or tensor.name in gradients)
-        self._take([tensor for tensor in self.tensors if everything or tensor.name in gradients])
+        taken = self.tensors if everything else self._answered(gradients)
+        chosen = set(taken) if self._shared else ()
+        lost = any(tensor.edited for tensor in self._shared if tensor in chosen)
+        self._take(taken)
         if lost:
             warnings.warn(
                 "parameters in shared memory were changed during a step, by another process perhaps; the step's result "
@@ -146,6 +153,20 @@ class Binding:
                 RuntimeWarning,
                 stacklevel=2,
             )
+        return receipt
+
+    def _send(
+        self,
+        gradients: Mapping[str, Array],
+        overrides: Mapping[int, Mapping[str, Any]],
+        ahead: Collection[str],
+        weight: float,
+    ) -> Receipt:
+        return self.run.step(gradients, overrides=overrides, ahead=ahead, weight=weight)
+
+    def _answered(self, gradients: Mapping[str, Array]) -> list[RemoteTensor]:
+        """Those that the answer to these gradients holds."""
+        return [tensor for tensor in self.tensors if tensor.name in gradients]
 
     @property
     def edited(self) -> bool:
@@ -227,13 +248,18 @@ class Binding:
 
     def load(self, state: Mapping[Any, Any], param_groups: ParamGroups) -> None:
         """Puts a state of torch's on the server, whole or not at all. Raises ValueError where it does not fit."""
-        groups = _members(param_groups)
-        for index, (number, group) in enumerate(groups.items()):
-            torch_groups.check_choices(number, group, self._choices[index], "in the state; this optimizer has")
+        groups = self._checked(param_groups)
         specs = self.run.describe().spec.groups
-        packed = run_state(self.run, specs, {"state": state, "param_groups": list(groups.values())})
+        packed = run_state(self.run, specs, {"state": state, "param_groups": groups})
         if packed["step"] or self.run.step_count:  # not zeros over zeros
             self.run.load_state_dict(packed)
+
+    def _checked(self, param_groups: ParamGroups) -> list[dict[str, Any]]:
+        """The groups of a state, where they are of this optimizer. Raises ValueError."""
+        groups = members_of(param_groups)
+        for index, (number, group) in enumerate(groups.items()):
+            torch_groups.check_choices(number, group, self._choices[index], "in the state; this optimizer has")
+        return list(groups.values())
 
     def grown(
         self, server: Server, param_groups: ParamGroups, optimizer: Optimizer, creation: Mapping[str, Any]
@@ -245,7 +271,7 @@ class Binding:
         """
         self.write_edits()
         state, values, spec = self.run.state_dict(), self.run.read(), self.run.describe().spec
-        groups = _members(param_groups).values()
+        groups = members_of(param_groups).values()
         specs = [optimizer.replace(torch_groups.hyperparameters(group)).to_group() for group in groups]
         slots = dict.fromkeys(slot for spec in specs for slot in initial_values(spec))
         known = {tensor.param: tensor.name for tensor in self.tensors}
@@ -272,7 +298,7 @@ class Binding:
         return new
 
 
-def _members(param_groups: ParamGroups) -> dict[int, dict[str, Any]]:
+def members_of(param_groups: ParamGroups) -> dict[int, dict[str, Any]]:
     """The groups that the run has, those with parameters, under their numbers in ``param_groups``."""
     return {number: group for number, group in enumerate(param_groups) if group["params"]}
 

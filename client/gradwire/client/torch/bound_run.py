@@ -16,9 +16,11 @@ from gradwire.client.torch.binding import Binding, ParamGroups
 from gradwire.client.torch.checkpoints import Checkpoint
 from gradwire.client.torch.closing import Closing
 from gradwire.client.torch.overlap import Overlap
+from gradwire.client.torch.shared_binding import SharedBinding
 from gradwire.client.torch.shield import Shield
 from gradwire.client.torch.state_view import States, StateView
 from gradwire.client.torch.words import state_keys, words_for
+from gradwire.client.training.contribution import check_weight
 from gradwire.client.training.early_gradients import Source
 from gradwire.wire.errors import GradwireError
 from gradwire.wire.tls import TLS
@@ -57,10 +59,11 @@ class BoundRun:
     def begin(self, on_existing: str, *, overlap: bool) -> None:
         """Makes the run, or goes on with it. Raises as `RemoteOptimizer` does."""
         creation = {**self._creation, "on_existing": on_existing}
-        self._bind(Binding(self.server, self._groups(), self._preset, creation), overlap=overlap)
+        kind = Binding if creation.get("workers") is None else SharedBinding
+        self._bind(kind(self.server, self._groups(), self._preset, creation), overlap=overlap)
         if on_existing == "resume":
             self.binding.resume(self._groups())
-        self.closing.last_words = _weakly(self.write_changes, None)
+        self.closing.last_words = _weakly(self._write_last_changes, None)
 
     @property
     def binding(self) -> Binding:
@@ -84,13 +87,14 @@ class BoundRun:
 
     # --- steps ---------------------------------------------------------------------------------------------------
 
-    def step(self) -> None:
-        """See `RemoteOptimizer.step`."""
+    def step(self, weight: float = 1.0, *, passes: bool = False) -> None:
+        """See `RemoteOptimizer.step`. ``passes``: as if there were no gradient."""
         bound = self.binding
+        check_weight(weight, shared=bound.run.shared)
         with self._lock:
             overrides = bound.overrides(self._groups())
-            gradients = bound.gradients()
-            if not gradients:  # as in torch
+            gradients = {} if passes else bound.gradients()
+            if not gradients and not bound.run.shared:  # as in torch; but other workers wait for one that passes
                 pass
             elif self._only_makes_state(gradients):
                 self.view.begin(bound.empty_states())
@@ -98,7 +102,7 @@ class BoundRun:
                 self.write_changes()
                 ahead = self.overlap.still_holding(gradients) if self.overlap is not None else ()
                 try:
-                    bound.step(gradients, overrides, ahead)
+                    bound.step(gradients, overrides, ahead, weight)
                 finally:
                     self.view.outdate()
                     self.forget_ahead()
@@ -107,7 +111,8 @@ class BoundRun:
 
     def _only_makes_state(self, gradients: Mapping[str, Any]) -> bool:
         return (
-            self.binding.run.step_count == 0
+            bool(gradients)
+            and self.binding.run.step_count == 0
             and all(float(group["lr"]) == 0 for group in self._groups())
             and not any(gradient.any() for gradient in gradients.values())
             and not self.view
@@ -127,6 +132,11 @@ class BoundRun:
                 self._binding.write_edits()
             finally:
                 self._settling = False
+
+    def _write_last_changes(self) -> None:
+        """At the end. Of a worker that does not lead they are its own affair."""
+        if self._binding is not None and self._binding.run.leads:
+            self.write_changes()
 
     def _replaced(self, values: bool) -> None:
         """Somebody has put the run back, or given it another state, through `Run`: what is here is of no more worth."""
@@ -216,7 +226,7 @@ class BoundRun:
         try:
             if self.closing.here:
                 self._shield.wait()
-                self.write_changes()
+                self._write_last_changes()
         finally:
             self.drop()
 

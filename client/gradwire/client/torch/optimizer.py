@@ -15,12 +15,14 @@ from gradwire.client.optimizers import optimizer as presets
 from gradwire.client.options import Receipt
 from gradwire.client.run import Run
 from gradwire.client.torch import groups as torch_groups
-from gradwire.client.torch.arguments import check_place, preset_of
+from gradwire.client.torch.arguments import check_place, checked_on_existing, preset_of
 from gradwire.client.torch.binding import ParamGroups
 from gradwire.client.torch.bound_run import BoundRun
 from gradwire.client.torch.checkpoints import packed, unpacked
+from gradwire.client.torch.loss_scale import unscaled
 from gradwire.client.torch.state_view import StateView
 from gradwire.client.torch.uncompiled import uncompiled
+from gradwire.client.workers.shared import Shared
 from gradwire.wire.tls import TLS
 
 
@@ -40,7 +42,13 @@ class RemoteOptimizer(Optimizer):
         target, tls, token: see `gradwire.client.connect`; or a `Server` to share, which is not closed with this.
         run: name of the run on the server.
         on_existing: ``"error"``; ``"resume"``: go on with the run of this name, its values, state and hyperparameters,
-            which are put into the parameters and ``param_groups``; ``"replace"``.
+            which are put into the parameters and ``param_groups``; ``"replace"``. None: ``"error"``; with ``workers``
+            ``"resume"``.
+        workers: several processes that make the same optimizer train one run together, see `Shared`. The first one
+            creates it, with its values, and the others take those. Rank 0 leads, or who has created it (see
+            `RunOptions.leads`): its ``param_groups``, its edits of parameters and its loaded state count. In the others
+            ``load_state_dict`` only looks whether the state fits, edited parameters raise, and so does an ``lr`` that
+            is not the run's for three steps in a row. Buffers, as BatchNorm has, stay each process's own.
         maximize: turn the gradients' signs first. None: as ``optimizer`` says.
         overlap: send each gradient as soon as autograd has it, so that the upload hides behind the backward pass. The
             results are the same. Gradients that change before the step (clipping, unscaling) are sent again.
@@ -59,7 +67,8 @@ class RemoteOptimizer(Optimizer):
         *,
         run: str,
         target: str | Server | None = None,
-        on_existing: str = "error",
+        on_existing: str | None = None,
+        workers: Shared | None = None,
         maximize: bool | None = None,
         overlap: bool = False,
         clip_norm: float | None = None,
@@ -71,8 +80,12 @@ class RemoteOptimizer(Optimizer):
     ) -> None:
         preset = preset_of(optimizer, maximize, options)
         check_place(run, target, tls, token, overlap)
+        on_existing = checked_on_existing(on_existing, workers)
+        options = {**options, "workers": workers}
         creation = {"name": run, "clip_norm": clip_norm, "clip_value": clip_value, "non_finite": non_finite, **options}
         self._remote: BoundRun | None = None
+        if workers is not None:
+            self._step_supports_amp_scaling = True  # see loss_scale
         super().__init__(params, torch_groups.defaults(preset))
         remote = BoundRun(target, tls, token, preset, creation, _groups_of(self))
         self._remote = remote
@@ -93,8 +106,12 @@ class RemoteOptimizer(Optimizer):
     @uncompiled
     @Optimizer.profile_hook_step  # its hooks, too, run uncompiled
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, *, weight: float = 1.0) -> Any:
         """One step over all parameters that have a gradient; they hold the new values when it returns.
+
+        With ``workers`` it contributes to a round, and returns when that has closed; `last_receipt` says what became of
+        the gradient. Without any gradient it passes: nobody waits for it, and it adds nothing. So it does where a
+        GradScaler has found some that are not finite.
 
         Parameters and ``state`` that were changed since the last one are written first. Compiled code calls it by a
         graph break. A step of zero gradients with ``lr`` 0 before any other is how torch.distributed.checkpoint makes
@@ -102,6 +119,7 @@ class RemoteOptimizer(Optimizer):
 
         Args:
             closure: computes the loss and the gradients; its result is returned.
+            weight: with ``workers``, how much this gradient counts, usually its number of examples.
 
         Raises ValueError or TypeError for gradients, parameters and states that do not fit (nothing is sent),
         GradwireError as the error table says. The parameters are then as they were.
@@ -110,7 +128,8 @@ class RemoteOptimizer(Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        self._bound.step()
+        passes = not unscaled(self, (param for group in self.param_groups for param in group["params"]))
+        self._bound.step(weight, passes=passes)
         return loss
 
     step.hooked = True  # type: ignore[attr-defined]  # torch's mark: nothing is to be wrapped around it any more

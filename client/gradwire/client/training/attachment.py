@@ -30,7 +30,7 @@ before: it would take "not applied" for "applied"."""
 
 
 class Attachment:
-    """Attaches when it is asked for a stream and has none. Whoever uses it holds ``lock``. For the run of one worker.
+    """Attaches when it is asked for a stream and has none. Whoever uses it holds ``lock``. For a run of one worker.
 
     The order of assignments matters here: Ctrl-C may come between any two of them.
 
@@ -40,6 +40,9 @@ class Attachment:
         last_sequence: see `RunOptions`.
         attached: those of a connection that have a stream; closing it closes them.
     """
+
+    shared = False
+    """Whether others are attached beside this one."""
 
     def __init__(
         self,
@@ -182,13 +185,16 @@ class Attachment:
             self.stream = None
             self._attached.discard(self)
 
-    def close(self) -> None:
-        """Gives the run back to the server. Does nothing in a forked process, whose copy of the lock may be held."""
+    def close(self, *, leaves: bool = True) -> None:
+        """Gives the run back to the server. Does nothing in a forked process, whose copy of the lock may be held.
+
+        ``leaves``: this worker is not about to attach again.
+        """
         if not self.owner.here:
             return
         with self.lock:
             self.early.forget()
             if self.stream is not None:
-                self.stream.close()
+                self.stream.close(leaves=leaves and self.shared)
                 self.stream = None
                 self._attached.discard(self)

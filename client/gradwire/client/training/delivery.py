@@ -58,6 +58,7 @@ class Delivery:
             except BaseException:  # Ctrl-C, or an answer that makes no sense
                 attachment.drop()
                 parameters.stale = True
+                parameters.mixed = parameters.mixed or self._in_place
                 raise
         self._conclude(sequence, receipt)
         return receipt
@@ -92,6 +93,7 @@ class Delivery:
         self._parameters.stale = True  # until the receipt, the arrays mix old and new
         if trajectory is None and reply.HasField("shared") and self._in_place:
             return  # that is where they are
+        self._parameters.mixed = trajectory is None and self._parameters.incoming is self._parameters.vector
         values = self._encodings.parameters.take(reply, data)
         columns = slice(reply.offset, reply.offset + values.shape[1])
         if trajectory is None:
@@ -124,6 +126,7 @@ class Delivery:
         token = attachment.token
         if isinstance(refusal, InternalError):  # it may have been applied; the next attachment tells
             parameters.stale = True
+            parameters.mixed = parameters.mixed or self._in_place
             attempts.pause_for(refusal, transient=not attempts.failed_internally, token=token)
             attempts.failed_internally = True
             return
@@ -131,6 +134,7 @@ class Delivery:
             attachment.unresolved = attachment.resumes = self._sent = False
         if refusal.applied is not False or isinstance(refusal, Fenced) or self._in_place:
             parameters.stale = True
+            parameters.mixed = parameters.mixed or self._in_place
         attempts.pause_for(refusal, transient=may_pass(error, refusal), token=token)
 
     def _conclude(self, sequence: int, receipt: train_pb2.Receipt) -> None:
@@ -147,7 +151,7 @@ class Delivery:
             parameters.take_incoming(block.answer_ranges)
         if block.answered:
             parameters.behind -= block.present
-        parameters.stale = False
+        parameters.stale = parameters.mixed = False
         parameters.step_count = receipt.step
 
     def _lost(self, receipt: train_pb2.Receipt) -> bool:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from gradwire.client.calls.remote_values import RemoteValues
+from gradwire.client.calls.remote_values import RemoteValues, Written
 from gradwire.client.encodings import flat_vector
 from gradwire.client.transport.retry import Attempts
 from gradwire.client.transport.shared_memory import SharedMemory
@@ -46,6 +46,8 @@ class LocalParameters:
         """Whether they have ever been the server's."""
         self.stale = False
         """See `Run`."""
+        self.mixed = False
+        """Whether a part of an answer may have been written to them, and nothing has made them whole since."""
         self.behind: set[int] = set()
         """Tensors (by index) of which the server has newer values that nobody asked for."""
         self.refreshes = 0
@@ -65,7 +67,19 @@ class LocalParameters:
         self.known = True
         self.refreshes += 1
         self.behind.clear()
-        self.stale = False
+        self.stale = self.mixed = False
+
+    def are_written(self, written: Written, known: int, *, whole: bool) -> bool:
+        """After these values, or, not ``whole``, some of them, were written to a shared run: whether all are the run's.
+        Others may have stepped since the rest came, or have written.
+
+        Args:
+            known: the epoch before.
+        """
+        alone = written.step == self.step_count and written.epoch == known + 1 and not self.stale
+        if whole or alone:
+            self.step_count, self.epoch, self.known = written.step, written.epoch, True
+        return whole or alone
 
     def out_of_the_way(self, rows: Sequence[Array | None]) -> list[Array | None]:
         """Gradients, copied where they lie where the answer goes: parts would be sent that it has overwritten."""

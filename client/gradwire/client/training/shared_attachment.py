@@ -18,6 +18,8 @@ class SharedAttachment(Attachment):
     are.
     """
 
+    shared = True
+
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self.last_accepted = 0

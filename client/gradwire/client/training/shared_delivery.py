@@ -26,7 +26,6 @@ class SharedDelivery(Delivery):
         super().__init__(block, attachment, attempts)
         self._shared = attachment
         self._log = WaitingLog(attachment.message.run)
-        leave_what_has_ended(attachment)
 
     def _prepare_for_the_answer(self, stream: TrainStream) -> None:
         self._in_place = stream.memory is not None and stream.memory.in_place
@@ -62,8 +61,8 @@ class SharedDelivery(Delivery):
         return super()._lost(receipt) or receipt.contribution.kind != ACCEPTED
 
 
-def leave_what_has_ended(attachment: Attachment) -> None:
-    """Lets go of a stream that has ended while nothing of ours was on its way: a write of whoever leads fences all, and
-    is no failure of those who have not sent anything."""
-    if attachment.stream is not None and attachment.stream.ended:
-        attachment.drop()
+def delivery_of(block: Block, attachment: Attachment, attempts: Attempts) -> Delivery:
+    """As the run needs it."""
+    if isinstance(attachment, SharedAttachment):
+        return SharedDelivery(block, attachment, attempts)
+    return Delivery(block, attachment, attempts)

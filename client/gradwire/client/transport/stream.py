@@ -124,11 +124,6 @@ class TrainStream:
         except DecodeError as error:
             raise ProtocolViolation(f"the server sent what is no TrainResponse: {error}", applied=None) from None
 
-    @property
-    def ended(self) -> bool:
-        """Whether it has, though perhaps nobody has been told yet."""
-        return self._end is not None
-
     def collect(self, sequence: int, accept: Accept, wait: Wait | None = None) -> train_pb2.Receipt:
         """Passes the answer to block ``sequence`` on, message by message, and returns its receipt. Waits for it as long
         as the stream lasts."""
@@ -161,8 +156,13 @@ class TrainStream:
                     memory.all_taken()
                 return parameters.receipt
 
-    def close(self) -> None:
-        """Ends the stream in order and waits, briefly, until the server has given the run back."""
+    def close(self, *, leaves: bool = False) -> None:
+        """Ends the stream in order and waits, briefly, until the server has given the run back.
+
+        ``leaves``: a shared run's other workers need not wait for this one.
+        """
+        if leaves:
+            self.send([train_pb2.TrainRequest(leave=train_pb2.Leave()).SerializeToString()])
         self._jobs.put(None)
         timer = threading.Timer(CLOSE_TIMEOUT_SECONDS, self._cancel)
         timer.start()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from itertools import pairwise
-from math import frexp, inf
+from math import inf
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
@@ -48,8 +48,6 @@ class PieceTable(NamedTuple):
     """``[pieces]``."""
     unweighted: npt.NDArray[np.bool_]
     """``[pieces]``, whether all weights are 1."""
-    halvings: npt.NDArray[np.bool_]
-    """``[pieces]``, whether the divisor is a power of two: to multiply by its inverse is then to divide by it."""
     additions: int
     """Elements of sources that are read for all of them."""
 
@@ -94,7 +92,6 @@ def piece_table(pieces: Sequence[Piece], sources: int, elements: int) -> PieceTa
         np.array(weights, np.float64),
         np.array([piece.divisor for piece in pieces], np.float64),
         np.array([set(weights[a:b]) == {1.0} for a, b in pairwise(firsts)], np.bool_),
-        np.array([frexp(piece.divisor)[0] == 0.5 for piece in pieces], np.bool_),
         additions,
     )
 

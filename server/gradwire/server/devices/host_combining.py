@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from gradwire.server import jit
 from gradwire.server.devices.combining import Piece, check_alike, piece_table
-from gradwire.server.devices.combining_driver import TILE, combine_source
+from gradwire.server.devices.combining_driver import LONG_TILE, combine_source
 
 Split = Callable[[Callable[[int, int], object], int, int, int, int], None]
 """``split(function, start, stop, work, grain)`` calls ``function(a, b)`` over parts of ``start .. stop``."""
@@ -38,9 +38,8 @@ def combine_on_host(
         table.weights,
         table.divisors,
         table.unweighted,
-        table.halvings,
     )
-    split(work, 0, table.elements, table.additions, TILE)
+    split(work, 0, table.elements, table.additions, LONG_TILE)
 
 
 @functools.cache

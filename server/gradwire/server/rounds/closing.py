@@ -17,7 +17,7 @@ from gradwire.server.engine.threads import updates
 from gradwire.server.engine.workers import Holder, WorkerRecord
 from gradwire.server.failpoints import failpoint
 from gradwire.server.rounds.generations import Generations
-from gradwire.server.rounds.pieces import pieces_of, present_of
+from gradwire.server.rounds.pieces import absent_from_all, pieces_of
 from gradwire.server.rounds.staged import StagedContribution, Stagings
 
 
@@ -88,7 +88,9 @@ async def _commit(
 def header_of(run: Run, contributions: Sequence[StagedContribution]) -> BlockHeader:
     """Of the round: the overrides of its leader, and what nobody has a gradient of."""
     overrides = next((each.header.overrides for each in contributions if each.header.overrides), {})
-    absent = present_of(run.spec.layout, [(1.0, each.header.absent_tensors) for each in contributions if each.staging])
+    absent = absent_from_all(
+        run.spec.layout, [(1.0, each.header.absent_tensors) for each in contributions if each.staging]
+    )
     return BlockHeader(absent_tensors=absent, overrides=overrides)
 
 

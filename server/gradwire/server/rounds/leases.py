@@ -65,8 +65,10 @@ class Leases:
         if member.hold is not None:
             why = f"worker {worker_id!r} has attached to {run.spec.name} once more: two processes use one worker_id?"
             member.hold.on_end(Fenced(why, applied=None, epoch=run.epoch))
-        else:
-            member.step = run.step if attach.base_step is None else min(attach.base_step, run.step)
+        elif attach.base_step is None:
+            member.step = run.step
+        if attach.base_step is not None:
+            member.step = min(attach.base_step, run.step)
         member.hold = run.hold(worker_id, on_end, leased)
         member.left, member.aside, member.heard = None, False, now
         if attach.leads:

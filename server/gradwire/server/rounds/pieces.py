@@ -49,7 +49,7 @@ def pieces_of(layout: Layout, contributions: Sequence[Contribution], mean: bool)
     ]
 
 
-def present_of(layout: Layout, contributions: Sequence[Contribution]) -> frozenset[int]:
+def absent_from_all(layout: Layout, contributions: Sequence[Contribution]) -> frozenset[int]:
     """Indices of the tensors that nobody has: a round leaves them untouched, their t too."""
     if not contributions:
         return frozenset(range(len(layout.names)))

@@ -23,7 +23,7 @@ from gradwire.server.rounds.rounds import Rounds, rounds_of
 from gradwire.server.rounds.staged import StagedContribution
 from gradwire.server.rounds.upload import Upload
 from gradwire.server.training.session import Admission
-from gradwire.wire.errors import Fenced, GradwireError
+from gradwire.wire.errors import Fenced, GradwireError, SequenceMismatch
 from gradwire.wire.layout import Range
 from gradwire.wire.shared import part_bytes
 
@@ -243,7 +243,7 @@ class SharedSession:
         if answering is not None and answering.contribution is not None:
             error.applied = answering.contribution.kind is Kind.ACCEPTED
             error.metadata["sequence"] = str(self.holder.record.last_sequence)
-        elif error.applied is None and self._waiting is None:
+        elif error.applied is None and self._waiting is None and not isinstance(error, SequenceMismatch):
             error.applied = False
 
     async def close(self) -> None:

@@ -122,6 +122,8 @@ class Upload:
             self._check_sequence(part.sequence)
             if header is None:
                 raise ProtocolViolation(f"the first message of contribution {part.sequence} has no header")
+        if header.steps != 1:
+            raise ProtocolViolation(f"a contribution of {header.steps} steps; expected 1 in a shared run")
         if incoming is None or not (part.last and header.deferred):
             check_steps(self._run.spec, header.steps, max(self._decoder.least_row_bytes, self._encoder.least_row_bytes))
             incoming = self._incoming = IncomingBlock.begun(part.sequence, header, self._run.spec.layout)
@@ -142,8 +144,6 @@ class Upload:
     def _check(self, header: BlockHeader) -> None:
         """Raises ProtocolViolation, InvalidHyperparameter, LeaderBusy."""
         check_kind(self._run, header)
-        if header.steps != 1:
-            raise ProtocolViolation(f"a contribution of {header.steps} steps; expected 1 in a shared run")
         if header.returns is not Returns.LAST:
             raise ProtocolViolation(f"returns {header.returns.name}; expected LAST in a shared run")
         check_header(self._run, header, max_result_bytes=0)
