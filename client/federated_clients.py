@@ -1,4 +1,4 @@
-"""What the clients of ``train_federated.py`` are: few pictures of two digits each, and a few steps of softmax regression."""
+"""The clients of ``train_federated.py``: few pictures of two digits each, and some epochs of softmax regression."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Pictures:
         """``[count, 10]``: the probabilities that the model gives, less those that are right."""
         scores = self.images @ params["weights"] + params["bias"]
         odds = np.exp(scores - scores.max(1, keepdims=True))
-        probabilities = odds / odds.sum(1, keepdims=True)
+        probabilities: Tensor = odds / odds.sum(1, keepdims=True)
         probabilities[np.arange(len(self)), self.labels] -= 1
         return probabilities
 

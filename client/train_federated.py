@@ -9,7 +9,6 @@ FedAvg is ``SGD(lr=1)`` (McMahan et al. 2017), FedAMSGrad AMSGrad with ``tau`` (
 from __future__ import annotations
 
 import argparse
-import functools
 import sys
 import uuid
 from collections.abc import Iterator
@@ -31,8 +30,8 @@ CLIENTS = 50
 PARTICIPANTS = 10
 TAU = 1e-3
 """As in the paper, whose experiments found it good almost everywhere. betas are the paper's, too: (0.9, 0.99)."""
-LOCAL_RATES = (0.1, 0.3, 1.0, 3.0)
-SERVER_RATES = (0.03, 0.1, 0.3, 1.0)
+LOCAL_RATES = (0.1, 0.3, 1.0, 3.0, 10.0)
+SERVER_RATES = (0.1, 0.3, 1.0)
 TUNING_SEED = 1000
 """Learning rates are chosen on other splits than those that are drawn."""
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import multiprocessing
 import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
@@ -15,7 +16,14 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from workers_training import JOINED, PAUSED, READY, Contribution, Plan, work
+from workers_plan import JOINED, PAUSED, READY, Contribution, Plan
+
+
+def work(*arguments: Any) -> None:
+    """What a worker's process does. Only there is torch needed."""
+    from workers_training import work
+
+    work(*arguments)
 
 
 class WorkerFailed(Exception):
@@ -144,7 +152,8 @@ class Crew:
 
     def _say_go(self, *worker_ids: str) -> None:
         for worker_id in worker_ids:
-            self._pipes[worker_id].send("go")
+            with suppress(OSError):  # one that has ended says so by the end of its pipe
+                self._pipes[worker_id].send("go")
 
     def _ended(self, worker_id: str) -> None:
         self._pipes.pop(worker_id).close()

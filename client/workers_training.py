@@ -9,46 +9,14 @@ import itertools
 import signal
 import sys
 import time
-from dataclasses import dataclass
 from multiprocessing.connection import Connection
 
 import torch
 from digits import LR, Digits, make_model
 from torch import nn
+from workers_plan import JOINED, PAUSED, READY, Contribution, Plan
 
 from gradwire.client import GradwireError, Run, Server, Shared, TorchAdam, connect
-
-READY, JOINED, PAUSED = "ready", "joined", "paused"
-"""What a worker says; after the first and the last it waits for a word."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """One training, as all of its workers know it."""
-
-    target: str
-    run: str
-    workers: int
-    """Parts into which each batch is cut; also how many workers the training begins with."""
-    rounds: int
-    seed: int
-
-
-@dataclass(frozen=True)
-class Contribution:
-    """What a worker has sent, and what it was told of it."""
-
-    worker_id: str
-    round: int
-    """From 1 on; 0: it became part of none."""
-    outcome: str
-    loss: float
-    """Mean over its pictures, before the step."""
-    pictures: int
-    share: float
-    contributors: int
-    seconds: float
-    """From when it was sent until its round had closed and the new parameters were here."""
 
 
 def join(server: Server, plan: Plan, worker_id: str, model: nn.Module) -> Run:
