@@ -60,12 +60,8 @@ def draw(calm: Sequence[Training], eventful: Training, path: Path) -> None:
     above.plot(rounds, eventful.losses, color=EVENTFUL, linewidth=1, linestyle=(0, (3, 1.5)), label=label)
     above.set_yscale("log")
     largest = max(np.abs(differences(each.losses, calm[0].losses)).max() for each in calm)
-    above.set_title(
-        f"training loss of each round, the same batches; where nobody dies it differs by {largest:.1f} roundings of "
-        "float32 at most",
-        loc="left",
-        fontsize=10,
-    )
+    said = f"training loss of each round; where nobody dies it differs by {largest:.1f} roundings of float32 at most"
+    above.set_title(said, loc="left", fontsize=10)
     above.legend(frameon=False, fontsize=9)
     above.grid(alpha=0.25)
     above.spines[["top", "right"]].set_visible(False)
