@@ -50,8 +50,8 @@ class Trial:
         return SGD(lr=self.lr) if self.name == "FedAvg" else FedAMSGrad(lr=self.lr, tau=TAU)
 
     def __str__(self) -> str:
-        server = f"SGD(lr={self.lr:g})" if self.name == "FedAvg" else f"FedAMSGrad(lr={self.lr:g}, tau={TAU:g})"
-        return f"{self.name}: {server}, clients' lr {self.local_lr:g}"
+        fedavg, fedamsgrad = f"FedAvg, SGD(lr={self.lr:g})", f"FedAMSGrad(lr={self.lr:g}, tau={TAU:g})"
+        return f"{fedavg if self.name == 'FedAvg' else fedamsgrad}, clients' lr {self.local_lr:g}"
 
 
 TUNED = (Trial("FedAvg", 1.0, 1.0), Trial("FedAMSGrad", 0.3, 1.0))

@@ -117,8 +117,8 @@ def test_tuning_names_the_best_of_each(
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 5 + 20 + 2
     assert [line.split("  ")[1] for line in lines if line.startswith("best")] == [
-        "FedAvg: SGD(lr=1), clients' lr 1",
-        "FedAMSGrad: FedAMSGrad(lr=1, tau=0.001), clients' lr 1",
+        "FedAvg, SGD(lr=1), clients' lr 1",
+        "FedAMSGrad(lr=1, tau=0.001), clients' lr 1",
     ]
 
 
