@@ -62,7 +62,7 @@ ENV PATH=/opt/gradwire/bin:$PATH \
     GRADWIRE_DEVICE=cuda \
     GRADWIRE_CACHE_DIR=/var/cache/gradwire
 USER 10001:10001
-EXPOSE 50051
+EXPOSE 50051 9464
 # It drains: what has arrived whole is finished first.
 STOPSIGNAL SIGTERM
 # Here, and not in compose.yaml, so that it is said once. The first answer is found within a second, later ones are

@@ -16,14 +16,14 @@ FLOORS = (
     {"__main__"},
     {"cli"},
     {"app"},
-    {"rpc"},
+    {"rpc", "web"},
     {"rounds"},
     {"training", "runs"},
     {"durability", "encodings"},
     {"engine"},
     {"devices"},
     {"store", "optimizers", "access"},
-    {"memory", "config", "failpoints", "jit"},
+    {"memory", "config", "failpoints", "jit", "metrics"},
     {"kernel_cache", "limits"},
 )
 """The server's rooms, and the modules outside of any, top down. What stands on a floor imports what is below it or in

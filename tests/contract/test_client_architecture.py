@@ -13,6 +13,7 @@ FLOORS = (
     ("__init__", "doctor", "torch"),
     ("connection",),
     ("run",),
+    ("stored_run",),
     ("training",),
     ("calls",),
     ("encodings", "options"),

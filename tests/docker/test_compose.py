@@ -58,7 +58,7 @@ def seconds(duration: str) -> float:
 
 
 def option(command: list[str], name: str) -> str:
-    return command[command.index(name) + 1]
+    return next(word.partition("=")[2] for word in command if word.startswith(f"{name}="))
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +84,7 @@ def test_the_schema_refuses_a_broken_file(name: str) -> None:
 
 
 def test_publishes_on_loopback_only(server: dict[str, Any]) -> None:
-    assert server["ports"] == ["127.0.0.1:50051:50051"]
+    assert server["ports"] == ["127.0.0.1:50051:50051", "127.0.0.1:9464:9464"]
     for port in server["ports"]:
         assert ipaddress.ip_address(port.rsplit(":", 2)[0]).is_loopback
     assert "network_mode" not in server
@@ -96,7 +96,10 @@ def test_serves_the_published_port(server: dict[str, Any]) -> None:
     assert command[0] == "serve"
     listen = option(command, "--listen")
     assert listen.rpartition(":")[2] == server["ports"][0].rsplit(":", 1)[1]
-    ServerConfig(listen=(listen,), insecure="--insecure" in command)  # not refused
+    http = option(command, "--http")
+    assert http.rpartition(":")[2] == server["ports"][1].rsplit(":", 1)[1]
+    assert option(command, "--http-name") in load("compose.yaml")["services"]  # by which other containers call it
+    ServerConfig(listen=(listen,), http=http, insecure="--insecure" in command)  # not refused
 
 
 def test_is_killed_only_after_the_drain(server: dict[str, Any]) -> None:
@@ -130,13 +133,14 @@ def test_is_bounded_and_takes_its_bounds_from_the_container(server: dict[str, An
     assert size(limits["memory"].replace("g", "GiB")) == 4 * 2**30
     assert limits["cpus"] == "0"
     assert limits["pids"] >= 256
-    assert not {"--max-memory", "--threads"} & set(server["command"])
+    assert not {"--max-memory", "--threads"} & {word.partition("=")[0] for word in server["command"]}
     assert {"max-size", "max-file"} == set(server["logging"]["options"])
 
 
 def test_every_setting_of_the_server_can_be_handed_on_that_the_image_does_not_decide(server: dict[str, Any]) -> None:
     variables = {parameter.envvar for parameter in serve_command.params if parameter.envvar}
     decided = {"GRADWIRE_LISTEN", "GRADWIRE_INSECURE", "GRADWIRE_DATA_DIR", "GRADWIRE_DEVICE"}
+    decided |= {"GRADWIRE_HTTP", "GRADWIRE_HTTP_NAME"}
     # They name files, which would have to be handed on too, and to the health check.
     decided |= {"GRADWIRE_TLS_SERVER_CERT", "GRADWIRE_TLS_SERVER_KEY", "GRADWIRE_TLS_CLIENT_CA"}
     decided |= {"GRADWIRE_ACCESS", "GRADWIRE_AUDIT_LOG"}
@@ -169,12 +173,16 @@ def test_cuda_adds_the_reservation_and_takes_nothing_away() -> None:
 def test_tls_asks_who_comes_before_it_opens_a_port_to_others(tmp_path: Path) -> None:
     service = load(TLS_FILE)["services"]["server"]
     assert service["extends"] == {"file": "compose.yaml", "service": "server"}
-    assert service["ports"] == ["50051:50051"]
+    assert service["ports"] == ["50051:50051", "127.0.0.1:9464:9464"]
     options = dict(flag.removeprefix("--").split("=") for flag in service["command"][1:])
     folder = "/run/gradwire"
     assert service["volumes"] == [f"./secrets:{folder}:ro"]
     ServerConfig(
-        listen=(options["listen"],), tls_cert=options["tls-cert"], tls_key=options["tls-key"], access=options["access"]
+        listen=(options["listen"],),
+        http=options["http"],
+        tls_cert=options["tls-cert"],
+        tls_key=options["tls-key"],
+        access=options["access"],
     )  # not refused
     assert all(options[name].startswith(f"{folder}/") for name in ("tls-cert", "tls-key", "access"))
     assert options["data-dir"] == DATA

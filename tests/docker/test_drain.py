@@ -23,8 +23,10 @@ class Container:
     def __init__(self, data: Path, **environment_of_test: str) -> None:
         service = load("compose.yaml")["services"]["server"]
         self.grace_seconds = seconds(service["stop_grace_period"])
-        places = {"0.0.0.0:50051": "127.0.0.1:0", "/var/lib/gradwire": str(data)}
-        command = [places.get(word, word) for word in service["command"]]
+        places = {"0.0.0.0:50051": "127.0.0.1:0", "0.0.0.0:9464": "127.0.0.1:0", "/var/lib/gradwire": str(data)}
+        command = list(service["command"])
+        for inside, here in places.items():
+            command = [word.replace(inside, here) for word in command]
         image = environment(parse(FILES["cpu"].read_text())[-1])
         (signal_name,) = values(parse(FILES["cpu"].read_text())[-1], "STOPSIGNAL")
         self._stop_signal = signal.Signals[signal_name]

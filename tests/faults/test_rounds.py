@@ -168,6 +168,17 @@ def test_nothing_is_left_behind(hosted: HostedServer, bare: BareClient) -> None:
     eventually(lambda: hosted.used_bytes == before, "all that the run held is free")
 
 
+def test_encoded_parameters_go_with_their_run(hosted: HostedServer, bare: BareClient) -> None:
+    before = hosted.used_bytes
+    shared = shared_of(bare, quorum=1)
+    coarse = shared.attach("a", parameter_encoding=run_pb2.ENCODING_BFLOAT16)
+    coarse.send(ONES)
+    list(coarse.stream.answer())
+    coarse.leave()
+    hosted.delete(f"runs/{shared.name}")
+    eventually(lambda: hosted.used_bytes == before, "all that the run held is free")
+
+
 def test_a_contribution_without_room_is_refused_and_others_go_on(hosted: HostedServer, bare: BareClient) -> None:
     shared = shared_of(bare)
     a, b = shared.attach("a"), shared.attach("b")

@@ -8,8 +8,7 @@ from functools import partial
 import numpy as np
 import pytest
 
-from gradwire.client import AMSGrad, ClientTooOld, connect
-from gradwire.client import run as client_run
+from gradwire.client import AMSGrad, ClientTooOld, connect, stored_run
 from gradwire.server.engine.features import Feature
 from gradwire.server.engine.spec import RunSpec
 from gradwire.v1 import train_pb2
@@ -63,7 +62,7 @@ def test_our_client_says_what_it_understands(hosted: HostedServer, monkeypatch: 
     with connect(hosted.target) as server:
         values = {"w": np.zeros(2, np.float32)}
         with monkeypatch.context() as older:
-            older.setattr(client_run, "UNDERSTANDS", ())
+            older.setattr(stored_run, "UNDERSTANDS", ())
             with pytest.raises(ClientTooOld, match="needs clients that understand SHARED_RUN, REASONED_WAIT"):
                 server.create_run("x", values, AMSGrad())
         assert server.attach("x").step({"w": np.ones(2, np.float32)}).step == 1

@@ -20,6 +20,9 @@ from tests.robustness.plan import Life, Trouble
 from tests.robustness.proxy import RoughProxy
 from tests.robustness.rivals import Rival, rivals
 from tests.robustness.servers import ForkedServer, Zygote
+from tests.robustness.shared.contributor import Recklessness
+from tests.robustness.shared.fleet import Fleet
+from tests.robustness.shared.setting import Setting
 from tests.robustness.tally import Tally
 from tests.robustness.trainer import SETTLE_SECONDS, Trainer, World
 from tests.robustness.worker import Worker
@@ -44,7 +47,13 @@ def usual_shapes(seed: int) -> list[Shape]:
 
 
 class Episode:
-    """A context manager. `play` raises Violation or TooLittleTraffic; ``tally`` holds what has happened so far."""
+    """A context manager. `play` raises Violation or TooLittleTraffic; ``tally`` holds what has happened so far.
+
+    Args:
+        shared: runs with many workers, which are processes of their own.
+        recklessness: of those workers.
+        shared_answers: so many are waited for in each life without a point at which it ends; 0: six for each run.
+    """
 
     def __init__(
         self,
@@ -56,6 +65,9 @@ class Episode:
         shapes: Sequence[Shape] | None = None,
         churns: bool = True,
         rivalry: bool = False,
+        shared: Sequence[Setting] = (),
+        recklessness: Recklessness | None = None,
+        shared_answers: int = 0,
         bug: str = "",
         flags: Sequence[str] = FLAGS,
     ) -> None:
@@ -74,13 +86,16 @@ class Episode:
         self._proxy = RoughProxy(socket)
         self._stack.callback(self._proxy.close)
         self.world = World(self._proxy.target, self._log)
-        self.trainers: list[Trainer | Churn | Branches | Rival] = [
+        self.trainers: list[Trainer | Churn | Branches | Rival | Fleet] = [
             Trainer(self.world, shape) for shape in (usual_shapes(seed) if shapes is None else shapes)
         ]
         if churns:
             self.trainers += [Churn(self.world, seed), Branches(self.world, seed + 5)]
         if rivalry:
             self.trainers += rivals(self.world, Shape("rivals", "JOURNAL", seed + 4))
+        self._traffic = len(self.trainers) + (shared_answers or 6 * len(shared))
+        if shared:
+            self.trainers.append(Fleet(self.world, shared, zygote, directory, seed, reckless=recklessness))
         self._workers = [Worker(trainer) for trainer in self.trainers]
         self._server: ForkedServer | None = None
 
@@ -94,7 +109,7 @@ class Episode:
                 self.check()
         self.check()
         assert self._server is not None
-        self._server.stop()
+        self._stop(self._server)
         for trainer in self.trainers:
             trainer.settled()
         self.disk.lose(Loss.UNFLUSHED, self._chance)
@@ -102,6 +117,10 @@ class Episode:
         self._server = None
         self.check()
         self._count()
+
+    def _stop(self, server: ForkedServer) -> None:
+        server.stop()
+        self.world.orderly.add(self.world.lives)
 
     def _refused(self) -> bool:
         """Whether the server, or every run that was damaged, is refused now, with a word: a good end after damage."""
@@ -137,7 +156,11 @@ class Episode:
 
     def _may_go_back(self, name: str) -> bool:
         """Whether the run may lose what has been acknowledged."""
+        shapes: dict[str, Shape | Setting]
         shapes = {trainer.shape.name: trainer.shape for trainer in self.trainers if isinstance(trainer, Trainer)}
+        for trainer in self.trainers:
+            if isinstance(trainer, Fleet):
+                shapes |= {setting.name: setting for setting in trainer.settings}
         durability = shapes[name].durability if name in shapes else Churn.durability_of(name)
         return durability == "SNAPSHOT"
 
@@ -158,6 +181,8 @@ class Episode:
                 control.kill_kind = FileKind[kind.upper()].value
             elif life.at_point:
                 points.append(f"{life.end}=kill@{life.hit}")
+        self.world.lives += 1
+        self._note(f"server {self.world.lives}")
         self._server = server = ForkedServer(
             self._zygote,
             *self._command,
@@ -166,6 +191,7 @@ class Episode:
             shadowed=self.disk,
             failpoints=";".join(points),
             bug=self._bug,
+            life=self.world.lives,
         )
         if life is not None and life.end == "start":
             return server
@@ -180,7 +206,7 @@ class Episode:
         for worker in self._workers:
             worker.resume()
         if self._server is not None and not self._server.dead:
-            self._server.stop()  # of the last check; it had no failpoints
+            self._stop(self._server)  # of the last check; it had no failpoints
         self.world.life_begins_at = self._log.stat().st_size
         self._note(f"begins: {life}")
         server = self._start(life)
@@ -199,6 +225,7 @@ class Episode:
             self._end(life, server)
         if server.exit_status == -signal.SIGKILL:
             self.tally.kills += 1
+            self.tally.shared_kills += any(isinstance(trainer, Fleet) for trainer in self.trainers)
             self.tally.ends[life.end] += 1
         elif life.end not in ("term", "drain"):  # whose end may come before the kill
             raise Violation(f"the server ended with {server.exit_status} and not by {life.end}")
@@ -208,6 +235,8 @@ class Episode:
         self.disk.control.full = 0
         self.disk.lose(life.loss, self._chance)
         self.world.power_cuts += life.loss is not Loss.NOTHING
+        if life.loss is not Loss.NOTHING:
+            self.world.lossy.add(self.world.lives)
         if life.damage:
             self._damage(life.damage)
         self.tally.losses[life.loss.value] += 1
@@ -231,7 +260,7 @@ class Episode:
                 if time.monotonic() > deadline:
                     raise TooLittleTraffic(f"nothing has come to {life.end} {life.hit} times in {LIFE_SECONDS:.0f} s")
         elif life.end == "term":
-            server.stop()
+            self._stop(server)
         elif life.end == "drain":
             server.send(signal.SIGTERM)
             time.sleep(life.after_seconds)
@@ -241,9 +270,9 @@ class Episode:
             server.kill()
 
     def _wait_for_traffic(self, before: int, not_before: float) -> None:
-        """Until every client could have been answered once, and ``not_before``."""
+        """Until every client could have been answered once, workers of shared runs more often, and ``not_before``."""
         deadline = time.monotonic() + LIFE_SECONDS
-        while self._acknowledged() < before + len(self.trainers) or time.monotonic() < not_before:
+        while self._acknowledged() < before + self._traffic or time.monotonic() < not_before:
             for worker in self._workers:
                 self._raise(worker)
             if time.monotonic() > deadline:
@@ -295,6 +324,10 @@ class Episode:
             tally.unknown += trainer.counts.unknown
             tally.rolled_back += trainer.counts.rolled_back
             tally.client_restarts += trainer.counts.restarts
+            if isinstance(trainer, Fleet):
+                tally.workers.update(trainer.kinds)
+                tally.outcomes.update(trainer.outcomes)
+                tally.rounds += trainer.rounds
 
     def __enter__(self) -> Episode:
         return self

@@ -17,6 +17,7 @@ from gradwire.server.engine.run import Run
 from gradwire.server.engine.workers import Holder
 from gradwire.server.store import disk, journal, schema, snapshots
 from gradwire.server.store.base import Snapshot, Written
+from tests.robustness.shared.bugs import SHARED_BUGS
 
 
 def acknowledge_before_fsync() -> None:
@@ -110,4 +111,4 @@ BUGS: dict[str, Callable[[], None]] = {
 
 def plant(name: str) -> None:
     """Changes the server in this process. Raises KeyError for a bug that there is not."""
-    BUGS[name]()
+    {**BUGS, **SHARED_BUGS}[name]()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,32 @@ def failpoints() -> list[str]:
     for path in sorted(_SOURCES.rglob("*.py")):
         found |= set(re.findall(r'failpoint\("([^"]+)"\)', path.read_text()))
     return sorted(found)
+
+
+OF_ROUNDS = "round."
+"""Points of shared runs alone begin so."""
+
+OF_SHARED_RUNS = (
+    "stage.",
+    "commit.",
+    "journal.before-insert",
+    "journal.before-commit",
+    "journal.commit",
+    "journal.after-commit",
+    "reply.",
+    OF_ROUNDS,
+)
+"""Points that the workers of shared runs come to, without any other client, begin so."""
+
+
+def points_without_rounds() -> list[str]:
+    """Those that runs of one worker come to."""
+    return [point for point in failpoints() if not point.startswith(OF_ROUNDS)]
+
+
+def shared_points() -> list[str]:
+    """Those that shared runs come to."""
+    return [point for point in failpoints() if point.startswith(OF_SHARED_RUNS)]
 
 
 FLUSHES = [f"flush.{moment}-{kind.name.lower()}" for kind in FileKind for moment in ("before", "after")]
@@ -110,13 +136,19 @@ def at_points(seed: int, points: Sequence[str], times: int) -> list[Life]:
     return lives
 
 
-def at_random(seed: int, count: int, troubles: int = 2) -> list[Life]:
+ENDS = {"kill": 10, "start": 2, "term": 1, "drain": 2, "point": 4}
+"""Of lives that end at random, how often in which way."""
+
+ENDS_WITHOUT_POINTS = {end: weight for end, weight in ENDS.items() if end != "point"}
+
+
+def at_random(seed: int, count: int, troubles: int = 2, ends: Mapping[str, int] = ENDS) -> list[Life]:
     """Kills at any time, and everything else that can go wrong."""
     chance = random.Random(seed)
-    points = [*failpoints(), *FLUSHES]
+    points = [*points_without_rounds(), *FLUSHES]
     lives = []
     for _ in range(count):
-        kind = chance.choices(("kill", "start", "term", "drain", "point"), (10, 2, 1, 2, 4))[0]
+        kind = chance.choices(list(ends), list(ends.values()))[0]
         end = chance.choice(points) if kind == "point" else kind
         after = {"kill": chance.uniform(0.02, 0.4), "start": chance.uniform(0, 0.15), "drain": chance.uniform(0, 0.05)}
         hit = 1 if any(word in end for word in RARE) else chance.randrange(1, 12)

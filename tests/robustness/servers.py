@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import signal
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from tests import zygote
 from tests.robustness.disk import Disk
@@ -27,33 +30,16 @@ class Zygote(zygote.Zygote):
         super().__init__("tests.robustness.zygote", {} if library is None else {"LD_PRELOAD": str(library)})
 
 
-class ForkedServer:
-    """One server process. It may die at any time; `wait_ready` and `wait_dead` tell.
+class Forked:
+    """A process that a zygote has forked. It may die at any time; `wait_ready` and `wait_dead` tell.
 
     Args:
+        order: what the zygote is told.
         log: file to which its log is appended.
-        shadowed: where its directory lies, if on a disk that can lose power.
-        failpoints: as in ``GRADWIRE_FAILPOINTS``.
-        bug: one of ``faulty_server.BUGS``.
     """
 
-    def __init__(
-        self,
-        zygote: Zygote,
-        *flags: str,
-        log: Path,
-        shadowed: Disk | None = None,
-        failpoints: str = "",
-        bug: str = "",
-    ) -> None:
+    def __init__(self, zygote: Zygote, order: Mapping[str, Any], log: Path) -> None:
         self._zygote = zygote
-        order = {
-            "flags": ["--embedded", "--device", "cpu", "--threads", "1", *flags],
-            "shadow": [] if shadowed is None else [str(shadowed.root), str(shadowed.shadow)],
-            "failpoints": failpoints,
-            "bug": bug,
-            "checkpoint_bytes": CHECKPOINT_BYTES,
-        }
         their_in, self._stdin = os.pipe()
         self._stdout, their_out = os.pipe()
         their_log = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
@@ -76,7 +62,7 @@ class ForkedServer:
         return True
 
     def wait_ready(self, timeout_seconds: float = START_SECONDS) -> bool:
-        """Whether it serves; False: it has ended before."""
+        """Whether it has said a line, as a server does that serves; False: it has ended before."""
         deadline = time.monotonic() + timeout_seconds
         while b"\n" not in self._said and not self._ended:
             if not self._read(deadline):
@@ -105,6 +91,12 @@ class ForkedServer:
         if self.exit_status is None:
             os.kill(self.pid, number)  # as long as nobody has waited for it, the pid is not another's
 
+    def say(self, text: str) -> None:
+        """Into its standard input; nobody need be there to read it."""
+        with contextlib.suppress(BrokenPipeError):
+            if self.exit_status is None:
+                os.write(self._stdin, text.encode())
+
     def kill(self) -> None:
         """SIGKILL, and waits."""
         self.send(signal.SIGKILL)
@@ -115,3 +107,45 @@ class ForkedServer:
         self.send(signal.SIGTERM)
         assert self.wait_dead(timeout_seconds), "the server did not end after SIGTERM"
         assert self.exit_status == 0, f"the server ended with {self.exit_status} after SIGTERM"
+
+
+class ForkedServer(Forked):
+    """One server process.
+
+    Args:
+        log: file to which its log is appended.
+        shadowed: where its directory lies, if on a disk that can lose power.
+        failpoints: as in ``GRADWIRE_FAILPOINTS``.
+        bug: one of ``faulty_server.BUGS``.
+        life: of its kind; `life_of` finds it in the name of the server's instance.
+    """
+
+    def __init__(
+        self,
+        zygote: Zygote,
+        *flags: str,
+        log: Path,
+        shadowed: Disk | None = None,
+        failpoints: str = "",
+        bug: str = "",
+        life: int = 0,
+    ) -> None:
+        order = {
+            "flags": ["--embedded", "--device", "cpu", "--threads", "1", *flags],
+            "shadow": [] if shadowed is None else [str(shadowed.root), str(shadowed.shadow)],
+            "failpoints": failpoints,
+            "bug": bug,
+            "checkpoint_bytes": CHECKPOINT_BYTES,
+            "life": life,
+        }
+        super().__init__(zygote, order, log)
+
+
+def instance_of(life: int) -> str:
+    """What a server of the harness is called in what it tells its clients."""
+    return f"life-{life}"
+
+
+def life_of(instance: str) -> int:
+    """The way back."""
+    return int(instance.removeprefix("life-"))

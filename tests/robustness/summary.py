@@ -21,6 +21,7 @@ def table(tally: Tally, about: Mapping[str, float]) -> str:
         ("... while draining", tally.ends["drain"]),
         ("... at named points", sum(count for end, count in tally.ends.items() if end not in at_random)),
         ("named points, and fewest kills at one", _fewest(tally.ends, at_random)),
+        ("... with shared runs on them, whose workers are killed too", tally.shared_kills),
         ("kills that lost all that was not flushed", tally.losses["unflushed"]),
         ("kills that lost a random part of it", tally.losses["some"]),
         ("times that all connections were cut", tally.cuts),
@@ -32,6 +33,9 @@ def table(tally: Tally, about: Mapping[str, float]) -> str:
         ("operations whose outcome the client was not told", tally.unknown),
         ("times a SNAPSHOT or damaged run went back, and said so", tally.rolled_back),
         ("clients that vanished and came back", tally.client_restarts),
+        ("rounds of shared runs", tally.rounds),
+        ("... what their workers were told of contributions", _list(tally.outcomes, lower=True)),
+        ("... what happened to these workers", _list(tally.workers)),
         ("runs compared with their history, bit for bit", tally.checks),
         (
             "wall time",
@@ -47,8 +51,9 @@ def _fewest(ends: Counter[str], at_random: set[str]) -> str:
     return f"{len(points)} points, {min(points.values(), default=0)}"
 
 
-def _list(counts: Counter[str]) -> str:
-    return ", ".join(f"{name} {count:,}" for name, count in sorted(counts.items())) or "none"
+def _list(counts: Counter[str], *, lower: bool = False) -> str:
+    found = sorted(counts.items())
+    return ", ".join(f"{name.lower() if lower else name} {count:,}" for name, count in found) or "none"
 
 
 def write_into(document: Path, tally: Tally, about: Mapping[str, float]) -> None:

@@ -26,6 +26,14 @@ class Tally:
     unknown: int = 0
     rolled_back: int = 0
     client_restarts: int = 0
+    workers: Counter[str] = field(default_factory=Counter)
+    """What has happened to workers of shared runs."""
+    outcomes: Counter[str] = field(default_factory=Counter)
+    """Of contributions to shared runs."""
+    rounds: int = 0
+    """Of shared runs, applied; also such as were lost again where that is allowed."""
+    shared_kills: int = 0
+    """Servers killed while workers of shared runs were at work on them."""
     checks: int = 0
     """Runs that were compared, bit for bit, with their history."""
 

@@ -14,13 +14,13 @@ from tests.robustness.damage import KINDS
 from tests.robustness.disk import Loss
 from tests.robustness.episode import Episode
 from tests.robustness.model import Reference, TooLittleTraffic
-from tests.robustness.plan import FLUSHES, Life, at_points, at_random, failpoints, with_damage
+from tests.robustness.plan import FLUSHES, Life, at_points, at_random, failpoints, points_without_rounds, with_damage
 from tests.robustness.servers import Zygote
 from tests.robustness.tally import Tally
 
 PARTS = 6
 TIMES = 3
-POINTS = [*failpoints(), *FLUSHES]
+POINTS = [*points_without_rounds(), *FLUSHES]
 RANDOM_LIVES = 12
 
 

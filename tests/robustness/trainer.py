@@ -9,7 +9,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +55,12 @@ class World:
     """How often something was lost that had not been flushed."""
     life_begins_at: int = 0
     """Where the log of the present server begins in the file."""
+    lives: int = 0
+    """Servers so far; they are numbered from 1."""
+    lossy: set[int] = field(default_factory=set)
+    """Servers after whose end something was lost that had not been flushed."""
+    orderly: set[int] = field(default_factory=set)
+    """Servers that have ended in order."""
     damaged: bool = False
     """Files have been damaged: acknowledged steps may be gone, if that is said."""
 

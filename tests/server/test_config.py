@@ -60,6 +60,39 @@ def test_defaults_are_the_documented_ones() -> None:
     assert (made.stall_timeout_seconds, made.drain_timeout_seconds) == (60, 30)
 
 
+@pytest.mark.parametrize("address", [address for address in LOCAL if not address.startswith("unix:")])
+def test_the_door_for_who_watches_needs_no_permission_on_loopback(address: str) -> None:
+    assert ServerConfig(http=address).http == address
+
+
+@pytest.mark.parametrize("address", REACHABLE)
+def test_promise_6_that_door_is_as_closed_as_the_service(address: str) -> None:
+    with pytest.raises(ConfigError, match="can be reached from other machines") as caught:
+        ServerConfig(http=address)
+    assert repr(address) in str(caught.value)
+    with pytest.raises(ConfigError, match="does not encrypt"):
+        ServerConfig(http=address, access="tokens.toml")
+    with pytest.raises(ConfigError, match="does not ask who comes"):
+        ServerConfig(http=address, tls_cert="cert.pem", tls_key="key.pem")
+    ServerConfig(http=address, tls_cert="cert.pem", tls_key="key.pem", access="tokens.toml")
+    ServerConfig(http=address, insecure=True)
+
+
+@pytest.mark.parametrize("address", [address for address in MALFORMED if address and address != "unix:"])
+def test_that_door_has_an_address(address: str) -> None:
+    with pytest.raises(ConfigError, match="is no address; expected"):
+        ServerConfig(http=address)
+
+
+def test_that_door_is_no_socket_of_unix_and_the_rest_is_nothing_without_it() -> None:
+    with pytest.raises(ConfigError, match="http is 'unix:/tmp/socket'; expected HOST:PORT"):
+        ServerConfig(http="unix:/tmp/socket")
+    with pytest.raises(ConfigError, match="metrics_per_run is True, without --http"):
+        ServerConfig(metrics_per_run=True)
+    with pytest.raises(ConfigError, match=r"http_name is \('watch',\), without --http"):
+        ServerConfig(http_name=("watch",))
+
+
 def test_memory_limit_defaults_to_a_share_of_what_there_is() -> None:
     assert ServerConfig().max_memory == available_memory_bytes() * 3 // 4
     assert ServerConfig(max_memory=5).max_memory == 5

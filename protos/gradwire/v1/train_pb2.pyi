@@ -476,7 +476,7 @@ class Contribution(google.protobuf.message.Message):
     BASE_STEP_FIELD_NUMBER: builtins.int
     BASE_EPOCH_FIELD_NUMBER: builtins.int
     weight: builtins.float
-    """How much it counts, usually the number of examples. Finite, > 0; not set: 1."""
+    """How much it counts, usually the number of examples. Finite, > 0, at most 1e100; not set: 1."""
     base_step: builtins.int
     """Step of the parameters that the gradient was computed from: Attached.step where they have been read since, or that
     of the last receipt. Not above the run's.
@@ -732,7 +732,7 @@ class Outcome(google.protobuf.message.Message):
     number to the next one. 0: it was part of none.
     """
     share: builtins.float
-    """Of the round's total weight, the part that this contribution had; 0 for one without any gradient."""
+    """Of the round's total weight, the part that this contribution had; 0 for one without any gradient, or not accepted."""
     contributors: builtins.int
     """Contributions of the round, this one included."""
     total_weight: builtins.float

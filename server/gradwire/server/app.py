@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import grpc
 import numpy as np
@@ -27,7 +28,11 @@ from gradwire.server.rpc.service import OptimizerServicer
 from gradwire.server.runs.expiry import Expiry
 from gradwire.server.runs.registry import Registry
 from gradwire.server.store.base import Store, StoreError
+from gradwire.server.web.watched import Watched
 from gradwire.wire.service import MESSAGE_OPTIONS, SERVICE_NAME
+
+if TYPE_CHECKING:  # needs libraries that a server that nobody watches does without
+    from gradwire.server.web.door import Door
 
 log = logging.getLogger(__name__)
 
@@ -55,12 +60,16 @@ class Server:
         begun = self.servicer.handshakes.begun
         self._credentials = None if certificates is None else partial(server_credentials, certificates, begun)
         self.addresses: list[str] = []
-        self._health = Health(self.servicer.handshakes, strangers=gate is not None)
+        self.http_address = ""
+        """Where it can be watched; empty: nowhere."""
+        self._health = Health(self.servicer.handshakes, self.registry.counters.calls, strangers=gate is not None)
         self._stopped = asyncio.Event()
         self._draining = False
+        self._serving = False
         self._prepared = asyncio.Event()
         self._prepared.set()
         self._tasks: list[asyncio.Task[None]] = []
+        self._door: Door | None = None
         keepalive_ms = int(config.keepalive_seconds * 1000)
         self._grpc = grpc.aio.server(
             options=[
@@ -101,6 +110,7 @@ class Server:
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self.addresses += [listen(self._grpc, address, self._credentials) for address in self.config.listen]
         await self._grpc.start()
+        await self._open_door()
         loop = asyncio.get_running_loop()
         servicer = self.servicer
         watches = (servicer.loop_lag.watch, servicer.watch_access, servicer.handshakes.watch)
@@ -119,11 +129,39 @@ class Server:
             self._tasks.append(loop.create_task(self.registry.stored_runs.snapshotter.watch()))
         self._tasks.append(loop.create_task(self._expiry.watch()))
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+        self._serving = True
 
     @property
     def draining(self) -> bool:
         """Whether the server has been told to stop."""
         return self._draining
+
+    async def _open_door(self) -> None:
+        """Lets those in who watch, where that is wanted. Raises ConfigError."""
+        if not self.config.http:
+            return
+        try:
+            from gradwire.server.web.opening import door_of
+        except ModuleNotFoundError as error:
+            raise ConfigError(f"--http needs {error.name}; pip install 'gradwire[server]'") from None
+        servicer = self.servicer
+        watched = Watched(
+            self.registry,
+            loop_lag_seconds=lambda: servicer.loop_lag.longest_seconds,
+            unused_handshakes=lambda: servicer.handshakes.unused,
+            unready=self._unready,
+            gate=servicer.gate,
+            audit=servicer.audit,
+            certificates=servicer.certificates,
+        )
+        self._door = door_of(watched)
+        self.http_address = await self._door.open()
+
+    def _unready(self) -> str:
+        """Why it serves nobody now; empty: it does."""
+        if self._draining:
+            return "draining"
+        return "" if self._serving else "starting"
 
     def _require_tenants_asked(self) -> None:
         """Raises ConfigError where nobody is asked who they are, and the runs are not all anybody's."""
@@ -161,6 +199,8 @@ class Server:
             await self._expiry.note_all()
             await self.registry.stored_runs.snapshotter.save_last()
         await self._grpc.stop(_LAST_WORDS_SECONDS)
+        if self._door is not None:
+            await self._door.close()
         await asyncio.get_running_loop().run_in_executor(None, self._close)
         self._stopped.set()
 
@@ -169,6 +209,8 @@ class Server:
         for task in self._tasks:
             task.cancel()
         await self._grpc.stop(None)
+        if self._door is not None:
+            await self._door.close()
         self._close()
 
     def _close(self) -> None:

@@ -38,6 +38,12 @@ class ServerConfig:
     """TOML file of tokens, certificates and tenants; empty: nobody is asked who they are."""
     audit_log: str = ""
     """File to which a line of JSON is added for every call but steps; empty: none."""
+    http: str = ""
+    """``HOST:PORT`` for those who watch the server; empty: there is no such door."""
+    http_name: tuple[str, ...] = ()
+    """Names, beside that of ``http``, localhost and addresses, by which it may be called without TLS."""
+    metrics_per_run: bool = False
+    """Show series of each run too."""
     max_connections: int = 4096
     """Connections at a time; more are refused."""
     device: str = "auto"
@@ -85,7 +91,12 @@ class ServerConfig:
         if self.reflection and self.access:
             raise ConfigError("reflection is True, and answers anybody; expected no access file with it")
         asks = bool(self.access or self.tls_client_ca)
-        for address in self.listen:
+        if self.http.startswith("unix:"):
+            raise ConfigError(f"http is {self.http!r}; expected HOST:PORT")
+        for name in ("http_name", "metrics_per_run"):
+            if getattr(self, name) and not self.http:
+                raise ConfigError(f"{name} is {getattr(self, name)!r}, without --http; expected both, or neither")
+        for address in (*self.listen, *([self.http] if self.http else [])):
             if not is_local(address) and not (self.tls_cert and asks) and not self.insecure:
                 lacks = "does not encrypt" if asks else "does not ask who comes"
                 if not asks and not self.tls_cert:

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradwire.client import Draining, Fenced, GradwireError, NonFiniteGradient, RetryPolicy
+from gradwire.client import ConnectionLost, Draining, Fenced, GradwireError, NonFiniteGradient, RetryPolicy
 from gradwire.v1 import train_pb2
 from gradwire.wire.errors import ProtocolViolation
 from tests.client.training.scripted_rounds import Call, Kind, Requests, ScriptedRounds, answer, attached, waits
+from tests.faults.hosted import InBackground, eventually
 
 ONES = {"w": np.ones(2, np.float32)}
 Answers = Iterator[train_pb2.TrainResponse]
@@ -274,3 +275,23 @@ def test_from_ten_seconds_on_a_wait_is_said_why_and_then_every_ten(caplog: pytes
         assert run.step(ONES).applied
     said = [record.getMessage() for record in caplog.records if record.name.endswith("waiting_log")]
     assert said == [f"runs/x: no answer for {since} s: {since}" for since in (10, 20, 30)]
+
+
+def test_who_closes_while_a_step_waits_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may wait for workers that never come."""
+    monkeypatch.setattr("gradwire.client.training.shared_attachment.PATIENCE_SECONDS", 0.01)
+
+    def call(requests: Requests) -> Answers:
+        yield attached()
+        requests.block()
+        yield waits(5.0)
+        requests.until_it_ends()
+
+    with ScriptedRounds(call, answers(answer(1, 7.0))) as server, server.attach() as run:
+        with InBackground(lambda: run.step(ONES)) as waiting:
+            eventually(lambda: len(server.blocks) == 1, "the contribution is there")
+            run.close()
+            with pytest.raises(ConnectionLost, match="was closed while worker rank-0 waited") as caught:
+                waiting.result()
+        assert caught.value.applied is None
+        assert run.step(ONES).applied, "a run that was closed can go on"

@@ -99,7 +99,7 @@ def outcomes(object_: Any, calls: dict[str, Callable[[Any], object]]) -> dict[st
 
 @pytest.mark.parametrize(("owner", "calls"), [(Run, RUN), (Server, SERVER)])
 def test_every_call_is_tried(owner: type, calls: dict[str, Any]) -> None:
-    methods = {name for name, value in vars(owner).items() if inspect.isfunction(value) and not name.startswith("_")}
+    methods = {name for name, _ in inspect.getmembers(owner, inspect.isfunction) if not name.startswith("_")}
     assert methods - HARMLESS == set(calls)
 
 

@@ -32,6 +32,7 @@ OPTIONS: dict[str, tuple[str, str, Any, Any]] = {
     # field: (flag, a text for the environment, what it means, another value for the flag)
     "access": ("--access", "access.toml", "access.toml", "other.toml"),
     "audit_log": ("--audit-log", "audit", "audit", "other"),
+    "http": ("--http", "127.0.0.1:9464", "127.0.0.1:9464", "[::1]:80"),
     "max_connections": ("--max-connections", "100", 100, 7),
     "device": ("--device", "cpu", "cpu", "cuda:1"),
     "threads": ("--threads", "3", 3, 4),
@@ -78,8 +79,21 @@ def variable(flag: str) -> str:
 
 
 def test_every_setting_has_an_option() -> None:
-    switches = {"insecure", "reflection", "shared_memory"}
-    assert {field.name for field in dataclasses.fields(ServerConfig)} == {*OPTIONS, *switches, *TLS, "listen"}
+    switches = {"insecure", "reflection", "shared_memory", "metrics_per_run"}
+    several = {"listen", "http_name"}
+    assert {field.name for field in dataclasses.fields(ServerConfig)} == {*OPTIONS, *switches, *TLS, *several}
+
+
+def test_who_may_watch(started: list[ServerConfig]) -> None:
+    for result in (
+        serve("--http", "127.0.0.1:1", "--http-name", "a", "--http-name", "b", "--metrics-per-run"),
+        serve(GRADWIRE_HTTP="127.0.0.1:1", GRADWIRE_HTTP_NAME="a b", GRADWIRE_METRICS_PER_RUN="1"),
+    ):
+        assert result.exit_code == 0, result.output
+        assert started.pop() == ServerConfig(http="127.0.0.1:1", http_name=("a", "b"), metrics_per_run=True)
+    refused = serve("--metrics-per-run")
+    assert refused.exit_code == 1
+    assert "--metrics-per-run is True, without --http" in refused.output
 
 
 def test_files_of_tls(started: list[ServerConfig]) -> None:
@@ -296,7 +310,7 @@ def test_the_interpreter_of_a_server_gives_way_soon_and_looks_at_less(monkeypatc
 
     async def serve(config: ServerConfig, ready: Callable[[Any], None], *rest: object) -> None:
         assert done == ["switch"]
-        ready(SimpleNamespace(addresses=[], device=SimpleNamespace(name="cpu")))
+        ready(SimpleNamespace(addresses=[], device=SimpleNamespace(name="cpu"), http_address=""))
 
     monkeypatch.setattr("gradwire.server.app.serve", serve)
     monkeypatch.setattr(serve_module, "switch_often", lambda: done.append("switch"))

@@ -137,6 +137,15 @@ def test_leased_workers_are_never_forgotten(scene: Scene, monkeypatch: pytest.Mo
     assert kept[0].record is scene.run.workers["a"]
 
 
+def test_who_waits_in_a_round_is_not_forgotten(scene: Scene, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "MAX_WORKERS", 2)
+    scene.leases.detach(scene.attach("a"), left=True)
+    for number in range(3):
+        hold = scene.leases.attach(AttachShared(f"passing-{number}"), lambda error: None, contributors={"a"})
+        scene.leases.detach(hold, left=True)
+    assert "a" in scene.run.workers
+
+
 def test_shares_are_of_all_that_was_accepted(scene: Scene) -> None:
     scene.attach("a"), scene.attach("b")
     for worker_id, share in (("a", 0.25), ("b", 0.75)):

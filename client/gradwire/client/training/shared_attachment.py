@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from gradwire.client.errors import RunRolledBack, WorkerConflict, WorkerForgotten
+from gradwire.client.errors import ConnectionLost, RunRolledBack, WorkerConflict, WorkerForgotten
 from gradwire.client.training.attachment import Attachment
 from gradwire.v1 import train_pb2
+
+PATIENCE_SECONDS = 2.0
+"""How long a step may take that is to end before the run is closed."""
 
 
 class SharedAttachment(Attachment):
@@ -28,8 +31,34 @@ class SharedAttachment(Attachment):
         # What an earlier process has sent was computed from parameters that this one has not: nothing is taken up.
         self.resumes = False
         self.leads = False
+        self.ending = False
+        """Whether somebody closes it, and waits until the thread that steps has seen that."""
+
+    def close(self, *, leaves: bool = True) -> None:
+        """As `Attachment.close`. It ends a step of another thread, which may wait for workers that never come."""
+        if not self.owner.here:
+            return
+        while not self.lock.acquire(timeout=PATIENCE_SECONDS):
+            self.ending = True
+            stream = self.stream
+            if stream is not None:
+                stream.abandon()
+        try:
+            self.ending = False
+            super().close(leaves=leaves)
+        finally:
+            self.lock.release()
+
+    def check(self) -> None:
+        """Raises ConnectionLost while it is being closed."""
+        if self.ending:
+            raise ConnectionLost(
+                f"{self.message.run} was closed while worker {self.message.worker_id} waited for an answer",
+                applied=None,
+            )
 
     def _announce(self, resuming: bool) -> None:
+        self.check()
         waits = resuming and self.sequence is not None
         self.message.resumes = self.sequence + 1 if waits and self.sequence is not None else 0
         if self.parameters.known:

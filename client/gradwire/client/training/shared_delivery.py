@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import grpc
+
 from gradwire.client.options import OUTCOMES
 from gradwire.client.training.attachment import Attachment
 from gradwire.client.training.block import Block
@@ -48,6 +50,10 @@ class SharedDelivery(Delivery):
 
     def _was_applied(self, attached: train_pb2.Attached) -> bool:
         return attached.last_accepted_sequence == attached.last_sequence
+
+    def _pause_after(self, error: grpc.RpcError, sequence: int, attached: train_pb2.Attached) -> None:
+        self._shared.check()
+        super()._pause_after(error, sequence, attached)
 
     def _conclude(self, sequence: int, receipt: train_pb2.Receipt) -> None:
         outcome = receipt.contribution

@@ -76,6 +76,9 @@ def _option(
 @_option("--tls-client-ca", "PEM file: authorities, by one of which clients need a certificate.", default_text="none")
 @_option("--access", "TOML file: tokens, certificates, tenants.", default_text="none: nobody is asked")
 @_option("--audit-log", "File of JSON lines: who called what.", default_text="none")
+@_option("--http", "HOST:PORT for those who watch: /metrics, /healthz, /readyz.", default_text="none")
+@_option("--http-name", "A further name by which that is called; may be repeated.", multiple=True)
+@_option("--metrics-per-run", "Metrics of each run, too.", is_flag=True)
 @_option("--max-connections", "Connections at a time; more are refused.", int)
 @_option("--device", "auto, cpu, cuda or cuda:N.")
 @_option("--threads", "Threads that share a large CPU update.", int, "one for each processor")
@@ -138,6 +141,8 @@ async def _serve(config: ServerConfig, announce_to: int | None) -> None:
         spare_what_stays()
         where = f"are kept in {config.data_dir}" if config.data_dir else "live in memory only"
         log.info("serving on %s, device %s; runs %s", ", ".join(server.addresses), server.device.name, where)
+        if server.http_address:
+            log.info("watched on %s", server.http_address)
         if announce_to is not None:
             # A parent that has ended meanwhile is no error: `watch_parent` stops the server.
             with contextlib.suppress(BrokenPipeError), open(announce_to, "w", closefd=announce_to > 2) as parent:

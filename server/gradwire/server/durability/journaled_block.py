@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from gradwire.server.durability.records import block_to_text
@@ -40,8 +41,10 @@ async def commit_journaled(
         memory = run.budget.reserve(run.spec.vector_bytes * block.header.steps, f"the journal of {run.spec.name}")
         try:
             gradients, prepared, entry = await run.lock.inside(prepare, work=work)
+            began = time.perf_counter()
             row = storage.store.append(run.uid, entry)
             interrupted = await outlast(row)
+            block.journal_seconds = time.perf_counter() - began
         finally:
             memory.release()
         refusal = row.exception()

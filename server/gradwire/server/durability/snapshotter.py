@@ -9,7 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from gradwire.server.devices.base import State
 from gradwire.server.durability.changes import record
@@ -18,6 +18,7 @@ from gradwire.server.durability.run_storage import RunStorage, storage_of
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.threads import to_the_end
 from gradwire.server.memory.budget import NO_ROOM
+from gradwire.server.metrics.histogram import FILE_SECONDS, Histogram
 from gradwire.server.store.base import Snapshot, SnapshotInfo, Written
 from gradwire.wire.errors import GradwireError, RunNotFound
 
@@ -39,6 +40,9 @@ class Costs:
     cpu_seconds: float = 0.0
     """Of the threads that write."""
     bytes: int = 0
+    failures: int = 0
+    seconds: Histogram = field(default_factory=lambda: Histogram(FILE_SECONDS))
+    """How long each took to be written."""
 
 
 class Snapshotter:
@@ -102,6 +106,7 @@ class Snapshotter:
             log.error("%s could not be saved, and will be tried again: %s", run.spec.name, error)
         except Exception:
             log.exception("%s could not be saved, and will be tried again", run.spec.name)
+        self.costs.failures += 1
         storage.put_off()
 
     async def save(self, run: Run, label: str = "") -> SnapshotInfo:
@@ -173,6 +178,7 @@ class Snapshotter:
             seconds, cpu = time.perf_counter() - started, cpu_seconds + time.thread_time() - before
             self.costs.cpu_seconds += cpu
             self.costs.snapshots += 1
+            self.costs.seconds.observe(seconds)
             self.costs.bytes += written.size_bytes
             log.info(
                 "%s saved at step %d: %d bytes in %.3f s, with %.3f s of processor time",

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from gradwire.server.engine.block import Kind, Outcome
+from gradwire.server.engine.block import Kind, Outcome, Receipt
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,18 @@ class AppliedRound:
     def total_weight(self) -> float:
         """Of those that add something."""
         return sum(part.weight for part in self.contributions if not part.passed)
+
+    def receipts(self, receipt: Receipt) -> list[Receipt]:
+        """What each contributor is answered, in their order; ``receipt``: the round's own."""
+        return [
+            replace(
+                receipt,
+                skipped_steps=(0,) if part.skipped else (),
+                received_bytes=part.received_bytes,
+                contribution=self.outcome_of(part),
+            )
+            for part in self.contributions
+        ]
 
     def outcome_of(self, part: Contributed) -> Outcome:
         """What its sender is told."""

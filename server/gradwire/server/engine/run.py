@@ -8,7 +8,7 @@ import uuid
 from collections import OrderedDict
 from collections.abc import Callable, Collection
 from concurrent.futures import Executor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -95,6 +95,8 @@ class Run:
         """How it is stored; None: it is in memory only."""
         self.used_at = time.monotonic()
         """When somebody did anything with the run last; while a worker holds it that is always."""
+        self.applied_at = 0.0
+        """When a block was applied last since the server began, by `time.perf_counter`; 0: never."""
         self.users = 0
         """Calls about the run that have not ended."""
         self.on_delete: list[Callable[[], object]] = []
@@ -116,20 +118,22 @@ class Run:
         return self.holder
 
     def hold(
-        self, worker_id: str, on_end: Callable[[GradwireError], None], leased: Collection[str] = frozenset()
+        self, worker_id: str, on_end: Callable[[GradwireError], None], kept: Collection[str] = frozenset()
     ) -> Holder:
         """A hold for a worker, whose record is made where there is none; nobody is asked, and nobody fenced.
 
         Args:
-            leased: workers who are not forgotten, fewer than MAX_WORKERS.
+            kept: workers who are not forgotten.
         """
         perhaps_forgotten = self.has_forgotten and worker_id not in self._workers
         record = self._workers.setdefault(worker_id, WorkerRecord())
         self._workers.move_to_end(worker_id)
         if len(self._workers) > MAX_WORKERS:
-            longest_away = next(name for name in self._workers if name not in leased and name != worker_id)
-            self._workers.pop(longest_away).forget_result()
-            self.has_forgotten = True
+            others = (name for name in self._workers if name not in kept and name != worker_id)
+            longest_away = next(others, None)
+            if longest_away is not None:
+                self._workers.pop(longest_away).forget_result()
+                self.has_forgotten = True
         return Holder(worker_id, self.epoch, record, self.step, on_end, perhaps_forgotten)
 
     def check_attach(self, worker_id: str, takeover: bool) -> None:
@@ -260,14 +264,9 @@ class Run:
     def _remember(self, applied: AppliedRound, receipt: Receipt) -> None:
         """What each contributor to a round is answered."""
         self.rounds = applied.number
-        for part in applied.contributions:
-            own = replace(
-                receipt,
-                skipped_steps=(0,) if part.skipped else (),
-                received_bytes=part.received_bytes,
-                contribution=applied.outcome_of(part),
-            )
-            self._workers[part.worker_id].answer(part.sequence, own, self.spec.layout.elements)
+        for part, own in zip(applied.contributions, applied.receipts(receipt), strict=True):
+            record = self._workers.setdefault(part.worker_id, WorkerRecord())
+            record.answer(part.sequence, own, self.spec.layout.elements)
 
     def _finite_rows(self, gradients: Gradients, sums: npt.NDArray[np.float64]) -> Bools | None:
         """Which rows hold finite numbers only; None: all of them. Raises NonFiniteGradient where the policy says so."""

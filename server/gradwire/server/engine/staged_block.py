@@ -50,6 +50,8 @@ class StagedBlock:
     """Of ``result_memory``, what is for a receipt that names every step as skipped."""
     received_bytes: int = 0
     """Size of its gradients as they arrived; known when it is whole."""
+    journal_seconds: float = 0.0
+    """For which its commit waited for the disk."""
     round: AppliedRound | None = None
     """Of a shared run: what the block is made of."""
 

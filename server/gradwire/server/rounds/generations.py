@@ -130,6 +130,12 @@ class Generations:
             self._retire(before)
         self._newest = Generation(self._run)
 
+    def release(self) -> None:
+        """The run has ended: frees what was made of its parameters."""
+        for generation in (*self._older, self._newest):
+            if generation is not None:
+                generation.release()
+
     def _retire(self, generation: Generation) -> None:
         self._older.append(generation)
         self._reap()

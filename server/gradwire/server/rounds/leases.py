@@ -45,8 +45,13 @@ class Leases:
                 member = self.members.make(worker_id, clock())
                 member.left, member.step = clock(), run.step
 
-    def attach(self, attach: AttachShared, on_end: Callable[[GradwireError], None]) -> Holder:
+    def attach(
+        self, attach: AttachShared, on_end: Callable[[GradwireError], None], contributors: Collection[str] = ()
+    ) -> Holder:
         """A hold for one worker; its older stream, if it has one, is fenced.
+
+        Args:
+            contributors: to the open round, who are not forgotten either.
 
         Raises RunNotFound, RunBusy, LeaderBusy.
         """
@@ -69,7 +74,7 @@ class Leases:
             member.step = run.step
         if attach.base_step is not None:
             member.step = min(attach.base_step, run.step)
-        member.hold = run.hold(worker_id, on_end, leased)
+        member.hold = run.hold(worker_id, on_end, leased | {*contributors})
         member.left, member.aside, member.heard = None, False, now
         if attach.leads:
             self._leader = worker_id
@@ -86,11 +91,13 @@ class Leases:
             member.left = None if left else self._clock()
             self._run.note_use()
 
-    def require(self, worker_id: str) -> Member:
-        """The member of this id, who has just been heard. Raises Fenced where it is not attached."""
+    def require(self, hold: Holder) -> Member:
+        """The member that has this hold, who has just been heard. Raises Fenced where it has none, or another one: what
+        an attachment was told of the worker's last contribution would not be so any more."""
+        worker_id = hold.worker_id
         member = self.members.get(worker_id)
-        if member is None or member.hold is None:
-            raise Fenced(f"worker {worker_id!r} is not attached to {self._run.spec.name}", applied=False)
+        if member is None or member.hold is not hold:
+            raise Fenced(f"worker {worker_id!r} is not attached to {self._run.spec.name} by this stream", applied=False)
         member.heard = self._clock()
         return member
 

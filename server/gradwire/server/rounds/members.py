@@ -62,7 +62,8 @@ class Members:
             member = self._members[worker_id] = Member(worker_id, now)
         if len(self._members) > MAX_WORKERS:
             gone = [each for each in self._members.values() if not self.leased(each, now) and each is not member]
-            del self._members[min(gone, key=lambda each: each.heard).worker_id]
+            if gone:
+                del self._members[min(gone, key=lambda each: each.heard).worker_id]
         return member
 
     def leased(self, member: Member, now: float) -> bool:

@@ -43,7 +43,7 @@ class Report:
 def reported(run: Run) -> Report:
     """As it is now. On the event loop."""
     rounds = rounds_of(run)
-    reason, seconds = rounds.waits_for
+    reason, seconds = rounds.why_it_waits()
     workers = tuple(_of(rounds, member) for member in rounds.leases.members)
     return Report(workers, reason, seconds, run.rounds + 1)
 

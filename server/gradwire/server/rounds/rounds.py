@@ -7,40 +7,26 @@ import copy
 import logging
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 
-from gradwire.server.engine.applied_round import AppliedRound
-from gradwire.server.engine.block import Kind, Outcome, Receipt
+from gradwire.server.engine.block import Kind, Receipt
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.shared import SharedRun
-from gradwire.server.engine.spec import Durability
 from gradwire.server.engine.workers import Holder
+from gradwire.server.metrics.contributions import ContributionCounters
+from gradwire.server.rounds.answers import dropped, refused
 from gradwire.server.rounds.closing import close_round
 from gradwire.server.rounds.generations import Generation, Generations
 from gradwire.server.rounds.leases import AttachShared, Leases
-from gradwire.server.rounds.rule import Action, Decision, OpenRound, Owing, decide, has_quorum
+from gradwire.server.rounds.open_round import Round
+from gradwire.server.rounds.rule import Action, Decision, OpenRound, decide, has_quorum
 from gradwire.server.rounds.staged import StagedContribution, Stagings
-from gradwire.wire.errors import Fenced, GradwireError, NonFiniteGradient, ProtocolViolation
+from gradwire.wire.errors import Fenced, GradwireError, InternalError, NonFiniteGradient, ProtocolViolation
 
 log = logging.getLogger(__name__)
 
 _LONG_SECONDS = 10.0
 """After so long the log says once what a round waits for."""
-
-
-@dataclass(eq=False)
-class Round:
-    """One that is open, or about to be applied."""
-
-    epoch: int
-    opened: float
-    awaited: frozenset[str]
-    """Who was leased when it opened."""
-    contributions: dict[str, StagedContribution] = field(default_factory=dict)
-    quorate: float | None = None
-    decision: Decision | None = None
-    told: bool = False
-    """Whether the log has said what it waits for."""
 
 
 class Rounds:
@@ -52,6 +38,8 @@ class Rounds:
         self.options = options
         self.stagings = Stagings(run)
         self.generations = Generations(run)
+        self.counters = ContributionCounters()
+        """The server's own, once a stream has come."""
         self._loop = asyncio.get_running_loop()
         self._thread = threading.get_ident()
         self.leases = Leases(run, options, self._loop.time)
@@ -59,7 +47,7 @@ class Rounds:
         self._closing: asyncio.Task[None] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._frozen = False
-        run.on_delete.append(lambda: self.stagings.keep(0))
+        run.on_delete += [lambda: self.stagings.keep(0), self.generations.release]
 
     # --- what the run itself knows of, see `engine.shared.Workers` ------------------------------------------------
 
@@ -99,15 +87,29 @@ class Rounds:
     def _attach(
         self, attach: AttachShared, on_end: Callable[[GradwireError], None]
     ) -> tuple[Holder, StagedContribution | None]:
-        started = self.leases.started
-        hold = self.leases.attach(attach, on_end)
-        if self._open is not None and not started:
-            self._open.opened = self._loop.time()  # until there were enough, it had no deadline
+        started, leader = self.leases.started, self.leases.leader
+        contributors = frozenset() if self._open is None else frozenset(self._open.contributions)
+        hold = self.leases.attach(attach, on_end, contributors)
+        if attach.leads and leader not in ("", attach.worker_id):
+            self._depose(leader, attach.worker_id)
+        if self._open is not None and not started:  # until there are enough, it has not really opened
+            self._open.opened = self._loop.time()
+            self._open.awaited = self._leased
         waiting = self.waiting(attach.worker_id)
         if waiting is not None and waiting.sequence != attach.resumes:
             self.withdraw(waiting)
             waiting = None
         return hold, waiting
+
+    def _depose(self, leader: str, by: str) -> None:
+        """Another worker has taken the lead over: what the old leader has changed with its waiting contribution is not
+        to be, and it is told so."""
+        member, waiting = self.leases.members.get(leader), self.waiting(leader)
+        if waiting is not None:
+            self.withdraw(waiting)
+        if member is not None and member.hold is not None:
+            why = f"worker {by!r} has taken over the lead of {self.run.spec.name}; this stream had it"
+            member.hold.on_end(Fenced(why, applied=None, epoch=self.run.epoch))
 
     def detach(self, hold: Holder, *, left: bool) -> None:
         """The stream of a hold has ended; ``left``: its worker has said that it leaves."""
@@ -136,7 +138,7 @@ class Rounds:
     def _offer(self, contribution: StagedContribution) -> bool:
         run, says = self.run, contribution.says
         run.require_open()
-        member = self.leases.require(contribution.worker_id)
+        member = self.leases.require(contribution.hold)
         contribution.staleness = run.step - says.base_step
         if says.base_epoch > run.epoch or (says.base_epoch == run.epoch and contribution.staleness < 0):
             raise ProtocolViolation(
@@ -147,12 +149,13 @@ class Rounds:
         if says.base_epoch != run.epoch:
             contribution.staleness = 0
             why = "the run's history has changed since its parameters were sent: a write, a roll-back, or lost steps"
-            self._refuse(contribution, Kind.STALE, "HISTORY_CHANGED", why)
+            self._answer(contribution, refused(run, contribution, Kind.STALE, "HISTORY_CHANGED", why))
         elif contribution.staleness > self.options.max_staleness:
             why = f"it is {contribution.staleness} steps old; the run takes up to {self.options.max_staleness}"
-            self._refuse(contribution, Kind.STALE, "TOO_STALE", why)
+            self._answer(contribution, refused(run, contribution, Kind.STALE, "TOO_STALE", why))
         elif contribution.refusal:
-            self._refuse(contribution, Kind.REFUSED, NonFiniteGradient.reason, contribution.refusal)
+            why = contribution.refusal
+            self._answer(contribution, refused(run, contribution, Kind.REFUSED, NonFiniteGradient.reason, why))
         else:
             self._join(contribution)
         return True
@@ -162,26 +165,12 @@ class Rounds:
         if self._open is not None and self._open.epoch != self.run.epoch:  # `end` is on its way
             self._drop(Fenced(f"{self.run.spec.name} has been changed", applied=False))
         if self._open is None:
-            leased = frozenset(member.worker_id for member in self.leases.all_leased())
-            self._open = Round(self.run.epoch, now, leased)
+            self._open = Round(self.run.epoch, now, self._leased)
         self._open.contributions[contribution.worker_id] = contribution
 
-    def _refuse(self, contribution: StagedContribution, kind: Kind, reason: str, message: str) -> None:
-        """It will not be applied, and that is its answer."""
-        outcome = Outcome(kind, reason, message, staleness=contribution.staleness)
-        self._answer(contribution, self._receipt(contribution, outcome))
-
-    def _receipt(self, contribution: StagedContribution, outcome: Outcome) -> Receipt:
-        """Of one that was not applied."""
-        run = self.run
-        return Receipt(
-            step=run.step,
-            gradient_norm=0.0,
-            learning_rates=tuple(group.learning_rate(max(run.step, 1)) for group in run.groups),
-            received_bytes=contribution.received_bytes,
-            durability=run.spec.durability or Durability.MEMORY,
-            contribution=outcome,
-        )
+    @property
+    def _leased(self) -> frozenset[str]:
+        return frozenset(member.worker_id for member in self.leases.all_leased())
 
     def _answer(self, contribution: StagedContribution, receipt: Receipt) -> None:
         """It has its outcome."""
@@ -191,6 +180,7 @@ class Rounds:
         if record is not None and receipt.contribution.kind is not Kind.ACCEPTED:  # those the run has noted itself
             record.answer(contribution.sequence, receipt, run.spec.layout.elements)
         self.leases.note(worker_id, receipt.contribution)
+        self.counters.outcomes[receipt.contribution.kind.name.lower()] += 1
         self._release(contribution)
         contribution.answer.set_result(receipt)
 
@@ -233,12 +223,11 @@ class Rounds:
             for contribution in round.contributions.values():
                 self._fail(contribution, error, applied=False)
 
-    def _fail(self, contribution: StagedContribution, error: BaseException, *, applied: bool | None) -> None:
+    def _fail(self, contribution: StagedContribution, error: GradwireError, *, applied: bool | None) -> None:
         self._release(contribution)
-        failure = copy.copy(error)
-        if isinstance(failure, GradwireError):
-            failure.metadata = dict(failure.metadata)
-            failure.applied = applied
+        failure = copy.copy(error)  # each stream adds to its own what it knows
+        failure.metadata = dict(failure.metadata)
+        failure.applied = applied
         contribution.answer.set_exception(failure)
         contribution.answer.exception()  # its stream may have gone: then nobody asks
 
@@ -254,10 +243,10 @@ class Rounds:
             return
         now = self._loop.time()
         seen = self._seen(round, now)
-        if round.quorate is None and has_quorum(seen, self.options):
-            round.quorate = now
-            seen = replace(seen, quorate=now)
-        round.decision = decision = decide(now, seen, self.options)
+        quorate = self.leases.started and has_quorum(seen, self.options)
+        round.quorate = (now if round.quorate is None else round.quorate) if quorate else None
+        seen = replace(seen, quorate=round.quorate)
+        decision = decide(now, seen, self.options)
         self.leases.set_aside(decision.aside)
         if decision.action is Action.WAIT:
             times = [time for time in (decision.until, self.leases.next_end()) if time is not None]
@@ -275,65 +264,42 @@ class Rounds:
         self._closing = asyncio.ensure_future(self._close(round, decision))
 
     def _seen(self, round: Round, now: float) -> OpenRound:
-        owing = [
-            Owing(member.worker_id, member.step, now - member.heard, member.worker_id in round.awaited, member.aside)
-            for member in self.leases.all_leased()
-            if member.worker_id not in round.contributions
-        ]
-        weights = [contribution.says.weight for contribution in round.contributions.values()]
-        return OpenRound(round.opened, self.run.step, weights, owing, round.quorate, self.leases.started)
+        return round.seen(now, self.run.step, self.leases.all_leased(), started=self.leases.started)
 
     async def _close(self, round: Round, decision: Decision) -> None:
         """Applies a round, and tells all who are part of it. Nothing of what it does is any stream's own."""
-        contributions = [round.contributions[worker_id] for worker_id in sorted(round.contributions)]
-        applied = AppliedRound(
-            self.run.rounds + 1, decision.reason, decision.message, tuple(each.part for each in contributions)
-        )
+        contributions, applied = round.ordered, round.applied(self.run.rounds + 1, decision)
         try:
             receipt = await close_round(self.run, self.generations, self.stagings, round.epoch, applied, contributions)
         except NonFiniteGradient as error:
             self._dropped(round, "ROUND_NOT_FINITE", f"the combined gradient is not finite: {error.message}")
-        except BaseException as error:
-            if not isinstance(error, GradwireError):
-                log.exception("round %d of %s could not be applied", applied.number, self.run.spec.name)
+        except GradwireError as error:
             for contribution in contributions:
-                known = error.applied if isinstance(error, GradwireError) else None
-                self._fail(contribution, error, applied=known)
+                self._fail(contribution, error, applied=error.applied)
+        except BaseException as error:
+            log.exception("round %d of %s could not be applied", applied.number, self.run.spec.name)
+            failure = InternalError(f"round {applied.number} could not be applied; the server's log says more")
+            for contribution in contributions:
+                self._fail(contribution, failure, applied=None)
             if not isinstance(error, Exception):
                 raise
         else:
             self.generations.publish()
-            for contribution, part in zip(contributions, applied.contributions, strict=True):
-                own = replace(
-                    receipt,
-                    skipped_steps=(0,) if part.skipped else (),
-                    received_bytes=part.received_bytes,
-                    contribution=applied.outcome_of(part),
-                )
+            self.counters.rounds += 1
+            for contribution, own in zip(contributions, applied.receipts(receipt), strict=True):
                 self._answer(contribution, own)
         finally:
             self._closing = None
             self._loop.call_soon(self.consider)
 
     def _dropped(self, round: Round, reason: str, message: str) -> None:
-        total = sum(each.says.weight for each in round.contributions.values() if each.staging is not None)
-        for contribution in list(round.contributions.values()):
-            outcome = Outcome(
-                Kind.DROPPED,
-                reason,
-                message,
-                self.run.rounds + 1,
-                share=0.0 if contribution.staging is None else contribution.says.weight / total,
-                contributors=len(round.contributions),
-                total_weight=total,
-                staleness=contribution.staleness,
-            )
-            self._answer(contribution, self._receipt(contribution, outcome))
+        self.counters.dropped_rounds += 1
+        for contribution, receipt in dropped(self.run, round.ordered, reason, message):
+            self._answer(contribution, receipt)
 
     # --- what is said of it ------------------------------------------------------------------------------------------
 
-    @property
-    def waits_for(self) -> tuple[str, float]:
+    def why_it_waits(self) -> tuple[str, float]:
         """Why the open round has not closed, and since when, in seconds; ``("", 0)``: none is open."""
         round = self._open
         if round is None:

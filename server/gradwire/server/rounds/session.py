@@ -17,6 +17,7 @@ from gradwire.server.engine.threads import unless_short
 from gradwire.server.engine.workers import Holder, check_id
 from gradwire.server.failpoints import failpoint
 from gradwire.server.memory.shared_memory import SharedMemory, share
+from gradwire.server.metrics.counters import Counters
 from gradwire.server.rounds.generations import Generation
 from gradwire.server.rounds.leases import AttachShared
 from gradwire.server.rounds.rounds import Rounds, rounds_of
@@ -40,6 +41,7 @@ class SharedSession:
     Args:
         waiting: what the worker has sent on an earlier stream, and is answered on this one.
         listen: under which it waits for rounds.
+        counters: of the server.
         tells: whether the client can be told why it waits.
     """
 
@@ -53,6 +55,7 @@ class SharedSession:
         executor: Executor,
         listen: Listen,
         admission: Admission | None,
+        counters: Counters,
         *,
         tells: bool,
     ) -> None:
@@ -70,6 +73,8 @@ class SharedSession:
         self._waiting = waiting
         self._answering: Receipt | None = None
         self._pinned: Generation | None = None
+        self._watch = counters.blocks.watch()  # it is a stream; what it waits for is no block
+        rounds.counters = counters.contributions
         self._left = False
 
     @classmethod
@@ -85,6 +90,7 @@ class SharedSession:
         executor: Executor,
         listen: Listen,
         admission: Admission | None,
+        counters: Counters,
     ) -> SharedSession:
         """A place among the run's workers. Raises RunBusy, LeaderBusy, RunNotFound, ClientTooOld."""
         check_id("worker_id", attach.worker_id)
@@ -92,7 +98,7 @@ class SharedSession:
         rounds = rounds_of(run)
         holder, waiting = await rounds.attach(attach, on_end)
         tells = Feature.REASONED_WAIT in understands
-        return cls(rounds, holder, waiting, decoder, encoder, executor, listen, admission, tells=tells)
+        return cls(rounds, holder, waiting, decoder, encoder, executor, listen, admission, counters, tells=tells)
 
     @property
     def waiting_sequence(self) -> int:
@@ -178,7 +184,7 @@ class SharedSession:
                     break
                 raise
             if not answer.done():
-                reason, _ = self.rounds.waits_for
+                reason, _ = self.rounds.why_it_waits()
                 if self._tells:
                     yield Waiting(reason, asyncio.get_running_loop().time() - began)
         failpoint("reply.before")
@@ -192,14 +198,12 @@ class SharedSession:
 
     def _give_up(self, contribution: StagedContribution, error: GradwireError) -> bool:
         """The stream has to end while its contribution waits. False: that is about to be applied, and answered."""
+        error.applied, answer = False, contribution.answer
+        if answer.done():  # of one that was withdrawn, or that came to nothing, there is nothing to be told
+            return answer.cancelled() or answer.exception() is not None
         if isinstance(error, Fenced) and self.run.epoch == self.holder.epoch:
             error.applied = None  # the same worker has attached anew, and takes it over
             return True
-        if contribution.answer.done():
-            failure = None if contribution.answer.cancelled() else contribution.answer.exception()
-            error.applied = False
-            return failure is not None or contribution.answer.cancelled()
-        error.applied = False
         return self.rounds.withdraw(contribution)
 
     async def _parameters(self, sequence: int, receipt: Receipt) -> AsyncIterator[Reply]:
@@ -248,6 +252,7 @@ class SharedSession:
 
     async def close(self) -> None:
         """Gives the place back, and frees what was staged; what has arrived whole stays in its round."""
+        self._watch.close()
         self._unpin()  # a generator that nobody finishes would keep it for a while
         self._upload.release()
         self.rounds.detach(self.holder, left=self._left)

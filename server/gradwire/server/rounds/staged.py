@@ -9,6 +9,7 @@ from gradwire.server.devices.base import DeviceArray
 from gradwire.server.engine.applied_round import Contributed
 from gradwire.server.engine.block import BlockHeader, Contribution, Receipt
 from gradwire.server.engine.run import Run
+from gradwire.server.engine.workers import Holder
 from gradwire.server.memory.budget import Reservation
 
 
@@ -24,7 +25,8 @@ class Staging:
 class StagedContribution:
     """One gradient of one worker, checked and clipped as far as that is a matter of it alone."""
 
-    worker_id: str
+    hold: Holder
+    """Of the stream on which it came."""
     sequence: int
     header: BlockHeader
     staging: Staging | None
@@ -39,6 +41,11 @@ class StagedContribution:
     """Its round is about to be applied: it cannot be withdrawn any more."""
     answer: asyncio.Future[Receipt] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     """What its sender is told; an exception where its round came to nothing because of the server."""
+
+    @property
+    def worker_id(self) -> str:
+        """Whose it is."""
+        return self.hold.worker_id
 
     @property
     def says(self) -> Contribution:

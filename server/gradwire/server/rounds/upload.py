@@ -69,13 +69,13 @@ class Upload:
     async def _whole(self, sequence: int, received_bytes: int, ranges: tuple[Range, ...]) -> StagedContribution:
         self._incoming = None
         if not ranges:
-            return StagedContribution(self._hold.worker_id, sequence, self._header, None, received_bytes)
+            return StagedContribution(self._hold, sequence, self._header, None, received_bytes)
         staging = self._kept
         work = updates(self._run.spec.layout.elements, 1)
         wrong = await unless_short(self._executor, lambda: self._settle(staging, ranges), work)
         skips = self._run.spec.non_finite_policy is NonFinitePolicy.SKIP
         contribution = StagedContribution(
-            self._hold.worker_id,
+            self._hold,
             sequence,
             self._header,
             None if wrong and skips else staging,

@@ -168,6 +168,7 @@ class Calls:
         if pace is not None:
             await guard.keep(pace)
             pace.use(0, message.ByteSize())
+        self.registry.counters.traffic.downloads.bytes += message.ByteSize()
         await guard.write(call.context.write, message)
 
     def require_ready(self) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import math
 import os
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -38,6 +37,9 @@ from gradwire.wire.int8 import Blocks
 from gradwire.wire.layout_message import decode_layout
 
 _MANY_GROUPS = 1000
+
+MAX_WEIGHT = 1e100
+"""Of a contribution: sums of them, over rounds too, stay finite."""
 
 
 def spec_pieces(message: run_pb2.RunSpec) -> int:
@@ -113,8 +115,10 @@ def _decode_header(message: train_pb2.BlockHeader, last: bool) -> BlockHeader:
 
 def _decode_contribution(message: train_pb2.Contribution) -> Contribution:
     weight = message.weight if message.HasField("weight") else 1.0
-    if not (math.isfinite(weight) and weight > 0):
-        raise ProtocolViolation(f"the weight of the contribution is {weight}; expected a finite number > 0")
+    if not 0 < weight <= MAX_WEIGHT:
+        raise ProtocolViolation(
+            f"the weight of the contribution is {weight}; expected a finite number > 0, at most {MAX_WEIGHT:g}"
+        )
     return Contribution(weight, message.base_step, message.base_epoch)
 
 
@@ -133,6 +137,15 @@ def encodings_of(attach: train_pb2.Attach, run: Run) -> tuple[Decoder, Encoder]:
     if parameter_wire is None:
         return decoder, DeltaEncoder(blocks(), run.budget, run.spec.name)
     return decoder, DenseEncoder(parameter_wire)
+
+
+def encoding_names(attach: train_pb2.Attach, run: Run) -> tuple[str, str]:
+    """Of the gradients and of the parameters of a stream, for people. They are known ones: see `encodings_of`."""
+    gradients, parameters = (
+        run_pb2.Encoding.Name(encoding).removeprefix("ENCODING_").lower() if encoding else run.spec.dtype.name
+        for encoding in (attach.gradient_encoding, attach.parameter_encoding)
+    )
+    return gradients, parameters
 
 
 def _guessed_numbers(overrides: Iterable[run_pb2.Override]) -> dict[int, dict[str, float]]:

@@ -7,6 +7,7 @@ from typing import Any
 import grpc
 from grpc_health.v1 import health, health_pb2
 
+from gradwire.server.metrics.calls import CallCounters
 from gradwire.server.rpc.handshakes import Handshakes
 
 
@@ -15,16 +16,26 @@ class Health(health.aio.HealthServicer):  # type: ignore[misc]
 
     Args:
         strangers: whether it is asked by people whom nobody knows: they may ask, and not hold a stream to be told.
+        calls: where calls are counted.
     """
 
-    def __init__(self, handshakes: Handshakes, *, strangers: bool) -> None:
+    def __init__(self, handshakes: Handshakes, calls: CallCounters, *, strangers: bool) -> None:
         super().__init__()
         self._handshakes = handshakes
         self._strangers = strangers
+        service = health_pb2.DESCRIPTOR.services_by_name["Health"].full_name
+        self._check = calls.method(service, "Check", client_streams=False, server_streams=False)
 
     async def Check(self, request: health_pb2.HealthCheckRequest, context: Any) -> Any:
         self._handshakes.called(context.peer())
-        return await super().Check(request, context)
+        with self._check.counting() as ending:
+            try:
+                answer = await super().Check(request, context)
+            except grpc.aio.AbortError:
+                ending.code = "NOT_FOUND"
+                raise
+            ending.code = "OK"
+            return answer
 
     async def Watch(self, request: health_pb2.HealthCheckRequest, context: Any) -> None:
         self._handshakes.called(context.peer())

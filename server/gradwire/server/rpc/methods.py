@@ -14,8 +14,11 @@ from typing import Any
 import grpc
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
+from google.rpc.code_pb2 import Code
 
 from gradwire.server.access.pacing import Pace
+from gradwire.server.metrics.calls import Ending
+from gradwire.server.metrics.traffic import ByteCount
 from gradwire.server.rpc.call import Call, action_of
 from gradwire.server.rpc.calls import Calls, abort
 from gradwire.server.rpc.stream_guard import StreamGuard
@@ -55,8 +58,16 @@ def _wrapped(servicer: Calls, method: Any) -> Callable[[Any, Any], Awaitable[Any
     raw, streams = name in BYTES, method.client_streaming
     request = GetMessageClass(method.input_type)
     call = getattr(servicer, name)
+    counters = servicer.registry.counters
+    counted = counters.calls.method(
+        SERVICE_NAME, name, client_streams=method.client_streaming, server_streams=method.server_streaming
+    )
 
-    async def handle(stream: Any, context: Any) -> Any:
+    async def count(stream: Any, context: Any) -> Any:
+        with counted.counting() as ending:
+            return await handle(stream, context, ending)
+
+    async def handle(stream: Any, context: Any, ending: Ending) -> Any:
         caller = None
         try:
             caller = Call(context, servicer.identify(context), action_of(name), servicer.gate)
@@ -65,7 +76,7 @@ def _wrapped(servicer: Calls, method: Any) -> Callable[[Any, Any], Awaitable[Any
                 if raw:
                     requests = stream
                 elif streams:
-                    requests = _messages(guard, context, request, servicer.pace_of(caller))
+                    requests = _messages(guard, context, request, servicer.pace_of(caller), counters.traffic.uploads)
                 else:
                     requests = await _message(guard, context, request)
                 servicer.require_still(caller.who)
@@ -73,6 +84,7 @@ def _wrapped(servicer: Calls, method: Any) -> Callable[[Any, Any], Awaitable[Any
                 servicer.require_ready()
                 answer = await call(requests, caller)
             servicer.note(context, caller, name)
+            ending.code = "OK"
             return answer
         except GradwireError as error:
             refusal = error if caller is None else caller.refusal(error)
@@ -80,6 +92,7 @@ def _wrapped(servicer: Calls, method: Any) -> Callable[[Any, Any], Awaitable[Any
             log.exception("out of memory in %s", name)
             refusal = InternalError("the server ran out of memory", applied=None)
         except (grpc.aio.AbortError, grpc.aio.UsageError):
+            ending.code = "UNKNOWN"
             raise
         except asyncio.CancelledError:  # the caller has gone
             servicer.note(context, caller, name, "CANCELLED")
@@ -90,11 +103,13 @@ def _wrapped(servicer: Calls, method: Any) -> Callable[[Any, Any], Awaitable[Any
         finally:
             if caller is not None:
                 caller.end()
+        ending.code = Code.Name(refusal.code)
+        counters.refused(refusal)
         servicer.note(context, caller, name, refusal.reason)
         await abort(context, refusal)
         return None  # gRPC does not look at it after an abort
 
-    return handle
+    return count
 
 
 async def _message(guard: StreamGuard, context: Any, request: type[Message]) -> Message:
@@ -106,10 +121,11 @@ async def _message(guard: StreamGuard, context: Any, request: type[Message]) -> 
 
 
 async def _messages(
-    guard: StreamGuard, context: Any, request: type[Message], pace: Pace | None
+    guard: StreamGuard, context: Any, request: type[Message], pace: Pace | None, count: ByteCount
 ) -> AsyncIterator[Message]:
     """The requests of a call, one after another, as fast as ``pace`` has them. Raises ProtocolViolation."""
     while (serialized := await guard.request(context.read)) is not grpc.aio.EOF:
+        count.bytes += len(serialized)
         yield _decoded(serialized, request)
         if pace is not None:
             pace.use(0, len(serialized))

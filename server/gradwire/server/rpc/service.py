@@ -25,6 +25,7 @@ from gradwire.server.rpc.codec import (
     decode_spec,
     durability_of,
     encode_region,
+    encoding_names,
     encodings_of,
     placements,
     spec_pieces,
@@ -118,7 +119,8 @@ class OptimizerServicer(SnapshotCalls, WorkerCalls, ServerCalls):
                     await session.share_memory()
                 self.note(call.context, call, "Train")
                 call.action = "Detach"
-                stream = TrainStream(guard, call.context, session.memory, encoder, run.budget, pace)
+                traffic = self.registry.counters.traffic.stream(*encoding_names(attach, run))
+                stream = TrainStream(guard, call.context, session.memory, encoder, run.budget, pace, traffic)
                 streams.callback(stream.close)
                 await guard.write(call.context.write, self._attached(session))
                 async for reply in session.resume():
@@ -154,6 +156,7 @@ class OptimizerServicer(SnapshotCalls, WorkerCalls, ServerCalls):
                 executor=self.registry.executor,
                 listen=guard.read,
                 admission=admission,
+                counters=self.registry.counters,
             )
         return await Session.attach(
             run,
@@ -167,6 +170,7 @@ class OptimizerServicer(SnapshotCalls, WorkerCalls, ServerCalls):
             executor=self.registry.executor,
             local=is_local(call.peer),
             admission=admission,
+            counters=self.registry.counters.blocks,
         )
 
     def _attached(self, session: Session | SharedSession) -> bytes:

@@ -8,6 +8,7 @@ from typing import Any
 from gradwire.server.access.identity import split, tenant_of
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.threads import in_thread
+from gradwire.server.metrics.counters import ASKED
 from gradwire.server.rounds.rounds import require_leader
 from gradwire.server.rpc.call import Call
 from gradwire.server.rpc.calls import Calls, first_of, open_stream, require
@@ -55,6 +56,7 @@ class SnapshotCalls(Calls):
         run = self.run_of(call, request.name, request.run_uid)
         require_leader(run, request.worker_id)
         step, epoch = await operations.roll_back(self.registry, run, request.snapshot_id)
+        self.registry.counters.rolled_back[ASKED] += 1
         return service_pb2.RollBackResponse(step=step, epoch=epoch)
 
     async def DigestRun(self, request: service_pb2.DigestRunRequest, call: Call) -> service_pb2.DigestRunResponse:

@@ -13,6 +13,7 @@ from gradwire.server.encodings.encoders import Encoder
 from gradwire.server.engine.block import GradientSlice, Placed, Reply, Waiting
 from gradwire.server.memory.budget import MemoryBudget
 from gradwire.server.memory.shared_memory import SharedMemory
+from gradwire.server.metrics.traffic import StreamBytes, Traffic
 from gradwire.server.rpc.codec import (
     cut,
     decode_gradients,
@@ -46,6 +47,7 @@ class TrainStream:
         encoder: of the replies.
         budget: of what is kept while it waits.
         pace: what a block costs is waited for before the next one, of which no more is read; None: nobody counts.
+        traffic: where its bytes are counted; None: nobody reads that.
     """
 
     def __init__(
@@ -56,6 +58,7 @@ class TrainStream:
         encoder: Encoder,
         budget: MemoryBudget,
         pace: Pace | None = None,
+        traffic: StreamBytes | None = None,
     ) -> None:
         self._guard = guard
         self._context = context
@@ -63,6 +66,7 @@ class TrainStream:
         self._encoder = encoder
         self._budget = budget
         self._pace = pace
+        self._traffic = traffic or Traffic().stream("", "")
         self._paced_seconds = 0.0  # what it has waited for
         self._between = True  # no block is arriving
         self._offer: asyncio.TimerHandle | None = None
@@ -117,8 +121,10 @@ class TrainStream:
                 self._answered = self._between = True
                 parameters.receipt.paced_seconds = self._paced_seconds
                 self._paced_seconds = 0.0
-            if self._pace is not None and data is not None:
-                self._pace.use(0, data.nbytes)
+            if data is not None:
+                (self._traffic.sent if placed is None else self._traffic.sent_shared).bytes += data.nbytes
+                if self._pace is not None:
+                    self._pace.use(0, data.nbytes)
             for piece, values in cut(parameters, None if placed else data):
                 if values is None:
                     message = train_pb2.TrainResponse(parameters=piece).SerializeToString()
@@ -133,6 +139,7 @@ class TrainStream:
             memory.all_taken()
         self._answered = False
         if not message.HasField("shared"):
+            self._traffic.received.bytes += len(request.data)
             return self._counted(decode_gradients(message, request.data))
         shared = message.shared
         if request.data:
@@ -141,6 +148,7 @@ class TrainStream:
             raise ProtocolViolation("a slice lies in a region, but this stream has none")
         data = memory.gradients(shared.position, shared.size_bytes)
         memory.taken(shared.taken)
+        self._traffic.received_shared.bytes += shared.size_bytes
         self._received += 1
         self._owed = self._owed or shared.acknowledge
         return self._counted(decode_gradients(message, data))

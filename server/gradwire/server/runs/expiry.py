@@ -38,7 +38,7 @@ class Expiry:
 
     async def look(self) -> None:
         """Deletes the runs whose time is over."""
-        for run in self._registry.runs():
+        for run in self._registry.living():
             if run.spec.ttl_seconds is None:
                 continue
             try:

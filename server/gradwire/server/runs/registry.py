@@ -27,6 +27,7 @@ from gradwire.server.engine.spec import RunSpec
 from gradwire.server.engine.threads import in_thread
 from gradwire.server.engine.workers import check_id
 from gradwire.server.memory.budget import MemoryBudget
+from gradwire.server.metrics.counters import RECOVERY, Counters
 from gradwire.server.runs.creation import Creation
 from gradwire.server.runs.disk_use import DiskUse
 from gradwire.server.runs.upload import Upload
@@ -70,6 +71,7 @@ class Registry:
         self.executor = ThreadPoolExecutor(config.worker_threads, thread_name_prefix="gradwire-bulk")
         self.server_instance = uuid.uuid4().hex
         self.draining = False
+        self.counters = Counters()
         self._ready = store is None
         self._runs: dict[str, Run] = {}
         self._damaged: dict[str, DamagedRun] = {}
@@ -110,6 +112,10 @@ class Registry:
     def runs(self) -> list[Run]:
         """All runs that can be served, by name."""
         return [self._runs[name] for name in sorted(self._runs) if not self._runs[name].ended]
+
+    def living(self) -> list[Run]:
+        """As `runs`, in no particular order; cheap, and any thread may ask."""
+        return [run for run in list(self._runs.values()) if not run.ended]
 
     def names(self) -> list[str]:
         """Of all runs, those too that cannot be served."""
@@ -333,6 +339,7 @@ class Registry:
                 else:
                     self._compile(found.spec)
                     self._runs[found.spec.name] = found
+                    self.counters.rolled_back[RECOVERY] += bool((storage := storage_of(found)) and storage.loss)
         self.ledger.enforced = True
         self._ready = True
 

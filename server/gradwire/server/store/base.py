@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
+from gradwire.server.metrics.histogram import Histogram
+
 PIECE_BYTES = 4 * 2**20
 """Vectors are read and written in pieces of about this size."""
 
@@ -168,6 +170,11 @@ class Store(ABC):
 
     scratch: str | None
     """A directory for files that are of no use after the process; None: the system's own."""
+
+    @property
+    def flush_seconds(self) -> Histogram | None:
+        """How long transactions took from their commit until they were on disk; None: there is no disk."""
+        return None
 
     @abstractmethod
     def runs(self) -> list[StoredRun]:

@@ -14,6 +14,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gradwire.server.failpoints import failpoint
+from gradwire.server.metrics.histogram import Histogram
 from gradwire.server.store import journal
 from gradwire.server.store.base import (
     Acknowledged,
@@ -91,6 +92,10 @@ class DiskStore(Store):
     def transactions(self) -> int:
         """How many there have been since the store was opened."""
         return self._writer.transactions
+
+    @property
+    def flush_seconds(self) -> Histogram:
+        return self._writer.flush_seconds
 
     # --- runs --------------------------------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import logging
 import queue
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
@@ -14,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, TypeVar
 
 from gradwire.server.failpoints import failpoint
+from gradwire.server.metrics.histogram import STEP_SECONDS, Histogram
 from gradwire.wire.errors import GradwireError, StorageFailed, StorageFull
 
 log = logging.getLogger(__name__)
@@ -73,6 +75,8 @@ class Writer:
         self._jobs: queue.SimpleQueue[_Job[Any] | None] = queue.SimpleQueue()
         self._broken: BaseException | None = None
         self.transactions = 0
+        self.flush_seconds = Histogram(STEP_SECONDS)
+        """Of each transaction, from its commit until it was on disk."""
         self.closed = False
         self._thread = threading.Thread(target=self._run, name="gradwire-journal", daemon=True)
         self._thread.start()
@@ -157,7 +161,9 @@ class Writer:
             self._check()  # nothing has been written so far, and that can be said
             committing = True
             failpoint("journal.commit")
+            began = time.perf_counter()
             self._database.execute("COMMIT")
+            self.flush_seconds.observe(time.perf_counter() - began)
             self._check()  # before anybody is told
         except BaseException as error:
             self._undo(error, committing)

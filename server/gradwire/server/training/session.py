@@ -17,6 +17,7 @@ from gradwire.server.engine.threads import unless_short
 from gradwire.server.engine.workers import Holder, check_id
 from gradwire.server.failpoints import failpoint
 from gradwire.server.memory.shared_memory import SharedMemory, share
+from gradwire.server.metrics.blocks import BlockCounters
 from gradwire.server.training.block_receiver import BlockReceiver, WholeBlock
 from gradwire.server.training.results import Results
 from gradwire.server.training.straight_path import StraightPath
@@ -56,6 +57,7 @@ class Session:
         local: whether the peer's address is one of this host.
         max_result_bytes: largest trajectory that is remembered, and therefore computed.
         admission: is told of blocks that are no repeats; None: nobody counts.
+        counters: of all streams; None: nobody reads them.
     """
 
     def __init__(
@@ -68,6 +70,7 @@ class Session:
         executor: Executor,
         local: bool = False,
         admission: Admission | None = None,
+        counters: BlockCounters | None = None,
     ) -> None:
         self.run = run
         self.holder = holder
@@ -80,6 +83,7 @@ class Session:
         self._answering = NOTHING
         self._admission = admission
         self._steps = 1
+        self._watch = (counters or BlockCounters()).watch()
 
     @classmethod
     async def attach(
@@ -117,6 +121,7 @@ class Session:
     async def receive_whole(self, part: GradientSlice) -> Reply | None:
         """As `receive`, for what comes and is answered in one message; `answered` is to be called once that is sent.
         None: nothing has happened, and the message must be received. It is tried first for every message."""
+        self._watch.begin()
         if self._admission is not None and self._receipt_of_repeat(part) is None:
             self._count(self._admission, part)
         block = self._straight_path.plan(part) if self._receiver.idle else None
@@ -126,6 +131,8 @@ class Session:
         failpoint("stage.after")
         self._answering = COMMITTING
         reply = await self._straight_path.commit(block, part)
+        skipped = 0 if reply.receipt is None else len(reply.receipt.skipped_steps)
+        self.run.applied_at = self._watch.committed(block.header.steps, skipped, block.journal_seconds)
         failpoint("reply.before")
         self._answering = Answering(True, part.sequence)
         return reply
@@ -158,6 +165,7 @@ class Session:
     def answered(self) -> None:
         """The reply to a block has been sent."""
         self._answering = NOTHING
+        self._watch.answered()
         failpoint("reply.after")
 
     async def receive(self, part: GradientSlice) -> AsyncIterator[Reply]:
@@ -174,6 +182,7 @@ class Session:
                 async for reply in self._results.committed(receipt):
                     yield reply
                 self._answering = NOTHING
+                self._watch.repeated()
             return
         arrived = await self._receiver.take(part)
         for tile, values in self._receiver.answers(part, arrived):
@@ -195,7 +204,10 @@ class Session:
         """Commits what has arrived whole, and answers what of it is unanswered."""
         block = whole.block
         self._answering = COMMITTING
+        self._watch.whole()
         receipt = await changes.commit(self.run, self.holder, block, whole.gradients, whole.work)
+        skipped = len(receipt.skipped_steps)
+        self.run.applied_at = self._watch.committed(block.header.steps, skipped, block.journal_seconds)
         failpoint("reply.before")
         self._answering = Answering(True, block.sequence)
         self._receiver.drop()
@@ -205,6 +217,7 @@ class Session:
     def complete(self, error: GradwireError) -> None:
         """Says with what ends the stream whether a block was applied, and which one: a client that has its receipt
         already waits for the answer to the next one, which has not been looked at."""
+        self._watch.refused()
         if self._answering.committed:  # whatever else was wrong: what the client asks about has been applied
             error.applied = True
             error.metadata["sequence"] = str(self._answering.sequence)
@@ -214,6 +227,7 @@ class Session:
     async def close(self) -> None:
         """Gives the run back and frees what was staged, once a commit that is under way has ended."""
         await self.run.lock.run(lambda: self.run.detach(self.holder))
+        self._watch.close()
         self._receiver.release()
         self._encoder.release()
         if self.memory is not None:

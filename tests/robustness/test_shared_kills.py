@@ -1,0 +1,54 @@
+"""Shared runs, whose workers and servers are killed: each round once, each contribution at most once, and each worker
+told the truth. Each test prints the line that plays it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.robustness.episode import Episode
+from tests.robustness.model import Reference
+from tests.robustness.plan import ENDS_WITHOUT_POINTS, Life, at_points, at_random, shared_points
+from tests.robustness.servers import Zygote
+from tests.robustness.shared.setting import any_settings
+from tests.robustness.tally import Tally
+
+POINTS = shared_points()
+SEEDS = (402, 403)
+LIVES = 13
+RANDOM_KILLS = 20
+"""At no point that has a name: all seeds together."""
+
+
+def play(lives: list[Life], seed: int, directory: Path, zygote: Zygote, reference: Reference) -> Tally:
+    with Episode(directory, seed, zygote, reference, shapes=[], churns=False, shared=any_settings(seed)) as episode:
+        episode.play(lives)
+    tally = episode.tally
+    assert tally.outcomes["ACCEPTED"] >= 3 * len(lives), f"too little traffic: {tally}"
+    assert tally.workers
+    return tally
+
+
+def test_the_points_of_rounds_are_among_them() -> None:
+    assert {"round.before-commit", "round.before-answers"} <= set(POINTS)
+    for word in ("stage.", "commit.", "journal.", "reply."):
+        assert any(word in point for point in POINTS), word
+
+
+@pytest.mark.timeout(300)
+def test_killed_at_every_point(tmp_path: Path, zygote: Zygote, reference: Reference) -> None:
+    print(f"again: python -m tests.robustness --shared --points {','.join(POINTS)} --times 1 --seed 1")
+    tally = play(at_points(1, POINTS, 1), 1, tmp_path, zygote, reference)
+    assert {point: tally.ends[point] for point in POINTS} == dict.fromkeys(POINTS, 1)
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("seed", SEEDS)
+def test_killed_at_random(seed: int, tmp_path: Path, zygote: Zygote, reference: Reference) -> None:
+    """Connections are cut, stalled, delayed and half closed, servers are stopped, disks are full; workers are killed in
+    the middle of uploads and while they wait, and stopped past deadlines and leases."""
+    print(f"again: python -m tests.robustness --shared --lives {LIVES} --troubles 2 --seed {seed}")
+    tally = play(at_random(seed, LIVES, ends=ENDS_WITHOUT_POINTS), seed, tmp_path, zygote, reference)
+    assert tally.ends["kill"] + tally.ends["start"] >= RANDOM_KILLS / len(SEEDS)
+    assert tally.troubles
