@@ -157,7 +157,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("--rounds", type=positive, default=100, help=f"of {PARTICIPANTS} clients each")
     parser.add_argument("--seeds", type=positive, default=3, help="splits of the pictures among clients and test")
-    parser.add_argument("--tune", action="store_true", help="try learning rates, on other splits and without the test")
+    parser.add_argument("--tune", action="store_true", help="try learning rates, on other splits, without their test")
     parser.add_argument("--plot", type=Path, default=Path("out/federated.png"), help="where the picture goes")
     options = parser.parse_args()
     try:
