@@ -13,7 +13,7 @@ WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); [ $$n -lt 4 ] && echo $$((n 
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo digits test quick versions integrations lint format types buf stubs image constraints benchmarks gpu peers rounds robustness fuzz clean
+.PHONY: help demo digits workers federated test quick versions integrations lint format types buf stubs image constraints benchmarks gpu peers rounds robustness fuzz clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -23,6 +23,12 @@ demo: .venv-demo/installed  ## see Adam fail and AMSGrad succeed, driven remotel
 
 digits: $(VENV)/installed  ## the same network trained with a local and a remote optimizer, side by side
 	$(BIN)/python client/train_digits.py
+
+workers: $(VENV)/installed  ## the same network on 1, 2, 4 and 8 processes; one is killed, one joins late
+	$(BIN)/python client/train_workers.py
+
+federated: $(VENV)/installed  ## FedAMSGrad against FedAvg over fifty clients that have two digits each
+	$(BIN)/python client/train_federated.py
 
 test: $(VENV)/installed .venv-stubs/installed  ## all tests
 	$(PYTEST) $(ARGUMENTS)
