@@ -168,6 +168,12 @@ def test_a_journal_loses_nothing() -> None:
         verify(first, second, lives=Lives({1: 0, 2: 1}, lossy={1}))
 
 
+def test_an_epoch_that_nobody_has_begun() -> None:
+    first, second, _ = two_rounds()
+    with pytest.raises(Violation, match="neither has anybody written nor was anything lost"):
+        verify([*first, attached(accepted=2, step=2, epoch=1)], second)
+
+
 def test_lost_steps_are_told() -> None:
     """By the epoch, and by the last accepted sequence of each attachment."""
     setting, lives = replace(SETTING, durability="SNAPSHOT"), Lives({1: 0, 2: 1})

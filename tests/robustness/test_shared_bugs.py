@@ -107,7 +107,7 @@ def test_without_the_bugs_the_same_runs_pass(tmp_path: Path, zygote: Zygote, ref
     settings = [replace(case.setting, name=name) for name, case in CASES.items()]
     lives = [life for case in CASES.values() for life in case.lives][:3]
     with Episode(
-        tmp_path, SEED, zygote, reference, shapes=[], churns=False, shared=settings, shared_answers=60
+        tmp_path, SEED, zygote, reference, shapes=[], churns=False, shared=settings, shared_answers=40
     ) as episode:
         episode.play(lives)
     assert episode.tally.kills == len(lives)

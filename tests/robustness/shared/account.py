@@ -176,6 +176,9 @@ class Account:
                     life = life_of(event.instance)
                     step, epoch = seen.get(life, (0, 0))
                     seen[life] = max(step, event.step), max(epoch, event.epoch)
+        unexplained = {epoch for _, epoch in seen.values()} - {0, *(write.epoch for write in self.writes)}
+        if unexplained and self.setting.durability == "JOURNAL":
+            raise self.wrong(f"its epoch was {unexplained}, and neither has anybody written nor was anything lost")
         for before, after in self.lives.pairs():
             step, epoch = seen.get(before, (0, 0))
             base = self.lives.bases[after]

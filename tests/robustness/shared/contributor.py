@@ -179,7 +179,12 @@ class Contributor:
             self.wrong(f"resumed {request.resumes}, and {about.waiting_sequence} is said to wait")
         self._moments.pass_by("attached")
         if self._base is None or (self._base[1] != about.epoch and self._chance.random() < 0.8):
-            step, epoch, _ = self._connection.read(self.setting, self._uid)
+            try:
+                step, epoch, _ = self._connection.read(self.setting, self._uid)
+            except Refusal as refusal:  # it says nothing of what is pending
+                self._notes.add(events.Failed(refusal.reason, str(refusal)[:300]))
+                self._drop()
+                return
             self._base = step, epoch
         if pending is None and self._answered is not None and self._chance.random() < 0.3:
             self._ask_again(stream, self._answered)

@@ -89,14 +89,17 @@ class SharedRun:
 
     def _lives(self, world: World, log: str, seen: set[int]) -> Lives:
         """The servers of one uid, with the steps at which the run began on them, as they have said."""
-        bases = {min(seen): 0}
-        if self.setting.durability != "MEMORY":
-            for text in log.split(SERVER_MARK)[1:]:
-                number = int(text.split(maxsplit=1)[0])
-                back = re.search(rf"runs/{self.setting.name} is back at step (\d+),", text)
-                if back:
-                    bases[number] = int(back.group(1))
-        return Lives(bases, set(world.lossy), set(world.orderly))
+        lives = Lives({min(seen): 0}, set(world.lossy), set(world.orderly))
+        if self.setting.durability == "MEMORY":
+            return lives
+        for text in log.split(SERVER_MARK)[1:]:
+            number = int(text.split(maxsplit=1)[0])
+            back = re.search(rf"runs/{self.setting.name} is back at step (\d+),", text)
+            if back:
+                lives.bases[number] = int(back.group(1))
+            if "cannot note what has been acknowledged" in text:  # then nobody can know of a loss
+                lives.lossy.add(number)
+        return lives
 
     def write(self, world: World, seed: int) -> None:
         """Somebody writes other parameters while workers go on. It must be answered: nothing is done to the server."""
