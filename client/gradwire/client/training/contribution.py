@@ -18,7 +18,7 @@ def check_weight(weight: Any, *, shared: bool) -> float:
     found = number("weight", weight)
     if not 0 < found <= MAX_WEIGHT:
         raise ValueError(
-            f"weight is {weight!r}; expected a finite number > 0, such as the number of examples, at most {MAX_WEIGHT:g}"
+            f"weight is {weight!r}; expected a finite number > 0, at most {MAX_WEIGHT:g}, usually that of the examples"
         )
     if not shared and found != 1.0:
         raise ValueError(
