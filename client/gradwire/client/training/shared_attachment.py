@@ -109,6 +109,7 @@ class SharedAttachment(Attachment):
     def _compare(self, attached: train_pb2.Attached, resuming: bool) -> None:
         self.leads = attached.leads
         self.awaited, self.contested = True, False
+        self.message.takeover = False  # it is one act: who has lost the lead since does not take it back on the way
         self._compare_accepted(attached, resuming)
         self._compare_answered(attached, resuming)
         known_epoch, self.epoch = self.epoch, attached.epoch
