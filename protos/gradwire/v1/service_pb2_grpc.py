@@ -75,7 +75,10 @@ class OptimizerServiceStub(object):
     and send other gradients under the same sequence
     SEQUENCE_MISMATCH      FAILED_PRECONDITION any     no     `expected_sequence` would be right; "true": an old block
     RUN_BUSY               FAILED_PRECONDITION false   later  `attached_worker_id` has the run; or take it:
-    Attach.takeover
+    Attach.takeover; in a shared run: `max_workers` are
+    there
+    LEADER_BUSY            FAILED_PRECONDITION false   later  `leader` changes what holds for all workers of a shared
+    run; or take it: Attach.leads, takeover
     CLIENT_TOO_OLD         FAILED_PRECONDITION false   no     the run needs what Attach.understands lacks, by name in
     `feature`: a newer client
     FENCED                 ABORTED             any     no     another stream has taken the run, or its values were
@@ -280,7 +283,10 @@ class OptimizerServiceServicer(object):
     and send other gradients under the same sequence
     SEQUENCE_MISMATCH      FAILED_PRECONDITION any     no     `expected_sequence` would be right; "true": an old block
     RUN_BUSY               FAILED_PRECONDITION false   later  `attached_worker_id` has the run; or take it:
-    Attach.takeover
+    Attach.takeover; in a shared run: `max_workers` are
+    there
+    LEADER_BUSY            FAILED_PRECONDITION false   later  `leader` changes what holds for all workers of a shared
+    run; or take it: Attach.leads, takeover
     CLIENT_TOO_OLD         FAILED_PRECONDITION false   no     the run needs what Attach.understands lacks, by name in
     `feature`: a newer client
     FENCED                 ABORTED             any     no     another stream has taken the run, or its values were
@@ -632,7 +638,10 @@ class OptimizerService(object):
     and send other gradients under the same sequence
     SEQUENCE_MISMATCH      FAILED_PRECONDITION any     no     `expected_sequence` would be right; "true": an old block
     RUN_BUSY               FAILED_PRECONDITION false   later  `attached_worker_id` has the run; or take it:
-    Attach.takeover
+    Attach.takeover; in a shared run: `max_workers` are
+    there
+    LEADER_BUSY            FAILED_PRECONDITION false   later  `leader` changes what holds for all workers of a shared
+    run; or take it: Attach.leads, takeover
     CLIENT_TOO_OLD         FAILED_PRECONDITION false   no     the run needs what Attach.understands lacks, by name in
     `feature`: a newer client
     FENCED                 ABORTED             any     no     another stream has taken the run, or its values were
