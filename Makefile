@@ -13,7 +13,7 @@ WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); [ $$n -lt 4 ] && echo $$((n 
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo digits test quick versions integrations lint format types buf stubs image constraints benchmarks gpu peers robustness fuzz clean
+.PHONY: help demo digits workers federated test quick versions integrations lint format types buf stubs image constraints benchmarks gpu peers rounds robustness fuzz clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -23,6 +23,12 @@ demo: .venv-demo/installed  ## see Adam fail and AMSGrad succeed, driven remotel
 
 digits: $(VENV)/installed  ## the same network trained with a local and a remote optimizer, side by side
 	$(BIN)/python client/train_digits.py
+
+workers: $(VENV)/installed  ## the same network on 1, 2, 4 and 8 processes; one is killed, one joins late
+	$(BIN)/python client/train_workers.py
+
+federated: $(VENV)/installed  ## FedAMSGrad against FedAvg over fifty clients that have two digits each
+	$(BIN)/python client/train_federated.py
 
 test: $(VENV)/installed .venv-stubs/installed  ## all tests
 	$(PYTEST) $(ARGUMENTS)
@@ -91,12 +97,15 @@ gpu: $(if $(NO_INSTALL),,$(VENV)/installed)  ## what only a GPU can show, in six
 peers: .venv-peers/installed  ## against Ray, torch rpc, gloo, zmq, unary gRPC and local torch: docs/peers.md and its picture
 	.venv-peers/bin/python benchmarks/peers.py --table docs/peers.md --picture docs/peers.png
 
-constraints: $(VENV)/installed  ## constraints.txt and requirements/demo.txt; ARGUMENTS=--upgrade: with newer versions
+rounds: .venv-peers/installed .venv-flower/installed  ## many workers, against gloo, a Ray actor and Flower: docs/workers.md
+	.venv-peers/bin/python benchmarks/workers.py --docs $(ARGUMENTS)
+
+constraints: $(VENV)/installed  ## constraints.txt and requirements/*.txt; ARGUMENTS=--upgrade: with newer versions
 	$(BIN)/pip install --quiet uv
 	$(BIN)/python requirements/compile.py $(ARGUMENTS)
 
 clean:  ## environments and caches
-	rm -rf examples/node/node_modules .venv .venv-demo .venv-integrations .venv-peers .venv-stubs .venv-base .venv-3.* .mypy_cache .ruff_cache .pytest_cache .hypothesis out
+	rm -rf examples/node/node_modules .venv .venv-demo .venv-flower .venv-integrations .venv-peers .venv-stubs .venv-base .venv-3.* .mypy_cache .ruff_cache .pytest_cache .hypothesis out
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 11) else "gradwire needs Python 3.11 or newer")'
@@ -123,6 +132,12 @@ examples/node/node_modules: examples/node/package-lock.json
 .venv-peers/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv-peers
 	.venv-peers/bin/pip install --quiet --constraint constraints.txt --editable '.[peers]'
+	@touch $@
+
+# Without gradwire: nothing of ours runs in it.
+.venv-flower/installed: requirements/flower.txt
+	$(PYTHON) -m venv .venv-flower
+	.venv-flower/bin/pip install --quiet --requirement requirements/flower.txt
 	@touch $@
 
 .venv-stubs/installed: Makefile

@@ -40,6 +40,7 @@ class Child:
         prefix: command that starts the interpreter, such as ``ip netns exec NAME``.
         threads: for `thread_environment`.
         keep_descriptors: that the program inherits, under the same numbers.
+        interpreter: Python of another environment.
 
     Raises RuntimeError when it ends, or says nothing, instead.
     """
@@ -52,10 +53,11 @@ class Child:
         threads: int = 1,
         environment: Mapping[str, str] | None = None,
         keep_descriptors: Sequence[int] = (),
+        interpreter: str = sys.executable,
     ) -> None:
         paths = [str(ROOT), os.environ.get("PYTHONPATH", "")]
         self.process = subprocess.Popen(
-            [*prefix, sys.executable, *arguments],
+            [*prefix, interpreter, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             env={

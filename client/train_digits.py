@@ -10,16 +10,14 @@ import argparse
 import sys
 import time
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 try:
     import torch
-    from sklearn.datasets import load_digits
+    from digits import LR, TRAINING_PICTURES, Digits, make_model
 
     from gradwire.client.torch import RemoteOptimizer
 except ImportError as missing:
@@ -28,9 +26,6 @@ from torch import nn
 
 from gradwire.client import GradwireError, Server, TorchAdam, connect
 
-LR = 3e-3
-BATCH = 64
-TRAINING_PICTURES = 1437  # of 1,797; the others are for the test
 ROUNDINGS = 16
 """Losses may differ by so many roundings. torch's own kernels, fused or not, differ by 2 over 500 steps of this."""
 
@@ -52,11 +47,6 @@ def make_optimizers(
     }
 
 
-def make_model(seed: int) -> nn.Module:
-    torch.manual_seed(seed)
-    return nn.Sequential(nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))
-
-
 def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: torch.Tensor, labels: torch.Tensor) -> float:
     """As in any training script. Returns the loss before the step."""
     optimizer.zero_grad()
@@ -64,30 +54,6 @@ def train_step(model: nn.Module, optimizer: torch.optim.Optimizer, images: torch
     loss.backward()
     optimizer.step()
     return loss.item()
-
-
-class Digits:
-    """1,797 pictures of 8 x 8 pixels, scaled to 0 .. 1, and what they show: a part to train on, the rest a test."""
-
-    def __init__(self, seed: int) -> None:
-        bunch: Any = load_digits()
-        self._images = torch.from_numpy(bunch.data / 16).float()
-        self._labels = torch.from_numpy(bunch.target)
-        self._random = torch.Generator().manual_seed(seed)
-        order = torch.randperm(len(self._labels), generator=self._random)
-        self._training, self._test = order[:TRAINING_PICTURES], order[TRAINING_PICTURES:]
-
-    def batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """One epoch, in a new order each time."""
-        order = torch.randperm(len(self._training), generator=self._random)
-        for chosen in self._training[order].split(BATCH):
-            yield self._images[chosen], self._labels[chosen]
-
-    @torch.no_grad()
-    def accuracy(self, model: nn.Module) -> float:
-        """Share of the test pictures that are recognized."""
-        right = model(self._images[self._test]).argmax(1) == self._labels[self._test]
-        return float(right.double().mean())
 
 
 def train(server: Server, options: argparse.Namespace) -> tuple[Losses, dict[str, float]]:

@@ -1,6 +1,7 @@
-"""Writes ``constraints.txt`` (all that CI, peers and integrations install) and ``requirements/demo.txt`` (no torch).
+"""Writes ``constraints.txt`` (all that CI, peers and integrations install), ``requirements/demo.txt`` (no torch) and
+``requirements/flower.txt`` (a peer that agrees with none of them).
 
-Both hold for Python 3.11 and later on any platform. Versions that are there already stay, as long as pyproject.toml
+All hold for Python 3.11 and later on any platform. Versions that are there already stay, as long as pyproject.toml
 allows them; ``--upgrade`` takes the newest. Needs ``uv``. torch is held at TORCH, of which CPU builds exist.
 """
 
@@ -35,3 +36,4 @@ if __name__ == "__main__":
     everything = ("dev", "integrations", "peers")
     write(ROOT / "constraints.txt", "Versions that `make test`, CI and the images install", everything, options)
     write(ROOT / "requirements/demo.txt", "What `make demo` installs", ("server", "plot"), options)
+    write(ROOT / "requirements/flower.txt", "Flower, for `make rounds`", ("flower",), options)

@@ -318,6 +318,33 @@ def test_a_worker_that_attaches_twice_loses_its_first_stream(bare: BareClient) -
     assert "two processes use one worker_id" in str(refused("FENCED", first.answer))
 
 
+def test_a_process_that_has_been_replaced_is_not_told_its_successors_outcome(bare: BareClient) -> None:
+    shared = Shared(bare, quorum=2, deadline_seconds=300)
+    old = shared.attach("a", session="old")
+    old.send([1000.0, 1000.0])
+    shared.until_waiting("a")
+    old.stream.call.cancel()
+    new = shared.attach("a", session="new")
+    new.send([1.0, 1.0])
+    shared.until_waiting("a")
+    with pytest.raises(Refusal, match="do two use one worker_id") as caught:
+        shared.attach("a", session="old", resumes=1)
+    assert (caught.value.reason, caught.value.applied) == ("FENCED", "unknown")
+    b = shared.attach("b")
+    b.send([1.0, 1.0])
+    assert [worker.answer().contribution.contributors for worker in (new, b)] == [2, 2]
+    assert shared.read() == [-1.0, -1.0]
+
+
+def test_parameters_that_a_worker_has_read_are_those_that_it_has(bare: BareClient) -> None:
+    shared = Shared(bare, quorum=1, max_staleness=1, deadline_seconds=300)
+    a, b = shared.attach("a"), shared.attach("b")
+    a.step_alone([1.0, 1.0])
+    bare.call("ReadParameters", service_pb2.ReadParametersRequest(name=f"runs/{shared.name}", worker_id="b"))
+    assert a.step_alone([1.0, 1.0]).contribution.reason == "QUORUM"
+    b.leave()
+
+
 def test_a_deferred_contribution(bare: BareClient) -> None:
     """As clients that overlap sending with computing send it."""
     shared = Shared(bare, [0.0] * 3, quorum=1, spec={"groups": [sgd(a=[1], b=[2])]})

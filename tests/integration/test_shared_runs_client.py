@@ -312,6 +312,41 @@ def test_a_partial_write_takes_what_others_have_done_to_the_rest(server: Server)
     assert (receipt.outcome, receipt.staleness) == ("accepted", 0)
 
 
+def test_who_closes_without_a_stream_is_not_waited_for_either(server: Server) -> None:
+    """The leader's write has ended it."""
+    pair = Pair(server, Shared(deadline_seconds=60.0, lease_seconds=60.0))
+    pair.a.write(filled(1))
+    pair.b.close()
+    assert pair.a.step(filled(1)).contributors == 1
+
+
+def test_a_lead_that_nobody_asked_for_is_no_error(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RANK", "0")
+    pair = Pair(server)
+    assert (pair.a.leads, pair.b.leads) == (True, False)
+    with pytest.raises(LeaderBusy):
+        server.attach(pair.name, worker_id="c", leads=True)
+
+
+def test_a_delta_of_a_step_whose_outcome_is_not_known_is_not_sent_twice(server: Server) -> None:
+    pair = Pair(server)
+    working = InBackground(lambda: pair.a.contribute_delta(filled(1)))
+    pair.wait_until_waits("a")
+    stream = pair.a._attachment.stream
+    assert stream is not None
+    stream._answers.put(KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        working.result()
+    with pytest.raises(ValueError, match="might count twice"):
+        pair.a.contribute_delta(filled(2))
+    pair.a.refresh()
+    again = InBackground(lambda: pair.a.contribute_delta(filled(1)))
+    pair.wait_until_waits("a")
+    pair.b.contribute_delta(filled(3))
+    assert again.result().outcome == "accepted"
+    assert value(pair.a) == 2.0
+
+
 def test_the_lead_can_be_taken(server: Server) -> None:
     pair = Pair(server, Shared(quorum=1))
     with pytest.raises(LeaderBusy, match="worker 'a' leads"):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
 from numbers import Real
@@ -33,6 +34,9 @@ from gradwire.wire.tls import TLS
 from gradwire.wire.tokens import TokenSource, token_variable, tokens_to
 
 log = logging.getLogger(__name__)
+
+CLOSED_AT_A_TIME = 64
+"""Runs of one connection."""
 
 
 def connect(
@@ -283,8 +287,12 @@ class Server:
         """
         if not self._link.here:
             return
-        for attachment in list(self._attached):
-            attachment.close()
+        attached = list(self._attached)
+        if len(attached) > 1:  # one that waits for a round takes a while to end
+            with ThreadPoolExecutor(min(len(attached), CLOSED_AT_A_TIME)) as pool:
+                list(pool.map(Attachment.close, attached))
+        elif attached:
+            attached[0].close()
         self._link.close()
         if self.embedded is not None:
             self.embedded.close()

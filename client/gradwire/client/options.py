@@ -107,7 +107,8 @@ class RunOptions:
     its outcome. There this only says from where on to number, if the server itself knows of no higher one."""
     leads: bool | None = None
     """Of a shared run: this worker changes hyperparameters, writes parameters and state and rolls back, and no other
-    does. None: rank 0, where a rank is known (see ``worker_id``), else who has created the run."""
+    does. None: if nobody else does, rank 0, where a rank is known (see ``worker_id``), else who has created the run,
+    and of one that goes on whoever comes first."""
     takeover: bool = False
     """Take the run from another worker that is attached. In shared runs: take the lead from the one that has it."""
     gradient_encoding: str | None = None

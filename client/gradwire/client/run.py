@@ -22,7 +22,8 @@ class Run(StoredRun):
     """Parameters in ``params``; `step` sends gradients and updates them in place. Made by `Server`; methods take turns.
 
     ``stale`` is true after a failure in the middle of a step: ``params`` may then mix old and new values, and the next
-    step reads them anew first. In a process that is forked from the one that made it all calls raise ForkedProcess, and
+    step reads them anew first (in a shared run its answer does, whole, and the gradient counts as one of the older
+    values). In a process that is forked from the one that made it all calls raise ForkedProcess, and
     `close` does nothing.
     """
 
@@ -76,7 +77,7 @@ class Run(StoredRun):
             weight: see `step`.
 
         Raises ValueError where ``local_params`` have another layout or lie in ``params``, and where a step that has
-        failed has left a mixture of old and new values in ``params``; and as `step` does.
+        failed has left a mixture of old and new values in ``params``, or may have been applied; and as `step` does.
         """
         check_weight(weight, shared=self.shared)
         with self._lock:
@@ -84,6 +85,11 @@ class Run(StoredRun):
                 raise ValueError(
                     "params mix old and new values since a step has failed, so what local steps began with is not "
                     "known; expected them to begin anew after refresh(), or a run with double_buffer=True"
+                )
+            if self._attachment.unresolved and not self._attachment.resumes:
+                raise ValueError(
+                    "the last step was interrupted, and whether it was applied is not known: local steps from before "
+                    "it might count twice; expected them to begin anew after refresh()"
                 )
             delta = pseudo_gradient(self.layout, self._parameters.vector, local_params)
             return self.step(delta, weight=weight)

@@ -91,6 +91,8 @@ class StoredRun:
             self._encodings,
             attached,
         )
+        if isinstance(self._attachment, SharedAttachment):
+            self._attachment.leads_if_free = options.leads is None
         stream = self._open_first_stream()
         if params is None or (self.shared and (self.stale or stream.attached.step != self.step_count)):
             self.refresh()  # others were faster: the first gradient shall not be old
@@ -198,6 +200,10 @@ class StoredRun:
     def refresh(self) -> None:
         """Reads the parameters from the server into ``params``."""
         with self._lock:
+            if self._attachment.unresolved and not self._attachment.resumes:
+                # What was interrupted is applied by now, or never will be, once there is a new stream.
+                self._attachment.open(self._remote.attempts(), resuming=False)
+                self._attachment.unresolved = False
             self._parameters.refresh(self._remote.attempts())
 
     def write(self, params: Mapping[str, Any], *, partial: bool = False) -> None:

@@ -406,6 +406,7 @@ class RunSummary(google.protobuf.message.Message):
     ATTACHED_WORKER_ID_FIELD_NUMBER: builtins.int
     DURABILITY_FIELD_NUMBER: builtins.int
     DAMAGE_FIELD_NUMBER: builtins.int
+    ATTACHED_WORKERS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name `runs/NAME`."""
     step: builtins.int
@@ -422,6 +423,8 @@ class RunSummary(google.protobuf.message.Message):
     """Why the run cannot be served: it is stored, but could not be brought back. It can be deleted or replaced; all else is
     refused with RUN_DAMAGED. Empty: it is well.
     """
+    attached_workers: builtins.int
+    """How many workers are attached now."""
     def __init__(
         self,
         *,
@@ -432,8 +435,9 @@ class RunSummary(google.protobuf.message.Message):
         attached_worker_id: builtins.str = ...,
         durability: gradwire.v1.run_pb2.Durability.ValueType = ...,
         damage: builtins.str = ...,
+        attached_workers: builtins.int = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["attached_worker_id", b"attached_worker_id", "damage", b"damage", "dtype", b"dtype", "durability", b"durability", "elements", b"elements", "name", b"name", "step", b"step"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["attached_worker_id", b"attached_worker_id", "attached_workers", b"attached_workers", "damage", b"damage", "dtype", b"dtype", "durability", b"durability", "elements", b"elements", "name", b"name", "step", b"step"]) -> None: ...
 
 global___RunSummary = RunSummary
 
@@ -506,20 +510,24 @@ class ReadParametersRequest(google.protobuf.message.Message):
     NAME_FIELD_NUMBER: builtins.int
     ENCODING_FIELD_NUMBER: builtins.int
     RUN_UID_FIELD_NUMBER: builtins.int
+    WORKER_ID_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name `runs/NAME`."""
     encoding: gradwire.v1.run_pb2.Encoding.ValueType
     """Encoding of the answer."""
     run_uid: builtins.str
     """Run.uid of the run that is meant; empty: whatever has the name."""
+    worker_id: builtins.str
+    """Shared runs: the worker that goes on computing with these; empty: it is nobody's business."""
     def __init__(
         self,
         *,
         name: builtins.str = ...,
         encoding: gradwire.v1.run_pb2.Encoding.ValueType = ...,
         run_uid: builtins.str = ...,
+        worker_id: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["encoding", b"encoding", "name", b"name", "run_uid", b"run_uid"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["encoding", b"encoding", "name", b"name", "run_uid", b"run_uid", "worker_id", b"worker_id"]) -> None: ...
 
 global___ReadParametersRequest = ReadParametersRequest
 

@@ -150,6 +150,7 @@ class Attach(google.protobuf.message.Message):
     RESUMES_FIELD_NUMBER: builtins.int
     LEADS_FIELD_NUMBER: builtins.int
     BASE_STEP_FIELD_NUMBER: builtins.int
+    SESSION_FIELD_NUMBER: builtins.int
     run: builtins.str
     """Resource name `runs/NAME`."""
     worker_id: builtins.str
@@ -176,6 +177,11 @@ class Attach(google.protobuf.message.Message):
     """
     base_step: builtins.int
     """Shared runs: the step of the parameters that the client goes on computing with; not set: those that it will read now."""
+    session: builtins.str
+    """Shared runs: chosen by the client anew whenever it has forgotten what it has sent: a process, or an object in one. With
+    `resumes` it is refused with FENCED where another one has attached as this worker since: what waits or was answered
+    under that number is not its own. At most 128 bytes; empty: nobody looks.
+    """
     @property
     def understands(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[global___Feature.ValueType]:
         """What the client understands, in any order. A run that needs something that is not here is refused with reason
@@ -198,9 +204,10 @@ class Attach(google.protobuf.message.Message):
         resumes: builtins.int = ...,
         leads: builtins.bool = ...,
         base_step: builtins.int | None = ...,
+        session: builtins.str = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_base_step", b"_base_step", "base_step", b"base_step"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_base_step", b"_base_step", "base_step", b"base_step", "gradient_encoding", b"gradient_encoding", "leads", b"leads", "parameter_encoding", b"parameter_encoding", "resumes", b"resumes", "run", b"run", "run_uid", b"run_uid", "shared_memory", b"shared_memory", "takeover", b"takeover", "understands", b"understands", "worker_id", b"worker_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_base_step", b"_base_step", "base_step", b"base_step", "gradient_encoding", b"gradient_encoding", "leads", b"leads", "parameter_encoding", b"parameter_encoding", "resumes", b"resumes", "run", b"run", "run_uid", b"run_uid", "session", b"session", "shared_memory", b"shared_memory", "takeover", b"takeover", "understands", b"understands", "worker_id", b"worker_id"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_base_step", b"_base_step"]) -> typing.Literal["base_step"] | None: ...
 
 global___Attach = Attach

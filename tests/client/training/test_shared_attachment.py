@@ -165,7 +165,7 @@ def test_rank_0_leads_else_who_has_created_the_run(
         monkeypatch.delenv(variable, raising=False)
     if rank is not None:
         monkeypatch.setenv("RANK", rank)
-    assert leads_by_default(created=created) is leads
+    assert leads_by_default(created=created, goes_on=False) is leads
     assert (default_worker_id(shared=True) == f"rank-{rank}") is (rank is not None)
     assert default_worker_id(shared=False) != default_worker_id(shared=False)
 
@@ -177,3 +177,11 @@ def test_ranks_are_known_from_whoever_has_started_the_processes(monkeypatch: pyt
     assert known_rank() is None
     monkeypatch.setenv(variable, " 3 ")
     assert known_rank() == 3
+
+
+def test_of_a_run_that_goes_on_whoever_comes_first_leads(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in RANK_VARIABLES:
+        monkeypatch.delenv(variable, raising=False)
+    assert leads_by_default(created=False, goes_on=True)
+    monkeypatch.setenv("RANK", "1")
+    assert not leads_by_default(created=False, goes_on=True)

@@ -287,10 +287,15 @@ def test_who_closes_while_a_step_waits_ends_it(monkeypatch: pytest.MonkeyPatch) 
         yield waits(5.0)
         requests.until_it_ends()
 
-    with ScriptedRounds(call, answers(answer(1, 7.0))) as server, server.attach() as run:
+    def leaving(requests: Requests) -> Answers:
+        yield attached()
+        requests.until_it_ends()
+
+    with ScriptedRounds(call, leaving, answers(answer(1, 7.0))) as server, server.attach() as run:
         with InBackground(lambda: run.step(ONES)) as waiting:
             eventually(lambda: len(server.blocks) == 1, "the contribution is there")
             run.close()
+            assert server.attaches[1].resumes == 0, "what waited is withdrawn"
             with pytest.raises(ConnectionLost, match="was closed while worker rank-0 waited") as caught:
                 waiting.result()
         assert caught.value.applied is None

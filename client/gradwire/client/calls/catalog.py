@@ -20,6 +20,8 @@ class RunSummary:
     elements: int
     dtype: str
     attached_worker_id: str
+    attached_workers: int
+    """How many; of a shared run no id is said, see `Run.workers`."""
     durability: str
     """See `Receipt.durability`."""
     damage: str
@@ -59,6 +61,7 @@ def _summary(run: service_pb2.RunSummary) -> RunSummary:
         elements=run.elements,
         dtype=run_pb2.Dtype.Name(run.dtype).removeprefix("DTYPE_").lower(),
         attached_worker_id=run.attached_worker_id,
+        attached_workers=run.attached_workers,
         durability=durability_name(run.durability),
         damage=run.damage,
     )

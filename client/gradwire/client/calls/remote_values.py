@@ -64,9 +64,11 @@ class RemoteValues:
             )
         return run
 
-    def read(self, attempts: Attempts) -> Values:
-        """All parameters."""
-        request = service_pb2.ReadParametersRequest(name=self.name, run_uid=self.uid)
+    def read(self, attempts: Attempts, *, to_go_on: bool = False) -> Values:
+        """All parameters; ``to_go_on``: this worker computes with them from now on."""
+        request = service_pb2.ReadParametersRequest(
+            name=self.name, run_uid=self.uid, worker_id=self.worker_id if to_go_on else ""
+        )
 
         def call() -> Values:
             values = np.empty(self.layout.elements, self.dtype)

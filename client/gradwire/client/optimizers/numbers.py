@@ -9,7 +9,8 @@ import numpy as np
 
 
 def number(name: str, value: Any) -> float:
-    """A Python, numpy or torch number as a float. Raises TypeError for anything else, booleans included."""
+    """A Python, numpy or torch number as a float. Raises TypeError for anything else, booleans included, and
+    ValueError for an integer that no float holds."""
     if type(value) is float:
         return value
     item = getattr(value, "item", None)
@@ -18,7 +19,10 @@ def number(name: str, value: Any) -> float:
             value = item()
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name} is {value!r}; expected a number")
-    return float(value)
+    try:
+        return float(value)
+    except OverflowError:
+        raise ValueError(f"{name} is beyond what a float holds; expected a smaller number") from None
 
 
 def truth(name: str, value: Any) -> bool:

@@ -19,7 +19,7 @@ from gradwire.client.torch.closing import Closing
 from gradwire.client.torch.tensors import Array, as_array, check_parameter
 from gradwire.client.training.contribution import check_weight
 from gradwire.client.workers.shared import Shared
-from gradwire.wire.errors import Fenced, NonFiniteGradient
+from gradwire.wire.errors import Fenced, GradwireError, NonFiniteGradient
 from gradwire.wire.tls import TLS
 
 
@@ -83,6 +83,7 @@ class DiLoCo:
         self.local_steps = 0
         """Since the last outer step."""
         self._weight = 0.0
+        self._unknown = False
         doubles = any(param.dtype is torch.float64 for param in self._params.values())
         server = target if isinstance(target, Server) else connect(target, tls=tls, token=token)
         self._closing = Closing(None if server is target else server)
@@ -118,6 +119,7 @@ class DiLoCo:
         Raises as `outer_step` does.
         """
         checked = check_weight(weight, shared=self.run.shared)
+        self._resolve()
         found: Any = self.inner_optimizer.step() if closure is None else self.inner_optimizer.step(closure)
         self.local_steps += 1
         self._weight += checked
@@ -129,16 +131,29 @@ class DiLoCo:
         """Contributes the local steps since the last one, and goes on from the run's parameters. Without any the
         contribution is one of no tensor, for which nobody else has to wait.
 
-        Raises NonFiniteGradient where the run refuses what the local steps have come to; they are lost then. Of others,
-        see `Run.step`, the local steps stay, and the next one tries again.
+        Raises NonFiniteGradient where the run refuses what the local steps have come to; they are lost then. Others,
+        see `Run.step`, say in ``applied`` whether it was: where it was not, the local steps stay, and the next one
+        tries again. Where that is not known, also after Ctrl-C, they are not sent twice: the next step begins anew.
         """
+        self._resolve()
         try:
             receipt = self._contribute()
         except NonFiniteGradient:
             self._go_on()
             raise
+        except BaseException as error:
+            refused = isinstance(error, GradwireError) and error.applied is False
+            self._unknown = not refused and not isinstance(error, (ValueError, TypeError))  # those before it is sent
+            raise
         self._go_on()
         return receipt
+
+    def _resolve(self) -> None:
+        """After an outer step of which nobody can say whether it was applied: on from where the run is."""
+        if self._unknown:
+            self.run.refresh()
+            self._take()
+            self.local_steps, self._weight, self._unknown = 0, 0.0, False
 
     def _contribute(self) -> Receipt:
         if not self.local_steps:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import uuid
+
 from gradwire.client.options import RunOptions, encoding_of
 from gradwire.client.transport.link import Link
 from gradwire.client.workers.rank import default_worker_id, leads_by_default
@@ -19,7 +21,8 @@ def attach_message(
 ) -> train_pb2.Attach:
     """``created``: the run, by this process."""
     shared = run.spec.HasField("shared")
-    leads = shared and (leads_by_default(created=created) if options.leads is None else options.leads)
+    default = leads_by_default(created=created, goes_on=run.step > 0)
+    leads = shared and (default if options.leads is None else options.leads)
     return train_pb2.Attach(
         run=run.spec.name,
         worker_id=options.worker_id or default_worker_id(shared=shared),
@@ -30,4 +33,5 @@ def attach_message(
         shared_memory=bool(options.shared_memory) and is_local(link.target),
         understands=understands,
         leads=leads,
+        session=uuid.uuid4().hex if shared else "",
     )

@@ -19,7 +19,7 @@ from gradwire.client.transport.owner import Owner
 from gradwire.client.transport.retry import Attempts, may_pass
 from gradwire.client.transport.stream import TrainStream
 from gradwire.v1 import train_pb2
-from gradwire.wire.errors import RunNotFound
+from gradwire.wire.errors import GradwireError, RunNotFound
 
 UNDERSTANDS: tuple[train_pb2.Feature.ValueType, ...] = (
     train_pb2.FEATURE_SHARED_RUN,
@@ -90,6 +90,8 @@ class Attachment:
             except grpc.RpcError as error:
                 failure = translate(error, self.link.target)
                 failure.applied = None if resuming else False  # of the step; the server speaks of the attachment
+                if self._yields(failure):
+                    continue
                 if isinstance(failure, RunNotFound):
                     raise failure.within(f"the last step this client knows is {self.parameters.step_count}") from None
                 attempts.pause_for(failure, transient=may_pass(error, failure), token=self.token)
@@ -105,6 +107,10 @@ class Attachment:
                 self.drop()
                 raise
         return self.stream
+
+    def _yields(self, failure: GradwireError) -> bool:
+        """Whether to try again at once, without what this is a refusal of."""
+        return False
 
     def _announce(self, resuming: bool) -> None:
         """Puts into the message what has changed since the last time; see `open`."""

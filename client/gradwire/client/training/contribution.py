@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from math import isfinite
 from typing import Any
 
 from gradwire.client.optimizers.numbers import number
 from gradwire.client.training.local_parameters import LocalParameters
 from gradwire.v1 import train_pb2
 
+MAX_WEIGHT = 1e100
+"""As the contract has it."""
+
 
 def check_weight(weight: Any, *, shared: bool) -> float:
     """How much a gradient counts. Raises TypeError for no number, ValueError for one that is not finite and > 0, and
     for any but 1 where it is the only one."""
     found = number("weight", weight)
-    if not (isfinite(found) and found > 0):
-        raise ValueError(f"weight is {weight!r}; expected a finite number > 0, such as the number of examples")
+    if not 0 < found <= MAX_WEIGHT:
+        raise ValueError(
+            f"weight is {weight!r}; expected a finite number > 0, at most {MAX_WEIGHT:g}, usually that of the examples"
+        )
     if not shared and found != 1.0:
         raise ValueError(
             f"weight is {weight!r}, but this run has one worker at a time, whose gradient is the only one; expected no "

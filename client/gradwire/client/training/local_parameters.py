@@ -60,7 +60,7 @@ class LocalParameters:
 
     def refresh(self, attempts: Attempts) -> None:
         """Reads all of them anew."""
-        values = self._remote.read(attempts)
+        values = self._remote.read(attempts, to_go_on=True)
         self.vector[:] = values.vector
         self.step_count = values.step
         self.epoch = values.epoch

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Any
+
+import grpc
 
 from gradwire.client.errors import ConnectionLost, RunRolledBack, WorkerConflict, WorkerForgotten
 from gradwire.client.training.attachment import Attachment
+from gradwire.client.transport.stream import TrainStream
 from gradwire.v1 import train_pb2
+from gradwire.wire.errors import GradwireError, LeaderBusy
 
 PATIENCE_SECONDS = 2.0
 """How long a step may take that is to end before the run is closed."""
+
+LEAVE_SECONDS = 2.0
+"""How long it may take to say that this worker leaves, where there is no stream any more to say it on."""
 
 
 class SharedAttachment(Attachment):
@@ -31,8 +39,14 @@ class SharedAttachment(Attachment):
         # What an earlier process has sent was computed from parameters that this one has not: nothing is taken up.
         self.resumes = False
         self.leads = False
+        self.leads_if_free = False
+        """Whether nobody has asked for the lead: then another worker may have it."""
         self.ending = False
         """Whether somebody closes it, and waits until the thread that steps has seen that."""
+        self.awaited = False
+        """Whether the server may wait for this worker: it has attached, and not said that it leaves."""
+        self.contested = False
+        """Whether somebody else uses this worker's id, or has taken its lead: what it says would be of that one."""
 
     def close(self, *, leaves: bool = True) -> None:
         """As `Attachment.close`. It ends a step of another thread, which may wait for workers that never come."""
@@ -45,9 +59,29 @@ class SharedAttachment(Attachment):
                 stream.abandon()
         try:
             self.ending = False
+            stream = self.stream
+            told = stream is not None and not stream.ended
             super().close(leaves=leaves)
+            self._attached.discard(self)
+            if leaves and self.awaited and not (told or self.contested):
+                self._say_that_it_leaves()
+            self.awaited = self.awaited and not leaves
         finally:
             self.lock.release()
+
+    def drop(self) -> None:
+        """As `Attachment.drop`; closing the connection must still close it."""
+        super().drop()
+        if self.awaited:
+            self._attached.add(self)
+
+    def _say_that_it_leaves(self) -> None:
+        """On a stream for that alone: others would wait for a whole lease. What had waited is withdrawn."""
+        message = train_pb2.Attach()
+        message.CopyFrom(self.message)
+        message.resumes, message.leads, message.takeover, message.shared_memory = 0, False, False, False
+        with suppress(grpc.RpcError, GradwireError):  # then its lease has to end
+            TrainStream(self.link.train, message, LEAVE_SECONDS).close(leaves=True)
 
     def check(self) -> None:
         """Raises ConnectionLost while it is being closed."""
@@ -56,6 +90,12 @@ class SharedAttachment(Attachment):
                 f"{self.message.run} was closed while worker {self.message.worker_id} waited for an answer",
                 applied=None,
             )
+
+    def _yields(self, failure: GradwireError) -> bool:
+        if not (isinstance(failure, LeaderBusy) and self.message.leads and self.leads_if_free):
+            return False
+        self.message.leads = False  # nobody has asked for it here
+        return True
 
     def _announce(self, resuming: bool) -> None:
         self.check()
@@ -68,6 +108,8 @@ class SharedAttachment(Attachment):
 
     def _compare(self, attached: train_pb2.Attached, resuming: bool) -> None:
         self.leads = attached.leads
+        self.awaited, self.contested = True, False
+        self.message.takeover = False  # it is one act: who has lost the lead since does not take it back on the way
         self._compare_accepted(attached, resuming)
         self._compare_answered(attached, resuming)
         known_epoch, self.epoch = self.epoch, attached.epoch
@@ -114,6 +156,7 @@ class SharedAttachment(Attachment):
             self._resumed = self.unresolved = False
             return
         if last > known + 1 or (last == known + 1 and not self.unresolved):
+            self.contested = True
             raise WorkerConflict(
                 f"the server has had contribution {last} of worker {self.message.worker_id}; this client has sent none "
                 f"after {known}. Another process uses the same worker_id",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import grpc
 
+from gradwire.client.errors import translate
 from gradwire.client.options import OUTCOMES
 from gradwire.client.training.attachment import Attachment
 from gradwire.client.training.block import Block
@@ -12,7 +13,7 @@ from gradwire.client.training.shared_attachment import SharedAttachment
 from gradwire.client.transport.retry import Attempts
 from gradwire.client.transport.stream import TrainStream
 from gradwire.v1 import train_pb2
-from gradwire.wire.errors import ProtocolViolation
+from gradwire.wire.errors import Fenced, ProtocolViolation
 
 ACCEPTED = train_pb2.Outcome.KIND_ACCEPTED
 
@@ -47,6 +48,9 @@ class SharedDelivery(Delivery):
 
     def _pause_after(self, error: grpc.RpcError, sequence: int, attached: train_pb2.Attached) -> None:
         self._shared.check()
+        refusal = translate(error, self._shared.link.target)
+        if isinstance(refusal, Fenced) and refusal.metadata.get("epoch") == str(self._shared.epoch):
+            self._shared.contested = True  # no write, which would have raised it
         super()._pause_after(error, sequence, attached)
 
     def _conclude(self, sequence: int, receipt: train_pb2.Receipt) -> None:

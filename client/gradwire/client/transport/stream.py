@@ -156,6 +156,11 @@ class TrainStream:
                     memory.all_taken()
                 return parameters.receipt
 
+    @property
+    def ended(self) -> bool:
+        """Whether the server has ended it, or it is broken."""
+        return self._end is not None
+
     def close(self, *, leaves: bool = False) -> None:
         """Ends the stream in order and waits, briefly, until the server has given the run back.
 

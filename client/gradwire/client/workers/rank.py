@@ -28,8 +28,8 @@ def default_worker_id(*, shared: bool) -> str:
     return f"worker-{uuid.uuid4().hex}" if known is None else f"rank-{known}"
 
 
-def leads_by_default(*, created: bool) -> bool:
-    """Whether this worker of a shared run is the one that changes hyperparameters: rank 0 does, else who has
-    ``created`` the run."""
+def leads_by_default(*, created: bool, goes_on: bool) -> bool:
+    """Whether this worker of a shared run is the one that changes hyperparameters, if nobody else is: rank 0 is, else
+    who has ``created`` the run, and of one that ``goes_on`` whoever comes first."""
     known = rank()
-    return created if known is None else known == 0
+    return created or goes_on if known is None else known == 0

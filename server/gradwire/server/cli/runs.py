@@ -48,7 +48,8 @@ def list_command(stub: Stub) -> None:
                 continue
             dtype = run_pb2.Dtype.Name(run.dtype).removeprefix("DTYPE_").lower()
             durability = _durability_name(run.durability)
-            attached = f"  attached: {run.attached_worker_id}" if run.attached_worker_id else ""
+            who = run.attached_worker_id or (f"{run.attached_workers} workers" if run.attached_workers else "")
+            attached = f"  attached: {who}" if who else ""
             click.echo(printable(f"{name:<24} step {run.step:<10} {run.elements} {dtype}  {durability}{attached}"))
         token = page.next_page_token
         if not token:

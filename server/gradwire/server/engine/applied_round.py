@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from gradwire.server.engine.block import Kind, Outcome, Receipt
 
@@ -36,9 +37,9 @@ class AppliedRound:
     contributions: tuple[Contributed, ...]
     """In the order of worker ids, in which they were added."""
 
-    @property
+    @cached_property
     def total_weight(self) -> float:
-        """Of those that add something."""
+        """Of those that add something; every one of them is told."""
         return sum(part.weight for part in self.contributions if not part.passed)
 
     def receipts(self, receipt: Receipt) -> list[Receipt]:

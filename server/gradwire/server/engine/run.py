@@ -158,8 +158,13 @@ class Run:
     @property
     def in_use(self) -> bool:
         """Whether a worker is attached, or a call about the run has not ended."""
-        attached = self.shared_workers is not None and self.shared_workers.attached
-        return bool(self.holder is not None or self.users or attached)
+        return bool(self.attached_workers or self.users)
+
+    @property
+    def attached_workers(self) -> int:
+        """How many workers have a stream now."""
+        shared = 0 if self.shared_workers is None else self.shared_workers.attached
+        return shared + (self.holder is not None)
 
     @property
     def expired(self) -> bool:

@@ -46,15 +46,15 @@ class Generation:
     async def encoded(self, wire: np.dtype[Any], executor: Executor) -> Array | None:
         """All of them, ``[1, elements]``, as ``wire`` has them, for whoever asks; None: there is no room for that, and
         each must encode by itself."""
+        if wire == self._run.spec.dtype and self._run.device.name == "cpu":
+            return self._encode(wire)  # the vector itself
         making = self._encoded.get(wire)
         if making is None:
-            device, dtype = self._run.device, self._run.spec.dtype
-            if not (wire == dtype and device.name == "cpu"):  # else it is the vector itself
-                size_bytes = self._whole.stop * wire.itemsize
-                try:
-                    self._memory.append(self._run.budget.reserve(size_bytes, "encoded parameters"))
-                except NO_ROOM:
-                    return None
+            size_bytes = self._whole.stop * wire.itemsize
+            try:
+                self._memory.append(self._run.budget.reserve(size_bytes, "encoded parameters"))
+            except NO_ROOM:
+                return None
             make = partial(self._encode, wire)
             making = asyncio.ensure_future(unless_short(executor, make, self._whole.stop))
             self._encoded[wire] = making

@@ -22,6 +22,7 @@ class AttachShared:
     resumes: int = 0
     leads: bool = False
     base_step: int | None = None
+    session: str = ""
 
 
 class Leases:
@@ -67,6 +68,10 @@ class Leases:
         if attach.leads and not attach.takeover:
             self.require_leader(worker_id)
         member = self.members.make(worker_id, now)
+        if attach.resumes and attach.session and member.session not in ("", attach.session):
+            why = f"another process has attached to {run.spec.name} as worker {worker_id!r}: do two use one worker_id?"
+            raise Fenced(why, applied=None, epoch=run.epoch)
+        member.session = attach.session
         if member.hold is not None:
             why = f"worker {worker_id!r} has attached to {run.spec.name} once more: two processes use one worker_id?"
             member.hold.on_end(Fenced(why, applied=None, epoch=run.epoch))
@@ -120,6 +125,11 @@ class Leases:
     def is_leased(self, member: Member) -> bool:
         """Whether it is waited for."""
         return self.members.leased(member, self._clock())
+
+    def is_waited_for(self, worker_id: str) -> bool:
+        """Whether a round of all that has begun with it waits for this worker."""
+        member = self.members.get(worker_id)
+        return member is not None and not member.aside and self.is_leased(member)
 
     def next_end(self) -> float | None:
         """When, by the clock, a lease ends next; None: none does."""

@@ -19,6 +19,8 @@ class Member:
     """When anything came from it last."""
     step: int = 0
     """Of the newest parameters that it has."""
+    session: str = ""
+    """See ``gradwire.v1.Attach.session``; of the last stream."""
     hold: Holder | None = None
     """Its stream's; None: it has none now."""
     left: float | None = None

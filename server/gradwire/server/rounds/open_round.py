@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
 from gradwire.server.engine.applied_round import AppliedRound
@@ -40,6 +40,19 @@ class Round:
         ]
         weights = [contribution.says.weight for contribution in self.contributions.values()]
         return OpenRound(self.opened, step, weights, owing, self.quorate, started)
+
+    def plainly_waits(self, quorum: int | None, waited_for: Callable[[str], bool]) -> bool:
+        """Whether its newest contribution changes nothing, for it lacks others, and has been considered with its first
+        one. To look at all members for each of many contributions costs more than all else that a round does.
+
+        Args:
+            waited_for: whether that is so of the worker of this id.
+        """
+        if self.quorate is not None or len(self.contributions) == 1:
+            return False
+        if quorum is not None:
+            return len(self.contributions) < quorum
+        return any(waited_for(name) for name in self.awaited if name not in self.contributions)
 
     @property
     def ordered(self) -> list[StagedContribution]:

@@ -147,7 +147,9 @@ class Rounds:
         while True:
             await self.settled()
             if await self.run.lock.run(lambda: not self.closing and self._offer(contribution)):
-                self.consider()
+                round = self._open
+                if round is None or not round.plainly_waits(self.options.quorum, self.leases.is_waited_for):
+                    self.consider()
                 return
 
     def _offer(self, contribution: StagedContribution) -> bool:
@@ -352,6 +354,14 @@ def rounds_of(run: Run) -> Rounds:
         run.shared_workers = Rounds(run, run.spec.shared)
     assert isinstance(run.shared_workers, Rounds)
     return run.shared_workers
+
+
+def note_read(run: Run, worker_id: str, step: int) -> None:
+    """A worker of a shared run goes on with parameters of this step, which it has read."""
+    if worker_id and run.spec.shared is not None:
+        rounds = rounds_of(run)
+        rounds.leases.sent(worker_id, step)
+        rounds.consider()
 
 
 def require_leader(run: Run, worker_id: str) -> None:

@@ -94,6 +94,8 @@ class SharedSession:
     ) -> SharedSession:
         """A place among the run's workers. Raises RunBusy, LeaderBusy, RunNotFound, ClientTooOld."""
         check_id("worker_id", attach.worker_id)
+        if attach.session:
+            check_id("session", attach.session)
         require_understood(run.spec.name, run.spec.needs, understands)
         rounds = rounds_of(run)
         if rounds.is_closing(attach.worker_id):

@@ -15,7 +15,7 @@ from gradwire.server.encodings.decoders import Decoder
 from gradwire.server.encodings.encoders import Encoder
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.threads import in_thread, pieces, unless_short
-from gradwire.server.rounds.rounds import require_leader
+from gradwire.server.rounds.rounds import note_read, require_leader
 from gradwire.server.rounds.session import SharedSession
 from gradwire.server.rpc.call import Call
 from gradwire.server.rpc.calls import first_of, open_stream, require
@@ -203,6 +203,7 @@ class OptimizerServicer(SnapshotCalls, WorkerCalls, ServerCalls):
         wire = wire_dtype(request.encoding, run.spec.dtype)
         with self.guarded(call) as guard:
             async with snapshot(run, parameters_of, 1) as copy:
+                note_read(run, request.worker_id, copy.step)
                 header = service_pb2.ReadParametersHeader(step=copy.step, epoch=copy.epoch)
                 await self.write(call, guard, service_pb2.ReadParametersResponse(header=header))
                 for _, offset, values in copy.slices(wire.itemsize):
@@ -260,6 +261,7 @@ def _summary(run: Run | DamagedRun, name: str) -> service_pb2.RunSummary:
         elements=run.spec.layout.elements,
         dtype=dtype_of(run.spec.dtype),
         attached_worker_id=run.holder.worker_id if run.holder else "",
+        attached_workers=run.attached_workers,
         durability=durability_of(run.spec),
     )
 

@@ -36,6 +36,7 @@ def decode_attach(message: train_pb2.Attach) -> AttachShared:
         message.resumes,
         message.leads,
         message.base_step if message.HasField("base_step") else None,
+        message.session,
     )
 
 
