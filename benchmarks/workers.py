@@ -136,7 +136,8 @@ def main() -> int:
         workers, _, elements = case.partition("x")
         task = Task(int(elements), int(workers), options.threads)
         results.append(measure(task, names, options.rounds, options.seconds))
-        print(f"{results[-1].label}: measured", flush=True)
+        rates = "; ".join(f"{name} {timing.rate(1)}" for name, timing in results[-1].timings.items())
+        print(f"{results[-1].label}, rounds/s: {rates}", flush=True)
     many = crowd(options.threads, options.rounds, options.seconds)
     backend = Backend("cpu", options.threads)
     closings = [closing_cost.run(backend, workers, options.closing, options.rounds) for workers in (2, 8)]
