@@ -45,7 +45,7 @@ def test_what_may_pass_by_itself_is_what_the_client_tries_again() -> None:
     assert (
         {"DRAINING", "STARTING"}
         <= later
-        <= {"DRAINING", "STARTING", "RUN_BUSY", "MEMORY_LIMIT_EXCEEDED", "STORAGE_FULL"}
+        <= {"DRAINING", "STARTING", "RUN_BUSY", "LEADER_BUSY", "MEMORY_LIMIT_EXCEEDED", "STORAGE_FULL"}
     )
     for reason, code, applied, *_ in ROWS:
         if code == "INVALID_ARGUMENT":

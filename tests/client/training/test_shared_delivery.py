@@ -277,6 +277,27 @@ def test_from_ten_seconds_on_a_wait_is_said_why_and_then_every_ten(caplog: pytes
     assert said == [f"runs/x: no answer for {since} s: {since}" for since in (10, 20, 30)]
 
 
+def test_an_answer_that_a_fence_cuts_is_no_conflict_afterwards() -> None:
+    """It was decided, so its number is used up, though nothing was applied."""
+
+    def cut(requests: Requests) -> Answers:
+        yield attached()
+        requests.block()
+        requests.refuse(Fenced("the values have been replaced", applied=False, epoch=2, sequence=1))
+
+    def again(requests: Requests) -> Answers:
+        yield attached(last_sequence=1, epoch=2)
+        assert requests.block().sequence == 2
+        yield answer(2, 7.0, epoch=2)
+        requests.until_it_ends()
+
+    with ScriptedRounds(cut, again, newest=(1.0, 0, 2)) as server, server.attach() as run:
+        with pytest.raises(Fenced) as caught:
+            run.step(ONES)
+        assert caught.value.applied is False
+        assert run.step(ONES).applied
+
+
 def test_who_closes_while_a_step_waits_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """It may wait for workers that never come."""
     monkeypatch.setattr("gradwire.client.training.shared_attachment.PATIENCE_SECONDS", 0.01)

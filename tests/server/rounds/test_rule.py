@@ -56,6 +56,7 @@ def asked(
         (160, {"quorum": 2, "on_deadline": OnDeadline.FAIL, **LOOSE}, 1, [], {}, (FAIL, "NO_QUORUM", None, set())),
         (160, {"quorum": 2, "on_deadline": OnDeadline.FAIL, **LOOSE}, 2, [], {}, (CLOSE, "QUORUM", None, set())),
         (160, {**LOOSE}, 1, [owing()], {}, (CLOSE, "DEADLINE", None, {"slow"})),
+        (160, {"on_deadline": OnDeadline.FAIL, **LOOSE}, 1, [owing()], {}, (FAIL, "NO_QUORUM", None, {"slow"})),
         (160, {"quorum": 2}, 1, [owing()], {}, (CLOSE, "DEADLINE", None, {"slow"})),
         (105, {"quorum": 2, "deadline_seconds": 5.0, **LOOSE}, 1, [], {}, (CLOSE, "DEADLINE", None, set())),
         # --- a moment for others

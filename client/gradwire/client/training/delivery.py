@@ -14,7 +14,7 @@ from gradwire.client.transport.retry import Attempts, may_pass
 from gradwire.client.transport.stream import TrainStream
 from gradwire.client.transport.waiting_log import WaitingLog
 from gradwire.v1 import train_pb2
-from gradwire.wire.errors import Fenced, InternalError
+from gradwire.wire.errors import Fenced, GradwireError, InternalError
 
 
 class Delivery:
@@ -136,12 +136,16 @@ class Delivery:
             attempts.pause_for(refusal, transient=not attempts.failed_internally, token=token)
             attempts.failed_internally = True
             return
-        if refusal.applied is False and not asked:
+        if refusal.applied is False and not asked and self._nothing_is_left(refusal, sequence):
             attachment.unresolved = attachment.resumes = self._sent = False
         if refusal.applied is not False or isinstance(refusal, Fenced) or self._in_place:
             parameters.stale = True
             parameters.mixed = parameters.mixed or self._in_place
         attempts.pause_for(refusal, transient=may_pass(error, refusal), token=token)
+
+    def _nothing_is_left(self, refusal: GradwireError, sequence: int) -> bool:
+        """Whether the server has forgotten a block that was not applied, so that its number is free."""
+        return True
 
     def _conclude(self, sequence: int, receipt: train_pb2.Receipt) -> None:
         """The block has been answered, and all that it answers is here."""

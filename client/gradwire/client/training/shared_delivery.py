@@ -13,7 +13,7 @@ from gradwire.client.training.shared_attachment import SharedAttachment
 from gradwire.client.transport.retry import Attempts
 from gradwire.client.transport.stream import TrainStream
 from gradwire.v1 import train_pb2
-from gradwire.wire.errors import Fenced, ProtocolViolation
+from gradwire.wire.errors import Fenced, GradwireError, ProtocolViolation
 
 ACCEPTED = train_pb2.Outcome.KIND_ACCEPTED
 
@@ -52,6 +52,9 @@ class SharedDelivery(Delivery):
         if isinstance(refusal, Fenced) and refusal.metadata.get("epoch") == str(self._shared.epoch):
             self._shared.contested = True  # no write, which would have raised it
         super()._pause_after(error, sequence, attached)
+
+    def _nothing_is_left(self, refusal: GradwireError, sequence: int) -> bool:
+        return refusal.metadata.get("sequence") != str(sequence)  # else its outcome is known there, and was on its way
 
     def _conclude(self, sequence: int, receipt: train_pb2.Receipt) -> None:
         outcome = receipt.contribution

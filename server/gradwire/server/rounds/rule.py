@@ -84,12 +84,13 @@ def decide(now: float, round: OpenRound, options: SharedRun) -> Decision:
         if now < deadline:
             return _wait(_wants(round, options), deadline)
         enough = len(round.weights) >= options.at_least
+        # Who has kept all waiting does so once: the next round of all is one without it.
+        missing = _waited_for(round) if options.quorum is None else []
+        wants, late = _wants(round, options), frozenset(owing.worker_id for owing in missing)
         if options.on_deadline is OnDeadline.FAIL or not enough:
-            return Decision(Action.FAIL, "NO_QUORUM", f"no quorum at the deadline: {_wants(round, options)}")
-        late = {owing.worker_id for owing in (*behind, *(w for w in _waited_for(round) if options.quorum is None))}
-        return Decision(
-            Action.CLOSE, "DEADLINE", f"closed at its deadline: {_wants(round, options)}", aside=frozenset(late)
-        )
+            return Decision(Action.FAIL, "NO_QUORUM", f"no quorum at the deadline: {wants}", aside=late)
+        late |= {owing.worker_id for owing in behind}
+        return Decision(Action.CLOSE, "DEADLINE", f"closed at its deadline: {wants}", aside=late)
     quorate = now if round.quorate is None else round.quorate
     grace = quorate + options.grace_seconds
     if now < grace and (late_ones := [owing for owing in round.owing if not owing.aside]):

@@ -217,8 +217,13 @@ class SharedSession:
     def _give_up(self, contribution: StagedContribution, error: GradwireError) -> bool:
         """The stream has to end while its contribution waits. False: that is about to be applied, and answered."""
         error.applied, answer = False, contribution.answer
-        if answer.done():  # of one that was withdrawn, or that came to nothing, there is nothing to be told
-            return answer.cancelled() or answer.exception() is not None
+        if answer.cancelled():  # it was withdrawn
+            return True
+        if answer.done():
+            failure = answer.exception()
+            if isinstance(failure, GradwireError):
+                error.applied = failure.applied
+            return failure is not None  # else there is something to be told
         if isinstance(error, Fenced) and self.run.epoch == self.holder.epoch:
             error.applied = None  # the same worker has attached anew, and takes it over
             return True

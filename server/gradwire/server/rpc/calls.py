@@ -18,6 +18,7 @@ from gradwire.server.access.identity import Identity
 from gradwire.server.access.pacing import Pace
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.threads import unless_short
+from gradwire.server.rounds.rounds import require_leader
 from gradwire.server.rpc.call import Call, action_of
 from gradwire.server.rpc.handshakes import Handshakes
 from gradwire.server.rpc.identify import identify
@@ -148,6 +149,13 @@ class Calls:
         run = self.registry.get(call.run(name), uid)
         call.use(run)
         return run
+
+    def require_may_change(self, call: Call, run: Run, worker_id: str) -> None:
+        """Raises LeaderBusy, PermissionDenied for who would change a shared run for all in a worker's name; without one
+        an operator does, whose token is for no workers in particular."""
+        if run.spec.shared is not None and (worker_id or call.who.workers):
+            call.who.require_worker(worker_id)
+            require_leader(run, worker_id)
 
     def note(self, context: Any, call: Call | None, method: str, reason: str = "") -> None:
         """For the audit log, where there is one. ``call``: None: nobody knows who calls ``method``."""

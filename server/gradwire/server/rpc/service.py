@@ -15,7 +15,7 @@ from gradwire.server.encodings.decoders import Decoder
 from gradwire.server.encodings.encoders import Encoder
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.threads import in_thread, pieces, unless_short
-from gradwire.server.rounds.rounds import note_read, require_leader
+from gradwire.server.rounds.rounds import note_read
 from gradwire.server.rounds.session import SharedSession
 from gradwire.server.rpc.call import Call
 from gradwire.server.rpc.calls import first_of, open_stream, require
@@ -203,7 +203,9 @@ class OptimizerServicer(SnapshotCalls, WorkerCalls, ServerCalls):
         wire = wire_dtype(request.encoding, run.spec.dtype)
         with self.guarded(call) as guard:
             async with snapshot(run, parameters_of, 1) as copy:
-                note_read(run, request.worker_id, copy.step)
+                if request.worker_id:
+                    call.who.require_worker(request.worker_id)
+                    note_read(run, request.worker_id, copy.step)
                 header = service_pb2.ReadParametersHeader(step=copy.step, epoch=copy.epoch)
                 await self.write(call, guard, service_pb2.ReadParametersResponse(header=header))
                 for _, offset, values in copy.slices(wire.itemsize):
@@ -225,7 +227,7 @@ class OptimizerServicer(SnapshotCalls, WorkerCalls, ServerCalls):
         self.registry.require_open()
         header: service_pb2.WriteParametersHeader = (await first_of(requests)).header
         run = self.run_of(call, header.name, header.run_uid)
-        require_leader(run, header.worker_id)
+        self.require_may_change(call, run, header.worker_id)
         with upload_parameters(run, wire_dtype(header.encoding, run.spec.dtype)) as upload:
             async for request in requests:
                 require(request, "slice")
@@ -237,7 +239,7 @@ class OptimizerServicer(SnapshotCalls, WorkerCalls, ServerCalls):
         self.registry.require_open()
         header: service_pb2.WriteStateHeader = (await first_of(requests)).header
         run = self.run_of(call, header.name, header.run_uid)
-        require_leader(run, header.worker_id)
+        self.require_may_change(call, run, header.worker_id)
         state = header.state
         tensor_steps = check_state(run, state.slots, state.step, state.tensor_steps)
         with upload_state(run) as upload:

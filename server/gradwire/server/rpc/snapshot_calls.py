@@ -9,7 +9,6 @@ from gradwire.server.access.identity import split, tenant_of
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.threads import in_thread
 from gradwire.server.metrics.counters import ASKED
-from gradwire.server.rounds.rounds import require_leader
 from gradwire.server.rpc.call import Call
 from gradwire.server.rpc.calls import Calls, first_of, open_stream, require
 from gradwire.server.rpc.codec import decode_durability
@@ -54,7 +53,7 @@ class SnapshotCalls(Calls):
     async def RollBack(self, request: service_pb2.RollBackRequest, call: Call) -> service_pb2.RollBackResponse:
         self.registry.require_open()
         run = self.run_of(call, request.name, request.run_uid)
-        require_leader(run, request.worker_id)
+        self.require_may_change(call, run, request.worker_id)
         step, epoch = await operations.roll_back(self.registry, run, request.snapshot_id)
         self.registry.counters.rolled_back[ASKED] += 1
         return service_pb2.RollBackResponse(step=step, epoch=epoch)
