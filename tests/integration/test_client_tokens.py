@@ -98,6 +98,7 @@ def test_every_call_carries_it_and_a_health_check_does_not(guarded: Guarded, tmp
         run.fork("y").close()
         assert run.digest()
         run.describe()
+        run.workers()
         run.close()
         server.attach("x").close()
         server.import_run("z", file).close()

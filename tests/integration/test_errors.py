@@ -107,7 +107,7 @@ def leader_busy(world: World) -> None:
 
 def needing(world: World) -> None:
     """Runs need a feature from now on that no client has yet."""
-    world.patch.setattr(RunSpec, "needs", property(lambda spec: frozenset({Feature.SHARED_RUN})))
+    world.patch.setattr(RunSpec, "needs", property(lambda spec: frozenset({Feature.PLACEMENTS})))
 
 
 def too_old(world: World) -> None:

@@ -111,4 +111,4 @@ def test_without_the_bugs_the_same_runs_pass(tmp_path: Path, zygote: Zygote, ref
     ) as episode:
         episode.play(lives)
     assert episode.tally.kills == len(lives)
-    assert episode.tally.outcomes["ACCEPTED"] >= 100
+    assert episode.tally.outcomes["ACCEPTED"] >= 50
