@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+from example_arguments import parser_of, positive, with_room
 
 try:
     import torch
@@ -140,32 +141,13 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="The same network on scikit-learn's digits, with a local and a remote optimizer.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument(
-        "--target",
-        help="host:port, unix:PATH or 'embedded'; without it: $GRADWIRE_TARGET, else localhost:50051 if a gradwire "
-        "server answers there, else embedded",
+    parser = parser_of(
+        "The same network on scikit-learn's digits, with a local and a remote optimizer.", "out/digits.png"
     )
     parser.add_argument("--epochs", type=positive, default=20, help=f"of {TRAINING_PICTURES} pictures")
     parser.add_argument("--overlap", action="store_true", help="send gradients while the backward pass goes on")
-    parser.add_argument("--plot", type=Path, default=Path("out/digits.png"), help="where the picture goes")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the batches")
-    options = parser.parse_args()
-    try:
-        options.plot.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"argument --plot: {options.plot.parent} cannot be a directory ({error.strerror})")
-    return options
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value}: expected 1 or more")
-    return value
+    return with_room(parser, parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -14,9 +14,9 @@ import uuid
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
+from example_arguments import parser_of, positive, with_room
 
 try:
     from federated_clients import Client, new_params, split
@@ -146,32 +146,14 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="FedAMSGrad against FedAvg on scikit-learn's digits, over clients that have two digits each.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument(
-        "--target",
-        help="host:port, unix:PATH or 'embedded'; without it: $GRADWIRE_TARGET, else localhost:50051 if a gradwire "
-        "server answers there, else embedded",
+    parser = parser_of(
+        "FedAMSGrad against FedAvg on scikit-learn's digits, over clients that have two digits each.",
+        "out/federated.png",
     )
     parser.add_argument("--rounds", type=positive, default=100, help=f"of {PARTICIPANTS} clients each")
     parser.add_argument("--seeds", type=positive, default=3, help="splits of the pictures among clients and test")
     parser.add_argument("--tune", action="store_true", help="try learning rates, on other splits, without their test")
-    parser.add_argument("--plot", type=Path, default=Path("out/federated.png"), help="where the picture goes")
-    options = parser.parse_args()
-    try:
-        options.plot.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"argument --plot: {options.plot.parent} cannot be a directory ({error.strerror})")
-    return options
-
-
-def positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{value}: expected 1 or more")
-    return value
+    return with_room(parser, parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -13,9 +13,9 @@ import importlib.util
 import sys
 import uuid
 from contextlib import suppress
-from pathlib import Path
 
 import numpy as np
+from example_arguments import parser_of, with_room
 from workers_crew import Crew, Events, Training, WorkerFailed
 from workers_plan import Plan
 from workers_report import HEAD, differences, draw, row
@@ -104,14 +104,8 @@ def main() -> None:
 
 
 def parse_arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description="The same network on scikit-learn's digits, trained by several numbers of worker processes.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-    )
-    parser.add_argument(
-        "--target",
-        help="host:port, unix:PATH or 'embedded'; without it: $GRADWIRE_TARGET, else localhost:50051 if a gradwire "
-        "server answers there, else embedded",
+    parser = parser_of(
+        "The same network on scikit-learn's digits, trained by several numbers of worker processes.", "out/workers.png"
     )
     parser.add_argument(
         "--workers",
@@ -121,18 +115,13 @@ def parse_arguments() -> argparse.Namespace:
         help="numbers of processes; the largest dies and is replaced, too",
     )
     parser.add_argument("--rounds", type=int, default=230, help="of a batch each; 23 are an epoch")
-    parser.add_argument("--plot", type=Path, default=Path("out/workers.png"), help="where the picture goes")
     parser.add_argument("--seed", type=int, default=0, help="of the weights and the batches")
     options = parser.parse_args()
     if options.rounds < LEAST_ROUNDS:
         parser.error(f"argument --rounds: {options.rounds}: expected {LEAST_ROUNDS} or more")
     if min(options.workers) < 1 or not 2 <= max(options.workers) <= MOST_WORKERS:
         parser.error(f"argument --workers: expected numbers from 1 to {MOST_WORKERS}, one of them 2 or more")
-    try:
-        options.plot.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        parser.error(f"argument --plot: {options.plot.parent} cannot be a directory ({error.strerror})")
-    return options
+    return with_room(parser, options)
 
 
 if __name__ == "__main__":
