@@ -8,7 +8,7 @@ import pytest
 from google.rpc import code_pb2
 
 from gradwire.server.config import ServerConfig
-from gradwire.server.engine.run import MAX_WORKERS
+from gradwire.server.engine.shared import MAX_WORKERS
 from gradwire.server.engine.workers import MAX_ID_BYTES
 from gradwire.server.runs.registry import MAX_PAGE
 from gradwire.server.store.base import MAX_ENTRY_BYTES

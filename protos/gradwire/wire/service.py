@@ -12,6 +12,9 @@ SERVICE_NAME = "gradwire.v1.OptimizerService"
 MAX_MESSAGE_BYTES = 16 * 2**20
 """No message of the contract is larger; both sides set it as gRPC's limit."""
 
+MAX_WEIGHT = 1e100
+"""Of a contribution to a shared run: sums of them, over rounds too, stay finite."""
+
 MESSAGE_OPTIONS = [
     # A slice may fill a message; its other fields need a little more.
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES + 64 * 1024),

@@ -7,9 +7,7 @@ from typing import Any
 from gradwire.client.optimizers.numbers import number
 from gradwire.client.training.local_parameters import LocalParameters
 from gradwire.v1 import train_pb2
-
-MAX_WEIGHT = 1e100
-"""As the contract has it."""
+from gradwire.wire.service import MAX_WEIGHT
 
 
 def check_weight(weight: Any, *, shared: bool) -> float:

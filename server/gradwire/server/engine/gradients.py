@@ -13,7 +13,7 @@ from gradwire.server.engine.clipping import clip
 from gradwire.server.engine.spec import RunSpec
 from gradwire.server.engine.staged_block import StagedBlock
 from gradwire.server.optimizers.base import Floats
-from gradwire.wire.layout import Range
+from gradwire.wire.layout import Layout, Range, shape_text
 
 Sums = npt.NDArray[np.float64]
 
@@ -113,3 +113,9 @@ def first_non_finite(
         if bad.size:
             return part.start + int(bad[0]), float(values[bad[0]])
     return None
+
+
+def non_finite_text(layout: Layout, element: int, value: float) -> str:
+    """What `first_non_finite` has found, in words, as the beginning of a sentence."""
+    tensor = layout.tensor_at(element)
+    return f"the gradient of tensor {shape_text(tensor)} is {value} at its element {element - tensor.start}"

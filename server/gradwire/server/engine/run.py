@@ -16,9 +16,9 @@ import numpy.typing as npt
 from gradwire.server.devices.base import Bools, Device, State
 from gradwire.server.engine.applied_round import AppliedRound
 from gradwire.server.engine.block import Receipt
-from gradwire.server.engine.gradients import Gradients
+from gradwire.server.engine.gradients import Gradients, non_finite_text
 from gradwire.server.engine.run_lock import RunLock
-from gradwire.server.engine.shared import Workers
+from gradwire.server.engine.shared import MAX_WORKERS, Workers
 from gradwire.server.engine.spec import Durability, NonFinitePolicy, RunSpec
 from gradwire.server.engine.staged_block import StagedBlock
 from gradwire.server.engine.storage import Storage
@@ -26,10 +26,6 @@ from gradwire.server.engine.workers import Holder, WorkerRecord
 from gradwire.server.memory.budget import MemoryBudget
 from gradwire.server.optimizers.base import Hyperparameters
 from gradwire.wire.errors import Draining, Fenced, GradwireError, InternalError, NonFiniteGradient, RunBusy, RunNotFound
-from gradwire.wire.layout import shape_text
-
-MAX_WORKERS = 1024
-"""Workers whose last result a run remembers; the one that has been away longest is forgotten first."""
 
 
 @dataclass(frozen=True)
@@ -285,12 +281,11 @@ class Run:
                 finite[row] = True
             elif self.spec.non_finite_policy is NonFinitePolicy.REJECT or self.spec.shared is not None:
                 # Of a shared run no contribution got here that the policy does not allow; their sum has overflowed.
-                element, value = first
-                tensor = self.spec.layout.tensor_at(element)
+                layout = self.spec.layout
                 raise NonFiniteGradient(
-                    f"the gradient of tensor {shape_text(tensor)} is {value} at its element {element - tensor.start}, "
-                    f"in step {row} of the block; expected finite numbers. Nothing was applied",
-                    tensor=tensor.name,
+                    f"{non_finite_text(layout, *first)}, in step {row} of the block; "
+                    "expected finite numbers. Nothing was applied",
+                    tensor=layout.tensor_at(first[0]).name,
                     block_step=row,
                 )
         return None if finite.all() else finite

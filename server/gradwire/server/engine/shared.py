@@ -9,8 +9,9 @@ from typing import Protocol
 
 from gradwire.wire.errors import GradwireError, InvalidSpec
 
-MOST_WORKERS = 1024
-"""Workers that may be leased at a time in any run: those whose last answers are remembered."""
+MAX_WORKERS = 1024
+"""Workers whose last result a run remembers; the one that has been away longest is forgotten first. So no more of them
+may be leased at a time."""
 
 
 class Workers(Protocol):
@@ -92,8 +93,8 @@ class SharedRun:
     clip: Clip = Clip.CONTRIBUTION
 
     def __post_init__(self) -> None:
-        if not 1 <= self.max_workers <= MOST_WORKERS:
-            raise InvalidSpec(f"shared: max_workers is {self.max_workers}; expected 1 to {MOST_WORKERS}")
+        if not 1 <= self.max_workers <= MAX_WORKERS:
+            raise InvalidSpec(f"shared: max_workers is {self.max_workers}; expected 1 to {MAX_WORKERS}")
         for name in ("quorum", "start_with", "at_least"):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= self.max_workers:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from gradwire.server.engine.block import Kind
-from gradwire.server.engine.run import MAX_WORKERS
+from gradwire.server.engine.shared import MAX_WORKERS
 from gradwire.server.engine.workers import Holder
 
 
@@ -30,10 +30,6 @@ class Member:
     outcomes: dict[Kind, int] = field(default_factory=lambda: dict.fromkeys(Kind, 0))
     weight: float = 0.0
     """Of its accepted contributions that added something."""
-
-    def leased(self, now: float, lease_seconds: float) -> bool:
-        """Whether it is waited for."""
-        return self.hold is not None or (self.left is not None and now < self.left + lease_seconds)
 
 
 class Members:
@@ -70,7 +66,7 @@ class Members:
 
     def leased(self, member: Member, now: float) -> bool:
         """Whether it is waited for."""
-        return member.leased(now, self._lease_seconds)
+        return member.hold is not None or (member.left is not None and now < member.left + self._lease_seconds)
 
     def all_leased(self, now: float) -> list[Member]:
         """Those who are waited for, by id."""

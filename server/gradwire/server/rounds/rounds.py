@@ -203,7 +203,7 @@ class Rounds:
 
     def withdraw(self, contribution: StagedContribution) -> bool:
         """Takes it out of its round; False: that is about to be applied, or it has its answer already."""
-        if contribution.closing or contribution.answer.done():
+        if self.is_closing(contribution.worker_id) or contribution.answer.done():
             return False
         round = self._open
         if round is not None and round.contributions.get(contribution.worker_id) is contribution:
@@ -280,8 +280,6 @@ class Rounds:
         if decision.action is Action.FAIL:
             self._dropped(round, decision.reason, decision.message)
             return
-        for contribution in round.contributions.values():
-            contribution.closing = True
         self._applied = round
         self._closing = asyncio.ensure_future(self._close(round, decision))
 

@@ -13,20 +13,18 @@ from gradwire.server.encodings.encoders import Encoder
 from gradwire.server.engine.block import GradientSlice, Kind, Receipt, Reply, Waiting
 from gradwire.server.engine.features import Feature, require_understood
 from gradwire.server.engine.run import Run
-from gradwire.server.engine.threads import unless_short
 from gradwire.server.engine.workers import Holder, check_id
 from gradwire.server.failpoints import failpoint
-from gradwire.server.memory.shared_memory import SharedMemory, share
+from gradwire.server.memory.shared_memory import SharedMemory
 from gradwire.server.metrics.counters import Counters
 from gradwire.server.rounds.generations import Generation
 from gradwire.server.rounds.leases import AttachShared
 from gradwire.server.rounds.rounds import Rounds, rounds_of
 from gradwire.server.rounds.staged import StagedContribution
 from gradwire.server.rounds.upload import Upload
-from gradwire.server.training.session import Admission
+from gradwire.server.training.session import Admission, make_ready, memory_for
 from gradwire.wire.errors import Fenced, GradwireError, SequenceMismatch
 from gradwire.wire.layout import Range
-from gradwire.wire.shared import part_bytes
 
 TELL_SECONDS = 5.0
 """A worker that waits is told so often why."""
@@ -116,11 +114,8 @@ class SharedSession:
 
     async def share_memory(self) -> None:
         """As `Session.share_memory`."""
-        elements, device = self.run.spec.layout.elements, self.run.device
-        sizes = [coding.vector_bytes(elements) for coding in (self._decoder, self._encoder)]
-        self.memory = memory = share(self.run.budget, *map(part_bytes, sizes))
-        if memory is not None:
-            await unless_short(self._executor, lambda: memory.pin(device.pin), elements)
+        self.memory = memory_for(self.run, self._decoder, self._encoder)
+        await make_ready(self.memory, self.run, self._executor)
 
     async def resume(self) -> AsyncIterator[Reply | Waiting]:
         """The answer to what has been sent on an earlier stream, if there is something."""

@@ -37,8 +37,6 @@ class StagedContribution:
     refusal: str = ""
     """Its gradient was not finite, and the run refuses such: what was wrong with it."""
     staleness: int = 0
-    closing: bool = False
-    """Its round is about to be applied: it cannot be withdrawn any more."""
     answer: asyncio.Future[Receipt] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     """What its sender is told; an exception where its round came to nothing because of the server."""
 

@@ -11,8 +11,7 @@ from gradwire.server.encodings.encoders import Encoder
 from gradwire.server.engine.block import BlockHeader, GradientSlice, Returns
 from gradwire.server.engine.block_plan import check_header, check_kind, check_steps
 from gradwire.server.engine.clipping import clip
-from gradwire.server.engine.gradients import first_non_finite
-from gradwire.server.engine.shared import Clip
+from gradwire.server.engine.gradients import first_non_finite, non_finite_text
 from gradwire.server.engine.spec import NonFinitePolicy
 from gradwire.server.engine.threads import unless_short, updates
 from gradwire.server.engine.workers import Holder
@@ -21,7 +20,7 @@ from gradwire.server.rounds.rounds import Rounds
 from gradwire.server.rounds.staged import StagedContribution, Staging
 from gradwire.server.training.incoming_block import ArrivedSlice, IncomingBlock
 from gradwire.wire.errors import LeaderBusy, ProtocolViolation, SequenceMismatch
-from gradwire.wire.layout import Range, shape_text
+from gradwire.wire.layout import Range
 
 
 class Upload:
@@ -92,19 +91,15 @@ class Upload:
         where that matters. Bulk work."""
         spec, device, array = self._run.spec, self._run.device, staging.array
         checks = spec.non_finite_policy is not NonFinitePolicy.ALLOW
-        clips = spec.clips and spec.shared is not None and spec.shared.clip is Clip.CONTRIBUTION
+        clips = spec.clips and not spec.clips_steps
         if not (checks or clips):
             return ""
         sums = device.square_sums(array, 0, ranges)
         if checks and not np.isfinite(sums).all():
             found = first_non_finite(device, array, ranges)
             if found is not None:
-                element, value = found
-                tensor = spec.layout.tensor_at(element)
-                return (
-                    f"the gradient of tensor {shape_text(tensor)} is {value} at its element {element - tensor.start}; "
-                    "expected finite numbers. It is no part of any round"
-                )
+                what = non_finite_text(spec.layout, *found)
+                return f"{what}; expected finite numbers. It is no part of any round"
         if clips:
             clip(spec, device, array, ranges, sums)
         return ""

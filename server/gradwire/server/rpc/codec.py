@@ -35,11 +35,9 @@ from gradwire.wire.envelope import Opened, open_request
 from gradwire.wire.errors import ProtocolViolation
 from gradwire.wire.int8 import Blocks
 from gradwire.wire.layout_message import decode_layout
+from gradwire.wire.service import MAX_WEIGHT
 
 _MANY_GROUPS = 1000
-
-MAX_WEIGHT = 1e100
-"""Of a contribution: sums of them, over rounds too, stay finite."""
 
 
 def spec_pieces(message: run_pb2.RunSpec) -> int:

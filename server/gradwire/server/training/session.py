@@ -112,11 +112,8 @@ class Session:
 
     async def share_memory(self) -> None:
         """Makes ``memory``, for the encodings of this stream, where there is some to be had and it is worth it."""
-        elements, device = self.run.spec.layout.elements, self.run.device
-        sizes = [coding.vector_bytes(elements) for coding in (self._decoder, self._encoder)]
-        self._receiver.memory = memory = share(self.run.budget, *map(part_bytes, sizes))
-        if memory is not None:
-            await unless_short(self._executor, lambda: memory.pin(device.pin), elements)
+        self._receiver.memory = memory = memory_for(self.run, self._decoder, self._encoder)
+        await make_ready(memory, self.run, self._executor)
 
     async def receive_whole(self, part: GradientSlice) -> Reply | None:
         """As `receive`, for what comes and is answered in one message; `answered` is to be called once that is sent.
@@ -232,3 +229,16 @@ class Session:
         self._encoder.release()
         if self.memory is not None:
             self.memory.close()
+
+
+def memory_for(run: Run, decoder: Decoder, encoder: Encoder) -> SharedMemory | None:
+    """Room for a vector each way, as a stream has them encoded; None: there is none to be had. It needs `make_ready`,
+    once somebody has it who frees it."""
+    sizes = [coding.vector_bytes(run.spec.layout.elements) for coding in (decoder, encoder)]
+    return share(run.budget, *map(part_bytes, sizes))
+
+
+async def make_ready(memory: SharedMemory | None, run: Run, executor: Executor) -> None:
+    """Pins memory for the run's device, if there is any."""
+    if memory is not None:
+        await unless_short(executor, lambda: memory.pin(run.device.pin), run.spec.layout.elements)
