@@ -7,6 +7,7 @@ shared run, WHERE a server). Prints the process's losses as JSON.
 from __future__ import annotations
 
 import json
+import os
 import sys
 from datetime import timedelta
 from typing import Any
@@ -49,6 +50,7 @@ def train(model: nn.Module, optimizer: Any, rank: int = 0, workers: int = 1) -> 
 
 
 def with_ddp(rank: int, workers: int, meeting_place: str) -> Losses:
+    os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # not whatever this machine's name leads to
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{meeting_place}", rank=rank, world_size=workers, timeout=timedelta(seconds=60)
     )

@@ -36,29 +36,44 @@ def processes(how: str, count: int, where: str) -> list[Losses]:
     finally:
         for process in running:
             process.kill()
-            process.wait()
+            process.communicate()
     assert [process.returncode for process in running] == [0] * count
     return [json.loads(text) for text in printed]
 
 
-@pytest.mark.parametrize("count", [2, 4])
-def test_the_losses_are_those_of_ddp_and_of_a_large_batch(
-    server: Server, server_process: ServerProcess, tmp_path: Path, count: int
-) -> None:
-    # Weights of rank 0 are those that DistributedDataParallel broadcasts; here they are the creator's, whoever that is.
+def of_a_large_batch(seed: int) -> Losses:
+    """One process with all of each batch."""
+    model = make_model(seed)
+    return train(model, torch.optim.Adam(model.parameters(), lr=LR, amsgrad=True))
+
+
+def with_shared_run(server: Server, server_process: ServerProcess, count: int) -> tuple[list[Losses], int]:
+    """The losses of each process, and with whose weights all have begun: the creator's, whoever that is."""
     shared = processes("shared", count, server_process.target)
     server.delete_run(RUN)
     first = np.mean([losses[0] for losses in shared])
     creators = [rank for rank in range(count) if first_loss(rank) == pytest.approx(first, rel=1e-6)]
     assert len(creators) == 1, "all began with the weights of one of them"
-    model = make_model(creators[0])
-    alone = train(model, torch.optim.Adam(model.parameters(), lr=LR, amsgrad=True))
-    assert np.allclose(np.mean(shared, axis=0), alone, rtol=0, atol=TOLERANCE)
+    return shared, creators[0]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_losses_are_those_of_a_large_batch(server: Server, server_process: ServerProcess, count: int) -> None:
+    shared, creator = with_shared_run(server, server_process, count)
+    assert np.allclose(np.mean(shared, axis=0), of_a_large_batch(creator), rtol=0, atol=TOLERANCE)
+
+
+@pytest.mark.skipif(
+    not os.environ.get("GRADWIRE_INTEGRATIONS"),
+    reason="two processes of gloo hang now and then, at their start or end: `make integrations` compares with them",
+)
+@pytest.mark.parametrize("count", [2, 4])
+def test_the_losses_are_those_of_ddp(server: Server, server_process: ServerProcess, tmp_path: Path, count: int) -> None:
+    shared, creator = with_shared_run(server, server_process, count)
     ddp = processes("ddp", count, str(tmp_path / "meeting-place"))
-    model = make_model()
-    alone = train(model, torch.optim.Adam(model.parameters(), lr=LR, amsgrad=True))
-    assert np.allclose(np.mean(ddp, axis=0), alone, rtol=0, atol=TOLERANCE)
-    if creators == [0]:
+    assert np.allclose(np.mean(ddp, axis=0), of_a_large_batch(0), rtol=0, atol=TOLERANCE)  # it broadcasts rank 0's
+    assert np.allclose(np.mean(shared, axis=0), of_a_large_batch(creator), rtol=0, atol=TOLERANCE)
+    if creator == 0:
         assert np.allclose(shared, ddp, rtol=0, atol=TOLERANCE)
 
 
