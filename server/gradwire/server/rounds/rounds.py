@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from time import perf_counter
 
 from gradwire.server.engine.block import Kind, Receipt
 from gradwire.server.engine.run import Run
@@ -57,6 +58,10 @@ class Rounds:
     @property
     def attached(self) -> int:
         return self.leases.members.attached
+
+    @property
+    def holders(self) -> list[Holder]:
+        return self.leases.members.holders
 
     def end(self, error: GradwireError) -> None:
         if threading.get_ident() != self._thread:
@@ -306,6 +311,7 @@ class Rounds:
                 raise
         else:
             self.generations.publish()
+            self.run.activity.applied(1, perf_counter())
             self.counters.rounds += 1
             for contribution, own in zip(contributions, applied.receipts(receipt), strict=True):
                 self._answer(contribution, own)

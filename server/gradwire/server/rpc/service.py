@@ -120,7 +120,9 @@ class OptimizerServicer(SnapshotCalls, WorkerCalls, ServerCalls):
                 self.note(call.context, call, "Train")
                 call.action = "Detach"
                 traffic = self.registry.counters.traffic.stream(*encoding_names(attach, run))
-                stream = TrainStream(guard, call.context, session.memory, encoder, run.budget, pace, traffic)
+                stream = TrainStream(
+                    guard, call.context, session.holder, session.memory, encoder, run.budget, pace, traffic
+                )
                 streams.callback(stream.close)
                 await guard.write(call.context.write, self._attached(session))
                 async for reply in session.resume():
