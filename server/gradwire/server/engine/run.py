@@ -27,6 +27,7 @@ from gradwire.server.engine.storage import Storage
 from gradwire.server.engine.workers import Holder, WorkerRecord
 from gradwire.server.memory.budget import MemoryBudget
 from gradwire.server.optimizers.base import Hyperparameters
+from gradwire.server.series.run_series import RunSeries
 from gradwire.wire.errors import Draining, Fenced, GradwireError, InternalError, NonFiniteGradient, RunBusy, RunNotFound
 
 
@@ -97,6 +98,7 @@ class Run:
         self.users = 0
         """Calls about the run that have not ended."""
         self.events = RunEvents()
+        self.series = RunSeries(budget, spec.name)
         self.on_delete: list[Callable[[], object]] = []
         """Called when the run ends: frees what others keep of it."""
         self._workers: OrderedDict[str, WorkerRecord] = OrderedDict()
@@ -269,6 +271,7 @@ class Run:
             raise InternalError(f"the device failed in the middle of a step; {self.spec.name} was ended") from error
         self.tensor_steps[block.present] += receipt.step - self.step
         self.step = receipt.step
+        self.series.note_block(receipt.step, receipt.gradient_norm, receipt.learning_rates)
         if block.groups is not self.groups:
             self.events.note(EventKind.HYPERPARAMETERS, override_text(self.groups, block.groups), receipt.step)
             self.groups = block.groups

@@ -358,6 +358,10 @@ class Registry:
         """Stored runs that cannot be served."""
         return len(self._damaged)
 
+    def damaged(self) -> list[DamagedRun]:
+        """Those, in no particular order; any thread may ask."""
+        return list(self._damaged.values())
+
     def require_ready(self) -> None:
         """Raises Starting while the stored runs are not back yet."""
         if not self._ready:

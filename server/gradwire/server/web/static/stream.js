@@ -1,0 +1,109 @@
+// Server-sent events over fetch, which unlike EventSource tells why a server refuses, and which comes back by itself.
+
+const SILENCE_MS = 15000;
+const HIDDEN_MS = 20000;
+const LONGEST_WAIT_MS = 5000;
+
+/**
+ * Follows a path until `stop`.
+ *
+ * handlers: kind of event -> function of its data.
+ * onState: told "live", "lost" (it tries again), "busy", "denied" or "refused" (it does not), and a text.
+ *
+ * A page that nobody sees holds no connection, of which browsers have few.
+ */
+export class Stream {
+  constructor(path, handlers, onState) {
+    this.path = path;
+    this.handlers = handlers;
+    this.onState = onState;
+    this.lastId = "";
+    this.stopped = false;
+    this.hiddenTimer = 0;
+    this.onVisibility = () => this.visibility();
+    document.addEventListener("visibilitychange", this.onVisibility);
+    this.run();
+  }
+
+  stop() {
+    this.stopped = true;
+    document.removeEventListener("visibilitychange", this.onVisibility);
+    clearTimeout(this.hiddenTimer);
+    this.abort?.abort();
+    this.wake?.();
+  }
+
+  visibility() {
+    clearTimeout(this.hiddenTimer);
+    if (document.hidden) this.hiddenTimer = setTimeout(() => this.abort?.abort(), HIDDEN_MS);
+    else this.wake?.();
+  }
+
+  async run() {
+    let waitMs = 250;
+    while (!this.stopped) {
+      const began = Date.now();
+      const goesOn = await this.once().catch(() => {
+        if (!document.hidden && !this.stopped) this.onState("lost", "the server does not answer; trying again");
+        return true;
+      });
+      if (!goesOn) return;
+      waitMs = Date.now() - began > 3000 ? 250 : Math.min(waitMs * 1.6, LONGEST_WAIT_MS);
+      await this.pause(waitMs);
+      while (document.hidden && !this.stopped) await this.pause(0);
+    }
+  }
+
+  /** Waits so long, or until somebody looks; 0: until somebody looks. */
+  pause(ms) {
+    return new Promise((resolve) => {
+      const timer = ms ? setTimeout(resolve, ms) : 0;
+      this.wake = () => {
+        clearTimeout(timer);
+        resolve();
+      };
+    });
+  }
+
+  /** One connection, to its end; returns whether another one may succeed. */
+  async once() {
+    this.abort = new AbortController();
+    const headers = { Accept: "text/event-stream" };
+    if (this.lastId) headers["Last-Event-ID"] = this.lastId;
+    const answer = await fetch(this.path, { headers, signal: this.abort.signal, cache: "no-store" });
+    if (!answer.ok) {
+      const why = (await answer.text()).trim();
+      const busy = answer.status >= 500;
+      this.onState(answer.status === 401 ? "denied" : busy ? "busy" : "refused", why);
+      return busy || answer.status === 404; // a run of this name may come, or come back
+    }
+    this.onState("live", "");
+    const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
+    let rest = "";
+    for (;;) {
+      const silence = setTimeout(() => this.abort.abort(), SILENCE_MS);
+      const { done, value } = await reader.read().finally(() => clearTimeout(silence));
+      if (done) break;
+      const parts = (rest + value).split("\n\n");
+      rest = parts.pop();
+      for (const part of parts) this.take(part);
+    }
+    this.onState("lost", this.ending || "the connection has ended; trying again");
+    this.ending = "";
+    return true;
+  }
+
+  take(text) {
+    let kind = "message";
+    let data = "";
+    for (const line of text.split("\n")) {
+      const colon = line.indexOf(": ");
+      const field = line.slice(0, colon);
+      if (field === "event") kind = line.slice(colon + 2);
+      else if (field === "data") data += line.slice(colon + 2);
+      else if (field === "id") this.lastId = line.slice(colon + 2);
+    }
+    if (kind === "end") this.ending = JSON.parse(data).why;
+    else if (data && this.handlers[kind]) this.handlers[kind](JSON.parse(data));
+  }
+}
