@@ -228,4 +228,4 @@ class Snapshotter:
 
 def snapshot_text(info: SnapshotInfo) -> str:
     """A snapshot that has been taken, in words."""
-    return f"{info.id}: {info.label}" if info.label else f"{info.id}"
+    return f"number {info.id}, {info.label}" if info.label else f"number {info.id}"

@@ -115,10 +115,10 @@ class Run:
         self.check_attach(worker_id, takeover)
         if self.holder is not None:
             why = "attached again" if self.holder.worker_id == worker_id else f"was replaced by {worker_id}"
-            self.events.note(EventKind.FENCED, f"worker {self.holder.worker_id} {why}", self.step)
+            self.events.note(EventKind.FENCED, f"{self.holder.worker_id} {why}", self.step)
         self.fence(f"worker {worker_id!r} has attached to {self.spec.name}")
         self.holder = self.hold(worker_id, on_end)
-        self.events.note(EventKind.ATTACHED, f"worker {worker_id}", self.step)
+        self.events.note(EventKind.ATTACHED, worker_id, self.step)
         return self.holder
 
     def hold(
@@ -153,7 +153,7 @@ class Run:
         """Ends a hold, if it is still the current one."""
         if self.holder is holder:
             self.holder = None
-            self.events.note(EventKind.DETACHED, f"worker {holder.worker_id}", self.step)
+            self.events.note(EventKind.DETACHED, holder.worker_id, self.step)
             self.note_use()
 
     def note_use(self) -> None:

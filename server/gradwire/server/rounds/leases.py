@@ -75,7 +75,7 @@ class Leases:
         member.session = attach.session
         if member.hold is not None:
             why = f"worker {worker_id!r} has attached to {run.spec.name} once more: two processes use one worker_id?"
-            run.events.note(EventKind.FENCED, f"worker {worker_id} attached again", run.step)
+            run.events.note(EventKind.FENCED, f"{worker_id} attached again", run.step)
             member.hold.on_end(Fenced(why, applied=None, epoch=run.epoch))
         elif attach.base_step is None:
             member.step = run.step
@@ -83,7 +83,7 @@ class Leases:
             member.step = min(attach.base_step, run.step)
         member.hold = run.hold(worker_id, on_end, leased | {*contributors})
         member.left, member.aside, member.heard = None, False, now
-        run.events.note(EventKind.ATTACHED, f"worker {worker_id}{', which leads' if attach.leads else ''}", run.step)
+        run.events.note(EventKind.ATTACHED, f"{worker_id}{', which leads' if attach.leads else ''}", run.step)
         if attach.leads:
             self._leader = worker_id
         elif self._leader == worker_id:
@@ -98,7 +98,7 @@ class Leases:
             member.hold = None
             member.left = None if left else self._clock()
             why = "has left" if left else "its stream ended"
-            self._run.events.note(EventKind.DETACHED, f"worker {hold.worker_id}: {why}", self._run.step)
+            self._run.events.note(EventKind.DETACHED, f"{hold.worker_id}: {why}", self._run.step)
             self._run.note_use()
 
     def require(self, hold: Holder) -> Member:

@@ -6,6 +6,8 @@ import { short, value } from "./format.js";
 const HEIGHT = 230;
 const FACED = { "rolled back": "--bad", written: "--bad", recovered: "--wait", fenced: "--wait", rejected: "--wait", "round dropped": "--wait" };
 
+const HELD = /^lr(\/.*)?$/; // has a value at each change, which holds until the next one
+
 /** A point for each bucket of a series; what comes later replaces what began at its first step or after. */
 export class Points {
   constructor() {
@@ -51,6 +53,7 @@ export class Chart {
   /** shared: what all charts of a page agree on; see run.js. */
   constructor(name, shared) {
     this.name = name;
+    this.held = HELD.test(name);
     this.shared = shared;
     this.log = false;
     this.legend = h("div.legend");
@@ -82,8 +85,8 @@ export class Chart {
     const { runs } = this;
     const width = this.plotElement.clientWidth;
     if (!runs.length || !width) return;
-    const weight = this.shared.smoothing;
-    const spread = runs.map((run) => run.series.get(this.name).spread);
+    const weight = this.held ? 0 : this.shared.smoothing;
+    const spread = runs.map((run) => !this.held && run.series.get(this.name).spread);
     const shape = JSON.stringify([runs.map((run) => run.color), spread, weight > 0, this.log, this.shared.logStep, this.shared.theme]);
     const data = this.data(runs, weight);
     if (shape !== this.shape) {
@@ -106,6 +109,11 @@ export class Chart {
       const start = points.step.findIndex((step) => step >= least);
       const cut = (values) => (start > 0 ? values.slice(start) : start < 0 ? [] : values);
       const columns = [cut(points.step), usable(cut(points.mean))];
+      if (this.held) {
+        columns[0] = [...columns[0], Math.max(points.step.at(-1) + 1, run.lastStep)];
+        columns[1] = [...columns[1], columns[1].at(-1)];
+        return columns;
+      }
       if (weight > 0) columns.push(usable(cut(smoothed(points.mean, weight))));
       if (points.spread) columns.push(usable(cut(points.min)), usable(cut(points.max)));
       return columns;
@@ -122,7 +130,7 @@ export class Chart {
     this.lines = [];
     runs.forEach((run, place) => {
       const stroke = color(run.color);
-      series.push({ stroke: weight > 0 ? `${stroke}55` : stroke, width: weight > 0 ? 1 : 1.75, points: { show: false } });
+      series.push({ stroke: weight > 0 ? `${stroke}55` : stroke, width: weight > 0 ? 1 : 1.75, points: { show: false }, ...(this.held ? { paths: uPlot.paths.stepped({ align: 1 }) } : {}) });
       if (weight > 0) series.push({ stroke, width: 2, points: { show: false } });
       this.lines.push(series.length - 1);
       if (!spread[place]) return;

@@ -20,7 +20,7 @@ export function value(found) {
   if (found === null || found === undefined) return "not finite";
   if (found === 0) return "0";
   const size = Math.abs(found);
-  if (size >= 1e5 || size < 1e-3) return found.toExponential(3).replace("e+", "e");
+  if (size >= 1e5 || size < 1e-3) return found.toExponential(3).replace(/\.?0*e\+?/, "e");
   return trim(found.toPrecision(5));
 }
 

@@ -4,6 +4,7 @@ import { h } from "./dom.js";
 import { ago, bytes, count, duration, moment, span, value } from "./format.js";
 
 const EVENTS_SHOWN = 12;
+const LONG_SECONDS = 2; // what is waited for less is how training goes
 
 /** Replaces what a panel shows; nothing: the panel is not there. */
 function fill(panel, heading, about, ...children) {
@@ -21,7 +22,7 @@ export function drawWorkers(panel, { workers, worker_count: total, round }) {
   const list = h("ul.workers", {}, ...workers.map((worker) => {
     const states = [worker.leads && "leads", !worker.attached && (worker.leased ? "its stream broke" : "left"), worker.aside && "set aside", worker.contributed && "has contributed"].filter(Boolean);
     const { outcomes } = worker;
-    const waits = worker.waits_for ? `waits for ${worker.waits_for} · ${span(worker.waits_seconds)}` : "";
+    const waits = worker.waits_seconds >= LONG_SECONDS ? `waits for ${worker.waits_for} · ${span(worker.waits_seconds)}` : "";
     const told = outcomes ? Object.entries(outcomes).filter(([, found]) => found).map(([kind, found]) => `${count(found)} ${kind}`).join(" · ") : "";
     return h("li", { "data-attached": String(worker.attached) },
       h("div", {}, h("i.dot", { "data-state": worker.attached ? "training" : "idle" }), h("b", {}, worker.id), h("small", {}, states.join(" · "))),

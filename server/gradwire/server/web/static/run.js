@@ -68,7 +68,8 @@ export function showRun(main, page, name) {
     stream = new Stream(`/stream?${all.map((each) => `run=${encodeURIComponent(each)}`).join("&")}`, {
       hello: page.hello,
       whole({ name: each }) {
-        run(each)?.series.clear();
+        const found = run(each);
+        if (found) Object.assign(found, { series: new Map(), lastStep: 0 });
         draw();
       },
       missing({ name: each, why }) {
@@ -88,6 +89,7 @@ export function showRun(main, page, name) {
         for (const [key, news] of Object.entries(series)) {
           if (!found.series.has(key)) found.series.set(key, new Points());
           found.series.get(key).take(news);
+          found.lastStep = Math.max(found.lastStep ?? 0, news.step.at(-1) + news.width - 1);
         }
         draw();
       },

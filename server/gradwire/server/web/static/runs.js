@@ -152,7 +152,7 @@ export function showRuns(main, page) {
     tiles.memory.set(bytes(server.memory_bytes), `of ${bytes(server.memory_limit_bytes)}`);
     const { compute } = server.seconds;
     tiles.block.set(compute ? `${duration(compute.p50)} · ${duration(compute.p99)}` : "–", compute ? "last minute" : "none lately");
-    tiles.traffic.set(server.rates ? `${bytes(Math.round(server.rates[0]))} · ${bytes(Math.round(server.rates[1]))}` : "–", "a second");
+    tiles.traffic.set(server.rates ? server.rates.map((each) => bytes(Math.round(each))).join(" · ") : "–", "a second");
   }
 
   function drawEmpty(total) {
@@ -243,7 +243,7 @@ function sparkLine(spark) {
   const points = found.map(([place, value]) => `${(2 + (116 * place) / last).toFixed(1)},${(high > low ? 26 - (22 * (value - low)) / (high - low) : 15).toFixed(1)}`);
   const [x, y] = points.at(-1).split(",");
   const drawn = svg("svg", { viewBox: "0 0 120 30", width: 120, height: 30, role: "img", "aria-label": `${spark.name}, as it went` },
-    svg("polyline", { points: points.join(" ") }), svg("circle", { cx: x, cy: y, r: 2 }));
+    svg("polygon", { points: `2,30 ${points.join(" ")} ${x},30` }), svg("polyline", { points: points.join(" ") }), svg("circle", { cx: x, cy: y, r: 2 }));
   const about = svg("title");
   about.textContent = spark.name;
   drawn.prepend(about);
