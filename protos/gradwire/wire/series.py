@@ -28,6 +28,11 @@ FIELDS = ("first_step", "first", "minimum", "maximum", "last", "total", "count")
 Table = npt.NDArray[np.float64]
 
 
+def is_own(name: str) -> bool:
+    """Whether a series is the server's own."""
+    return name in (GRADIENT_NORM, STEPS_PER_SECOND, LR) or name.startswith(f"{LR}/")
+
+
 def name_error(name: str) -> str:
     """What is wrong with the name of a client's series; empty: nothing."""
     if not 1 <= len(name.encode(errors="replace")) <= MAX_NAME_BYTES or not name.isprintable() or name != name.strip():
@@ -35,7 +40,7 @@ def name_error(name: str) -> str:
             f"{name!r} is no name of a series; expected 1 to {MAX_NAME_BYTES} bytes of printable characters, without "
             "blanks at its ends"
         )
-    if name in (GRADIENT_NORM, STEPS_PER_SECOND, LR) or name.startswith(f"{LR}/"):
+    if is_own(name):
         return f"the series {name!r} is the server's own; expected another name"
     return ""
 

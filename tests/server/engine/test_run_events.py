@@ -16,9 +16,9 @@ def test_each_has_a_number_and_who_has_seen_some_gets_the_others() -> None:
     events = RunEvents()
     assert (events.last_number, events.since()) == (0, [])
     events.note(EventKind.CREATED, "by a client", 0)
-    events.note(EventKind.ATTACHED, "worker a", 0)
-    assert seen(events) == [(1, "created", "by a client", 1), (2, "attached", "worker a", 1)]
-    assert seen(events, 1) == [(2, "attached", "worker a", 1)]
+    events.note(EventKind.ATTACHED, "a", 0)
+    assert seen(events) == [(1, "created", "by a client", 1), (2, "attached", "a", 1)]
+    assert seen(events, 1) == [(2, "attached", "a", 1)]
     assert seen(events, events.last_number) == []
 
 
@@ -33,7 +33,7 @@ def test_what_recurs_is_counted_until_something_else_happens() -> None:
     assert seen(events) == [(2, "snapshot", "1", 1), (3, "hyperparameters", "lr 0.9 to 0.8", 2)]
     newest = events.since()[-1]
     assert (newest.seconds - newest.since, newest.step) == (10, 2)
-    events.note(EventKind.ATTACHED, "worker a", 2)
+    events.note(EventKind.ATTACHED, "a", 2)
     events.note(EventKind.HYPERPARAMETERS, "lr 0.8 to 0.7", 3)
     assert seen(events)[-1] == (5, "hyperparameters", "lr 0.8 to 0.7", 1)
 
@@ -41,13 +41,13 @@ def test_what_recurs_is_counted_until_something_else_happens() -> None:
 def test_the_oldest_go() -> None:
     events = RunEvents()
     for number in range(MAX_EVENTS + 10):
-        events.note(EventKind.ATTACHED, f"worker {number}", 0)
+        events.note(EventKind.ATTACHED, f"{number}", 0)
     assert [event.number for event in events.since()] == list(range(11, MAX_EVENTS + 11))
 
 
 def test_it_is_known_where_the_past_may_be_another_one() -> None:
     events = RunEvents()
-    events.note(EventKind.ATTACHED, "worker a", 7)
+    events.note(EventKind.ATTACHED, "a", 7)
     assert events.rewritten == 0
     events.note(EventKind.ROLLED_BACK, "from step 7 to snapshot 1", 3)
     assert events.rewritten == 2

@@ -51,7 +51,7 @@ class Buckets:
     @property
     def size_bytes(self) -> int:
         """Of the room that is taken."""
-        return self._table.shape[1] * BUCKET_BYTES
+        return BUCKET_BYTES * int(self._table.shape[1])
 
     def add(self, step: int, value: float) -> None:
         """Adds a value. One of an earlier step than the newest counts as of that."""

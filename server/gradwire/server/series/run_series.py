@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,18 @@ from gradwire.server.memory.budget import NO_ROOM, MemoryBudget, Reservation
 from gradwire.server.series.buckets import BUCKET_BYTES, FIRST_BUCKETS, Buckets
 from gradwire.server.series.scalars import Scalar, table_from_text, table_to_text
 from gradwire.wire.errors import ProtocolViolation
-from gradwire.wire.series import GRADIENT_NORM, LR, MAX_SERIES, OWN_SERIES, STEPS_PER_SECOND, Table, merged, name_error
+from gradwire.wire.series import (
+    FIELDS,
+    GRADIENT_NORM,
+    LR,
+    MAX_SERIES,
+    OWN_SERIES,
+    STEPS_PER_SECOND,
+    Table,
+    is_own,
+    merged,
+    name_error,
+)
 
 _MOST_RATES = OWN_SERIES - 2
 """Groups whose learning rate has a series."""
@@ -44,6 +55,32 @@ class SeriesPart:
     last_step: int
     """Of the newest value of the series; -1: there is none."""
 
+    def since(self, first_step: int) -> SeriesPart:
+        """Its buckets from one on."""
+        at = int(np.searchsorted(self.first_step, first_step))
+        return replace(
+            self,
+            first_step=self.first_step[at:],
+            first=self.first[at:],
+            minimum=self.minimum[at:],
+            maximum=self.maximum[at:],
+            last=self.last[at:],
+            total=self.total[at:],
+            count=self.count[at:],
+        )
+
+
+def part_of(table: Table, width: int, last_step: int) -> SeriesPart:
+    """A table of buckets as arrays, one for each of its rows."""
+    first_step, first, minimum, maximum, last, total, count = table
+    return SeriesPart(
+        first_step.astype(np.int64), width, first, minimum, maximum, last, total, count.astype(np.int64), last_step
+    )
+
+
+NOTHING = part_of(np.empty((len(FIELDS), 0)), 1, -1)
+"""A series without values."""
+
 
 class RunSeries:
     """The series of a run. Methods may be called from any thread, and none of them waits.
@@ -56,6 +93,8 @@ class RunSeries:
     def __init__(self, budget: MemoryBudget, purpose: str) -> None:
         self.version = 0
         """Rises with each change."""
+        self.history = 0
+        """Rises when something is forgotten, or replaced by what was before."""
         self.logged = 0
         """How many changes there have been beside blocks."""
         self.live = True
@@ -69,6 +108,11 @@ class RunSeries:
         self._rates: tuple[float, ...] = ()
         self._mark: tuple[float, int] | None = None
         """When the speed was looked at last, and the step then."""
+
+    @property
+    def size_bytes(self) -> int:
+        """Of the memory that is counted."""
+        return sum(reservation.size_bytes for reservation in self._reservations)
 
     # --- what is there -----------------------------------------------------------------------------------------------
 
@@ -92,10 +136,7 @@ class RunSeries:
         while 0 < resolution < table.shape[1]:
             width *= 2
             table = merged(table, width)
-        first_step, first, minimum, maximum, last, total, count = table
-        return SeriesPart(
-            first_step.astype(np.int64), width, first, minimum, maximum, last, total, count.astype(np.int64), last_step
-        )
+        return part_of(table, width, last_step)
 
     # --- what comes --------------------------------------------------------------------------------------------------
 
@@ -214,25 +255,23 @@ class RunSeries:
     def load(self, data: Mapping[str, Any]) -> None:
         """Puts what `to_data` has made in the place of all.
 
-        Raises ValueError, TypeError for what it has not made, and then nothing has changed; no want of memory stops it.
+        Raises as `check_data` does, and then nothing has changed; no want of memory stops it.
         """
-        tables: dict[str, tuple[int, int, Table]] = {}
-        for name, (width, last_step, text) in data.items():
-            tables[name] = int(width), int(last_step), table_from_text(text)
+        tables = check_data(data)
         with self._lock:
             self._release()
             for name, (width, last_step, table) in tables.items():
                 self._may_grow(_FIRST_BYTES)  # so little must not stop a run from coming back
                 buckets = self._series[name] = Buckets(self._may_grow)
-                if name_error(name):
+                if is_own(name):
                     self._own.add(name)
-                if table.size:
-                    buckets.add_buckets(table, width, last_step)
+                buckets.add_buckets(table, width, last_step)
             self._begin_anew()
 
     def _begin_anew(self) -> None:
         self._mark, self._rates = None, ()
         self.version += 1
+        self.history += 1
 
     def release(self) -> None:
         """Forgets all, and gives the memory back."""
@@ -245,3 +284,24 @@ class RunSeries:
         for reservation in self._reservations:
             reservation.release()
         self._reservations.clear()
+
+
+def check_data(data: Mapping[str, Any]) -> dict[str, tuple[int, int, Table]]:
+    """Width, newest step and buckets of each series. Raises ValueError, TypeError for what `to_data` has not made."""
+    found: dict[str, tuple[int, int, Table]] = {}
+    for name, (width, last_step, text) in data.items():
+        table = table_from_text(text)
+        steps, counts = table[0], table[6]
+        whole = np.concatenate((steps, counts, [width, last_step]))
+        if not (len(steps) and (whole >= 0).all() and (whole < 2**53).all() and (whole == np.floor(whole)).all()):
+            raise ValueError(f"series {name!r} has steps or counts that are none")
+        if width < 1 or width & (width - 1) or (steps % width).any() or (steps[1:] <= steps[:-1]).any():
+            raise ValueError(f"series {name!r} has buckets that do not lie side by side")
+        if not counts.all() or not steps[-1] <= last_step < steps[-1] + width:
+            raise ValueError(f"series {name!r} has a bucket without values, or values beyond its buckets")
+        if name_error(name) and not is_own(name):
+            raise ValueError(name_error(name))
+        found[name] = width, last_step, table
+    if len(found) > MAX_SERIES:
+        raise ValueError(f"{len(found)} series; expected at most {MAX_SERIES}")
+    return found
