@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 
 from gradwire.server.durability.run_storage import storage_of
+from gradwire.server.runs import stalls
+from gradwire.server.runs.stalls import Stalls
 from gradwire.v1 import service_pb2
 from tests.contract.bare import BareClient
 from tests.contract.shared_runs import Shared
@@ -149,3 +151,16 @@ def test_for_a_round(hosted: HostedServer) -> None:
         eventually(
             lambda: not any(worker.HasField("wait") for worker in shared.workers().workers), "nobody waits who has left"
         )
+
+
+def test_a_stall_is_in_the_servers_log(
+    run: Watched, hosted: HostedServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(stalls, "STALL_SECONDS", 0.0)
+    run.stream.send(1, gradient(BULK, 1)[: BULK // 2], last=False, steps=1, returns=3)
+    run.eventually(service_pb2.WAITS_FOR_GRADIENTS, "gradients of block 1, 136.7 of 273.4 KiB here")
+    for _ in range(2):
+        hosted._run(Stalls(hosted.registry.living).look())
+    (said,) = (record.getMessage() for record in caplog.records if record.name == stalls.__name__)
+    assert said.startswith(f"runs/{run.name}: worker 'w' has waited ")
+    assert said.endswith(" s for gradients of block 1, 136.7 of 273.4 KiB here")
