@@ -344,6 +344,13 @@ class Rounds:
             log.info("%s, round %d: %s", self.run.spec.name, self.run.rounds + 1, reason)
         return reason, now - round.opened
 
+    @property
+    def contributed(self) -> tuple[int, float]:
+        """How many contributions wait for a round to close or to be applied, and since when that is open, in
+        seconds."""
+        round = self._applied or self._open
+        return (0, 0.0) if round is None else (len(round.contributions), self._loop.time() - round.opened)
+
     async def pin(self, reader: str) -> Generation:
         """The newest parameters, for `Generations.unpin`."""
         return await self.run.lock.run(lambda: self.generations.pin(reader))

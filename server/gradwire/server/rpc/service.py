@@ -15,8 +15,10 @@ from gradwire.server.encodings.decoders import Decoder
 from gradwire.server.encodings.encoders import Encoder
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.threads import in_thread, pieces, unless_short
+from gradwire.server.rounds.report import wait_of
 from gradwire.server.rounds.rounds import note_read
 from gradwire.server.rounds.session import SharedSession
+from gradwire.server.rpc.activity_message import encode_wait
 from gradwire.server.rpc.call import Call
 from gradwire.server.rpc.calls import first_of, open_stream, require
 from gradwire.server.rpc.codec import (
@@ -273,6 +275,9 @@ def _summary(run: Run | DamagedRun, name: str) -> service_pb2.RunSummary:
         attached_worker_id=run.holder.worker_id if run.holder else "",
         attached_workers=run.attached_workers,
         durability=durability_of(run.spec),
+        steps_per_second=run.activity.steps_per_second,
+        idle_seconds=run.activity.idle_seconds,
+        wait=encode_wait(wait_of(run)),
     )
 
 
