@@ -101,7 +101,7 @@ class Browser:
     def click(self, selector: str) -> None:
         self._do("POST", f"/element/{self._element(selector)}/click", {})
 
-    def type(self, selector: str, text: str) -> None:
+    def enter(self, selector: str, text: str) -> None:
         self._do("POST", f"/element/{self._element(selector)}/value", {"text": text})
 
     def press(self, key: str) -> None:
@@ -151,7 +151,9 @@ class Browser:
 
     def _call(self, method: str, path: str, body: Any = None) -> Any:
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(f"{self._address}{path}", data, {"Content-Type": "application/json"}, method=method)
+        request = urllib.request.Request(
+            f"{self._address}{path}", data, {"Content-Type": "application/json"}, method=method
+        )
         try:
             with urllib.request.urlopen(request, timeout=60) as response:
                 return json.load(response)["value"]

@@ -44,10 +44,12 @@ class FollowsAll:
 
     async def news(self, rows: Rows) -> bytes:
         """Events; empty: nothing is new."""
-        version = self._version if self._version <= rows.version else 0
-        text = await asyncio.to_thread(rows.news, self._who, version)
-        self._version = rows.version
-        return event("runs", text, f"{self._instance}.{rows.version}") if text else b""
+        version, self._version = self._version, rows.version
+        return await asyncio.to_thread(self._event, rows, version if version <= rows.version else 0)
+
+    def _event(self, rows: Rows, version: int) -> bytes:
+        parts = [event("runs", text) for text in rows.news(self._who, version)]
+        return b"".join([*parts, event("seen", "{}", f"{self._instance}.{rows.version}")]) if parts else b""
 
 
 @dataclass

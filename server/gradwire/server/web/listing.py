@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 from gradwire.server.access.identity import Identity
@@ -23,6 +23,8 @@ SPARK_POINTS = 32
 
 _SPARK_SERIES = ("loss", "train_loss", "train/loss")
 """What is shown small, if a run has it; else the first series that its workers log, else the gradient norm."""
+
+_ROWS_AT_ONCE = 500
 
 MAX_GONE = 1024
 """Runs that are no more, of which those are told who have seen them."""
@@ -65,16 +67,17 @@ class Rows(NamedTuple):
         """Those that a caller may see."""
         return [row for name, row in self.rows.items() if who.sees(name)]
 
-    def news(self, who: Identity, since: int) -> str:
-        """What a caller is told who has seen the list of version ``since`` (0: none), as JSON; empty: nothing is new.
-        May take its time."""
+    def news(self, who: Identity, since: int = 0) -> Iterator[str]:
+        """What a caller is told who has seen the list of version ``since`` (0: none), as JSON objects, to be taken one
+        after another; none: nothing is new. May take its time, and makes no long text at once, which would keep the
+        interpreter from everybody."""
         whole = since < max(1, self.complete_since)
-        rows = [row.shown(who.outside(row.name)) for row in self.visible(who) if whole or row.version > since]
+        rows = [row for row in self.visible(who) if whole or row.version > since]
         lost = () if whole else [name for version, name in self.gone if version > since and name not in self.rows]
         gone = [who.outside(name) for name in lost if who.sees(name)]
-        if not (rows or gone or whole):
-            return ""
-        return f'{{"whole":{to_json(whole)},"rows":[{",".join(rows)}],"gone":{to_json(gone)}}}'
+        for start in range(0, max(len(rows), bool(gone or whole)), _ROWS_AT_ONCE):
+            shown = ",".join([row.shown(who.outside(row.name)) for row in rows[start : start + _ROWS_AT_ONCE]])
+            yield f'{{"whole":{to_json(whole and not start)},"rows":[{shown}],"gone":{to_json(gone)}}}'
 
 
 EMPTY = Rows(0, {})
@@ -105,7 +108,6 @@ class Listing:
 
 def _renewed(registry: Registry, before: Rows) -> Rows:
     version = before.version + 1
-    since = time.time() - time.perf_counter()
     found: dict[str, Run | DamagedRun] = {damaged.name: damaged for damaged in registry.damaged()}
     found |= {run.spec.name: run for run in registry.living()}
     rows = {}
@@ -116,7 +118,7 @@ def _renewed(registry: Registry, before: Rows) -> Rows:
         if old is not None and old.mark == mark:
             rows[name] = old
         else:
-            facts = _damaged(each) if isinstance(each, DamagedRun) else facts_of(each, since)
+            facts = _damaged(each) if isinstance(each, DamagedRun) else facts_of(each)
             rows[name] = Row(name, version, mark, facts, to_json(facts))
     gone = [*before.gone, *((version, name) for name in before.rows if name not in rows)]
     complete_since = gone[-MAX_GONE - 1][0] if len(gone) > MAX_GONE else before.complete_since
@@ -143,12 +145,8 @@ def _damaged(run: DamagedRun) -> dict[str, Any]:
     return {"uid": run.uid, "state": "damaged", "why": run.why, "disk_bytes": run.disk_bytes}
 
 
-def facts_of(run: Run, since: float) -> dict[str, Any]:
-    """What a list says of a run. Any thread may ask.
-
-    Args:
-        since: what is to be added to `time.perf_counter` to have the seconds since 1970.
-    """
+def facts_of(run: Run) -> dict[str, Any]:
+    """What a list says of a run. Any thread may ask."""
     spec, storage, activity, workers = run.spec, storage_of(run), run.activity, run.attached_workers
     rate = activity.steps_per_second
     state = "training" if rate else "waiting" if workers else "idle"
@@ -164,7 +162,7 @@ def facts_of(run: Run, since: float) -> dict[str, Any]:
         "parameters": spec.layout.elements,
         "memory_bytes": spec.memory_bytes,
         "disk_bytes": 0 if storage is None else storage.disk_bytes,
-        "progress": round(since + activity.applied_at) if activity.applied_at else None,
+        "progress": round(time.time() - idle) if (idle := activity.idle_seconds) is not None else None,
         "events": run.events.last_number,
         "spark": spark_of(run.series),
     }

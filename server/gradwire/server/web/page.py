@@ -8,13 +8,13 @@ from urllib.parse import parse_qs
 
 from aiohttp import web
 
-from gradwire.server.access.identity import Identity, Role
+from gradwire.server.access.identity import ANYBODY, Identity, Role
 from gradwire.server.engine.run import Run
 from gradwire.server.web import assets, curves, details, plain_text
 from gradwire.server.web.answers import JSON, TEXT, answer, refusal, to_json
 from gradwire.server.web.callers import Callers, address_of, comes_from_elsewhere
 from gradwire.server.web.following import MAX_RUNS, FollowsAll, FollowsSome
-from gradwire.server.web.listing import Listing
+from gradwire.server.web.listing import Listing, Rows, facts_of
 from gradwire.server.web.sessions import cookie, word_of
 from gradwire.server.web.streams import Streams
 from gradwire.server.web.watched import Watched
@@ -46,7 +46,7 @@ class Page:
         except GradwireError as error:
             return await refusal(request, error)
         rows = await self._listing.look()
-        return await answer(request, 200, await asyncio.to_thread(plain_text.of_all, rows, who))
+        return await answer(request, 200, await asyncio.to_thread(_encoded, plain_text.of_all, rows, who))
 
     async def of_one(self, request: web.BaseRequest, name: str) -> web.StreamResponse:
         """One run."""
@@ -75,7 +75,7 @@ class Page:
         except GradwireError as error:
             return await refusal(request, error)
         rows = await self._listing.look()
-        return await answer(request, 200, await asyncio.to_thread(rows.news, who, 0), JSON)
+        return await answer(request, 200, await asyncio.to_thread(_list, rows, who), JSON)
 
     async def facts(self, request: web.BaseRequest, name: str) -> web.StreamResponse:
         """One run, as JSON."""
@@ -90,12 +90,10 @@ class Page:
             run = self._run(who, name)
         except GradwireError as error:
             return await refusal(request, error, who)
-        rows = await self._listing.look()
-        row = rows.rows.get(run.spec.name)
-        facts = {} if row is None else row.facts
+        facts = await asyncio.to_thread(facts_of, run)
         now = details.settings(self._watched.registry, run) | details.workers(run) | details.events(run)
-        text = await asyncio.to_thread(render, who.outside(run.spec.name), facts, details.about(run), now)
-        return await answer(request, 200, who.text(text), content_type)
+        found = (who.outside(run.spec.name), facts, details.about(run), now)
+        return await answer(request, 200, await asyncio.to_thread(_encoded, render, *found, who=who), content_type)
 
     async def series(self, request: web.BaseRequest, name: str) -> web.StreamResponse:
         """The curves of a run, as JSON: all, or from a step on."""
@@ -106,7 +104,7 @@ class Page:
             from_step = _number(request, "from")
         except GradwireError as error:
             return await refusal(request, error, who)
-        found = await asyncio.to_thread(lambda: to_json(curves.news(run.series, {}, from_step)))
+        found = await asyncio.to_thread(lambda: to_json(curves.news(run.series, {}, from_step)).encode())
         return await answer(request, 200, found, JSON)
 
     async def stream(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -178,6 +176,16 @@ class Page:
     def _run(self, who: Identity, name: str) -> Run:
         """Raises RunNotFound, RunDamaged, PermissionDenied."""
         return self._watched.registry.get(who.inside(name))
+
+
+def _list(rows: Rows, who: Identity) -> bytes:
+    shown = [row.shown(who.outside(row.name)).encode() for row in rows.visible(who)]
+    return b"[" + b",\n".join(shown) + b"]\n"
+
+
+def _encoded(render: Callable[..., str], *arguments: object, who: Identity = ANYBODY) -> bytes:
+    """A body of one line or more; a large one takes a while. Args: who: in whose words runs are named."""
+    return f"{who.text(render(*arguments))}\n".encode()
 
 
 def _wants_html(request: web.BaseRequest) -> bool:

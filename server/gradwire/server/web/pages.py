@@ -39,7 +39,7 @@ class Pages:
         self._names = names
         callers = Callers(watched)
         numbers = Numbers(watched, callers, per_run=per_run)
-        page = Page(watched, callers)
+        self.page = page = Page(watched, callers)
         self._routes: dict[str, tuple[tuple[str, ...], Answering]] = {
             "/": (_READ, page.of_all),
             "/api/runs": (_READ, page.list_of_runs),

@@ -33,13 +33,13 @@ class Recent:
         counts = {phase: list(getattr(self._blocks, f"{phase}_seconds").counts) for phase in _PHASES}
         while self._looks and self._looks[0][0] < now - WINDOW_SECONDS:
             self._looks.popleft()
-        before = self._looks[0][1] if self._looks else {}
         self._looks.append((now, counts))
+        before = self._looks[0][1]
         seconds = {}
         for phase in _PHASES:
             bounds = getattr(self._blocks, f"{phase}_seconds").bounds
-            old = before.get(phase, [0] * len(counts[phase]))
-            seconds[phase] = percentiles(bounds, [new - past for new, past in zip(counts[phase], old, strict=True)])
+            news = [new - old for new, old in zip(counts[phase], before[phase], strict=True)]
+            seconds[phase] = percentiles(bounds, news)
         sums = {"received": 0, "sent": 0}
         for (direction, _, _), count in self._traffic.counts.items():
             sums[direction] += count.bytes

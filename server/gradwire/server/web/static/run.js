@@ -181,8 +181,7 @@ export function showRun(main, page, name) {
   async function offerNames() {
     const answer = await fetch("/api/runs").catch(() => null);
     if (!answer?.ok) return;
-    const { rows } = await answer.json();
-    const offered = rows.map((run) => run.name).filter((each) => each !== name && !others().includes(each)).slice(0, 500);
+    const offered = (await answer.json()).map((run) => run.name).filter((each) => each !== name && !others().includes(each)).slice(0, 500);
     names.replaceChildren(...offered.map((each) => h("option", { value: each.replace(/^runs\//, "") })));
   }
 

@@ -36,7 +36,7 @@ export function showRuns(main, page) {
     rate: tile("Steps a second"),
     workers: tile("Workers"),
     memory: tile("Memory set aside"),
-    block: tile("Time of a block, median · p99"),
+    block: tile("Block, median · p99"),
     traffic: tile("Received · sent"),
   };
   const filter = h("input.filter", { type: "search", placeholder: "Filter runs", "aria-label": "Filter runs by name", oninput: () => ((wanted = filter.value.trim().toLowerCase()), draw()) });
