@@ -25,17 +25,17 @@ def _decode_scalar(message: train_pb2.Scalar) -> Scalar:
         lengths = {len(column) for column in columns}
         if values or len(lengths) != 1:
             raise ProtocolViolation(
-                f"scalar {message.name!r} has {len(values)} values, and buckets with {sorted(lengths)} entries; expected "
-                "values, or buckets all of whose lists have the same length"
+                f"scalar {message.name!r} has {len(values)} values, and buckets with {sorted(lengths)} entries; "
+                "expected values, or buckets all of whose lists have the same length"
             )
         table = np.array(columns, np.float64).reshape(len(FIELDS), -1)
         return Scalar(message.name, table=table, width=message.buckets.bucket_steps)
     if len(values) == 1 and not rows:
         return Scalar(message.name, values[0])
-    if rows and len(rows) != len(values) or len(values) > MAX_BUCKETS:
+    if (rows and len(rows) != len(values)) or len(values) > MAX_BUCKETS:
         raise ProtocolViolation(
-            f"scalar {message.name!r} has {len(values)} values for {len(rows)} steps; expected at most {MAX_BUCKETS}, and "
-            "as many steps or none"
+            f"scalar {message.name!r} has {len(values)} values for {len(rows)} steps; expected at most {MAX_BUCKETS}, "
+            "and as many steps or none"
         )
     table = np.empty((len(FIELDS), len(values)))
     table[0], table[1:6], table[6] = rows or range(len(values)), values, 1
