@@ -1806,7 +1806,7 @@ class LogScalarsRequest(google.protobuf.message.Message):
     """
     @property
     def scalars(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[gradwire.v1.train_pb2.Scalar]:
-        """As in a block of one step; they count as of the run's last step."""
+        """As in a block of one step, which is the run's last one."""
 
     def __init__(
         self,

@@ -507,6 +507,7 @@ class Scalar(google.protobuf.message.Message):
 
     NAME_FIELD_NUMBER: builtins.int
     VALUES_FIELD_NUMBER: builtins.int
+    BLOCK_STEPS_FIELD_NUMBER: builtins.int
     BUCKETS_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Of the series: 1 to 64 bytes of printable characters, without blanks at its ends. A run has at most 64 series, of
@@ -515,32 +516,41 @@ class Scalar(google.protobuf.message.Message):
     """
     @property
     def values(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
-        """One for each step of the block, in order, at most 2,048; or one alone, of the last step."""
+        """At most 2,048: one for each of `block_steps`; without those one for each step of the block, in order, or one alone,
+        of its last step.
+        """
+
+    @property
+    def block_steps(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """The steps of the block, from 0, of which the values are, or with which the buckets begin; below 0: of the steps
+        before the block, -1 being the last of them. They do not fall; what is before the newest value of the series counts
+        as of the same step as that.
+        """
 
     @property
     def buckets(self) -> global___ScalarBuckets:
-        """In place of `values`: values that the client has put together."""
+        """In place of `values`: values that the client has put together, at most 2,048 buckets, with a `block_steps` for each."""
 
     def __init__(
         self,
         *,
         name: builtins.str = ...,
         values: collections.abc.Iterable[builtins.float] | None = ...,
+        block_steps: collections.abc.Iterable[builtins.int] | None = ...,
         buckets: global___ScalarBuckets | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["buckets", b"buckets"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["buckets", b"buckets", "name", b"name", "values", b"values"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["block_steps", b"block_steps", "buckets", b"buckets", "name", b"name", "values", b"values"]) -> None: ...
 
 global___Scalar = Scalar
 
 @typing.final
 class ScalarBuckets(google.protobuf.message.Message):
-    """Values of neighbouring steps, put together: at most 2,048 buckets, in order. All lists have the same length."""
+    """Values of neighbouring steps, put together, in order. All lists have the same length."""
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
 
     BUCKET_STEPS_FIELD_NUMBER: builtins.int
-    BLOCK_STEPS_FIELD_NUMBER: builtins.int
     FIRST_FIELD_NUMBER: builtins.int
     MINIMUM_FIELD_NUMBER: builtins.int
     MAXIMUM_FIELD_NUMBER: builtins.int
@@ -552,10 +562,6 @@ class ScalarBuckets(google.protobuf.message.Message):
     so the first one and the last one of a block may be shorter. The least width that does is the best: then the series
     is what it would be if the values had come one by one.
     """
-    @property
-    def block_steps(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """The step of the block, from 0, at which each begins; they do not fall."""
-
     @property
     def first(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
         """The first value of each."""
@@ -584,7 +590,6 @@ class ScalarBuckets(google.protobuf.message.Message):
         self,
         *,
         bucket_steps: builtins.int = ...,
-        block_steps: collections.abc.Iterable[builtins.int] | None = ...,
         first: collections.abc.Iterable[builtins.float] | None = ...,
         minimum: collections.abc.Iterable[builtins.float] | None = ...,
         maximum: collections.abc.Iterable[builtins.float] | None = ...,
@@ -592,7 +597,7 @@ class ScalarBuckets(google.protobuf.message.Message):
         total: collections.abc.Iterable[builtins.float] | None = ...,
         count: collections.abc.Iterable[builtins.int] | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["block_steps", b"block_steps", "bucket_steps", b"bucket_steps", "count", b"count", "first", b"first", "last", b"last", "maximum", b"maximum", "minimum", b"minimum", "total", b"total"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bucket_steps", b"bucket_steps", "count", b"count", "first", b"first", "last", b"last", "maximum", b"maximum", "minimum", b"minimum", "total", b"total"]) -> None: ...
 
 global___ScalarBuckets = ScalarBuckets
 

@@ -75,6 +75,18 @@ def test_values_of_steps_that_were_skipped_stay_with_the_step_before() -> None:
     np.testing.assert_array_equal(found.count, [3, 1])
 
 
+def test_values_may_be_of_steps_before_the_block() -> None:
+    series = series_of()
+    scalar = Scalar("loss", table=block([1.0, 2.0, 3.0, 4.0]).table)
+    assert scalar.table is not None
+    scalar.table[0] = [-2, -1, 0, 2]
+    series.add_scalars((scalar,), 10, 12, np.array([True, False, True]))
+    np.testing.assert_array_equal(part(series).first_step, [9, 10, 11, 12])
+    series.add_scalars((scalar,), 12, 15)  # what is before the newest counts with it
+    np.testing.assert_array_equal(part(series).first_step, [9, 10, 11, 12, 13, 15])
+    np.testing.assert_array_equal(part(series).count, [1, 1, 1, 3, 1, 1])
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
@@ -205,8 +217,8 @@ def wrong_tables() -> list[tuple[Scalar, str]]:
         (Scalar("a", table=table[:, :0]), "in 0 values or buckets"),
         (Scalar("a", table=np.repeat(table, 300, axis=1)), f"expected 1 to {MAX_BUCKETS}"),
         (Scalar("a", table=table, width=3), "expected a power of two"),
-        (Scalar("a", table=backwards), "expected rising numbers"),
-        (Scalar("a", table=late), "expected rising numbers from 0 to 9"),
+        (Scalar("a", table=backwards), "expected numbers that do not fall"),
+        (Scalar("a", table=late), "expected numbers that do not fall, up to 9"),
         (Scalar("a", table=empty), "buckets without values"),
         (Scalar("lr"), "the server's own"),
     ]

@@ -12,8 +12,6 @@ from gradwire.v1 import service_pb2, train_pb2
 from gradwire.wire.errors import ProtocolViolation
 from gradwire.wire.series import FIELDS, MAX_BUCKETS
 
-_COLUMNS = ("block_steps", *FIELDS[1:])
-
 
 def decode_scalars(messages: Iterable[train_pb2.Scalar]) -> tuple[Scalar, ...]:
     """Raises ProtocolViolation. What else may be wrong with them, `check_scalars` says."""
@@ -21,22 +19,26 @@ def decode_scalars(messages: Iterable[train_pb2.Scalar]) -> tuple[Scalar, ...]:
 
 
 def _decode_scalar(message: train_pb2.Scalar) -> Scalar:
-    values = message.values
-    if len(values) == 1 and not message.HasField("buckets"):
-        return Scalar(message.name, values[0])
+    values, rows = message.values, message.block_steps
     if message.HasField("buckets"):
-        columns = [getattr(message.buckets, name) for name in _COLUMNS]
-        if values or len({len(column) for column in columns}) != 1:
+        columns = [rows, *(getattr(message.buckets, name) for name in FIELDS[1:])]
+        lengths = {len(column) for column in columns}
+        if values or len(lengths) != 1:
             raise ProtocolViolation(
-                f"scalar {message.name!r} has {len(values)} values and buckets of {[len(each) for each in columns]} "
-                "entries; expected values, or buckets all of whose lists have the same length"
+                f"scalar {message.name!r} has {len(values)} values, and buckets with {sorted(lengths)} entries; "
+                "expected values, or buckets all of whose lists have the same length"
             )
         table = np.array(columns, np.float64).reshape(len(FIELDS), -1)
         return Scalar(message.name, table=table, width=message.buckets.bucket_steps)
-    if len(values) > MAX_BUCKETS:
-        raise ProtocolViolation(f"scalar {message.name!r} has {len(values)} values; expected at most {MAX_BUCKETS}")
+    if len(values) == 1 and not rows:
+        return Scalar(message.name, values[0])
+    if (rows and len(rows) != len(values)) or len(values) > MAX_BUCKETS:
+        raise ProtocolViolation(
+            f"scalar {message.name!r} has {len(values)} values for {len(rows)} steps; expected at most {MAX_BUCKETS}, "
+            "and as many steps or none"
+        )
     table = np.empty((len(FIELDS), len(values)))
-    table[0], table[1:6], table[6] = np.arange(len(values)), values, 1
+    table[0], table[1:6], table[6] = rows or range(len(values)), values, 1
     return Scalar(message.name, table=table)
 
 

@@ -191,10 +191,7 @@ class RunSeries:
                     buckets.add(step, scalar.value)
                 else:
                     table = scalar.table.copy()
-                    if applied is None:
-                        table[0] += before + 1
-                    else:
-                        table[0] = before + np.cumsum(applied)[table[0].astype(np.intp)]
+                    table[0] = np.maximum(_steps(table[0], applied) + before, 0)
                     buckets.add_buckets(table, scalar.width, step if scalar.width > 1 else int(table[0, -1]))
             self.version += 1
 
@@ -284,6 +281,15 @@ class RunSeries:
         for reservation in self._reservations:
             reservation.release()
         self._reservations.clear()
+
+
+def _steps(rows: npt.NDArray[np.float64], applied: npt.NDArray[np.bool_] | None) -> npt.NDArray[np.float64]:
+    """The steps of a block, from 0, as the run counts them after the one before the block. Those that were skipped are
+    the step before."""
+    if applied is None:
+        return rows + 1
+    counted = np.cumsum(applied)
+    return np.where(rows < 0, rows + 1, counted[np.maximum(rows, 0).astype(np.intp)])
 
 
 def check_data(data: Mapping[str, Any]) -> dict[str, tuple[int, int, Table]]:

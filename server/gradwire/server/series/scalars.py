@@ -14,6 +14,7 @@ from gradwire.wire.errors import ProtocolViolation
 from gradwire.wire.series import FIELDS, MAX_BUCKETS, MAX_SERIES, OWN_SERIES, Table, name_error
 
 _MAX_WIDTH = 2**31
+_MAX_STEP = 2**53
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,8 @@ class Scalar:
     value: float = math.nan
     """Where ``table`` is None: the only one, of the last step."""
     table: Table | None = None
-    """``[7, n]``, see `gradwire.wire.series.FIELDS`, but that the first row counts the block's own steps, from 0."""
+    """``[7, n]``, see `gradwire.wire.series.FIELDS`, but that the first row counts the block's own steps, from 0; below
+    0: those before it."""
     width: int = 1
     """Steps of a bucket, a power of two."""
 
@@ -43,10 +45,10 @@ class Scalar:
             )
         if not 1 <= width <= _MAX_WIDTH or width & (width - 1):
             raise ProtocolViolation(f"{self.name!r} has buckets of {width} steps; expected a power of two")
-        if rows[0] < 0 or rows[-1] >= steps or (rows[1:] < rows[:-1]).any():
+        if rows[0] < -_MAX_STEP or rows[-1] >= steps or (rows[1:] < rows[:-1]).any():
             raise ProtocolViolation(
                 f"{self.name!r} has values of steps {int(rows.min())} to {int(rows.max())} of a block of {steps}; "
-                f"expected rising numbers from 0 to {steps - 1}, or one value alone"
+                f"expected numbers that do not fall, up to {steps - 1}, or one value alone"
             )
         if (counts < 1).any():
             raise ProtocolViolation(f"{self.name!r} has buckets without values; expected at least one in each")
