@@ -25,7 +25,8 @@ from gradwire.client import AMSGrad, Server, Shared, connect
 from gradwire.server.cli import top
 from gradwire.server.cli.commands import cli
 from gradwire.server.cli.live_table import screen_of
-from gradwire.server.cli.top import FIELDS, Looks, plain_lines
+from gradwire.server.cli.looks import Looks
+from gradwire.server.cli.top import FIELDS, plain_lines
 from gradwire.v1 import service_pb2, service_pb2_grpc
 from tests.faults.hosted import WAIT_SECONDS, HostedServer, eventually
 

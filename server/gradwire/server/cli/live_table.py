@@ -9,19 +9,16 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from gradwire.server.cli.looks import Looks
 from gradwire.server.cli.run_rows import COLUMNS, NOTHING, SHRINKS, Row, duration, rate, row_of
 from gradwire.v1 import service_pb2
 from gradwire.wire.printable import printable
-
-if TYPE_CHECKING:
-    from gradwire.server.cli.top import Looks
 
 _RIGHT = {"step", "steps/s"}
 _STYLES = {"running": "green", "waiting": "yellow", "damaged": "red", "idle": "dim"}
