@@ -428,17 +428,21 @@ class ListRunsRequest(google.protobuf.message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
     page_size: builtins.int
     """At most this many; 0: the server's choice. The server caps it at 1,000."""
     page_token: builtins.str
     """`next_page_token` of the page before; empty: the first page."""
+    name: builtins.str
+    """Only the run with this resource name, if it is there; empty: all. An older server lists all."""
     def __init__(
         self,
         *,
         page_size: builtins.int = ...,
         page_token: builtins.str = ...,
+        name: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
 
 global___ListRunsRequest = ListRunsRequest
 

@@ -27,6 +27,11 @@ class Workers(Protocol):
     def holders(self) -> Sequence[Attached]:
         """Of those."""
 
+    @property
+    def overdue_seconds(self) -> float:
+        """For how long a round has been past its deadline that is open still, or about to be applied; 0: none is. Any
+        thread may ask."""
+
     def end(self, error: GradwireError) -> None:
         """The history of the run has changed, or the run has ended: drops the open round, and ends all streams with
         ``error``. May be called from any thread, under the run's lock."""

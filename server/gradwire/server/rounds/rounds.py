@@ -63,6 +63,13 @@ class Rounds:
     def holders(self) -> list[Holder]:
         return self.leases.members.holders
 
+    @property
+    def overdue_seconds(self) -> float:
+        round = self._applied or self._open
+        if round is None or not self.leases.started:  # until there are enough workers, no time runs
+            return 0.0
+        return max(0.0, self._loop.time() - round.opened - self.options.deadline_seconds)
+
     def end(self, error: GradwireError) -> None:
         if threading.get_ident() != self._thread:
             self._loop.call_soon_threadsafe(self.end, error)
