@@ -109,6 +109,16 @@ class Browser:
         events = [{"type": "keyDown", "value": key}, {"type": "keyUp", "value": key}]
         self._do("POST", "/actions", {"actions": [{"type": "key", "id": "keyboard", "actions": events}]})
 
+    def drag(self, start: tuple[float, float], end: tuple[float, float]) -> None:
+        """The mouse, from one place to another, pressed."""
+        moves = [
+            {"type": "pointerMove", "x": round(start[0]), "y": round(start[1])},
+            {"type": "pointerDown", "button": 0},
+            {"type": "pointerMove", "x": round(end[0]), "y": round(end[1]), "duration": 50},
+            {"type": "pointerUp", "button": 0},
+        ]
+        self._do("POST", "/actions", {"actions": [{"type": "pointer", "id": "mouse", "actions": moves}]})
+
     def until(self, condition: Callable[[], Any], what: str) -> Any:
         """The first value of ``condition()`` that is true."""
         deadline = time.monotonic() + WAIT_SECONDS

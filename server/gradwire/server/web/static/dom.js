@@ -1,5 +1,7 @@
 // Elements. What comes from others becomes text, never markup: nothing here parses HTML.
 
+import { ago, moment } from "./format.js";
+
 const SVG = "http://www.w3.org/2000/svg";
 
 /** An element: h("a.name", {href}, "text", child, ...). Properties that begin with "on" are listeners. */
@@ -27,6 +29,16 @@ export function svg(tag, attributes = {}, ...children) {
 /** Sets an element's text where it is another one: a selection in it stays. */
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
+}
+
+/** How long ago something was; goes on by itself. `seconds` since 1970. */
+export function time(seconds, before = "", after = "") {
+  const made = h("time", { title: moment(seconds) }, `${before}${ago(seconds)}${after}`);
+  const again = setInterval(() => {
+    if (made.isConnected) setText(made, `${before}${ago(seconds)}${after}`);
+    else clearInterval(again);
+  }, 5000);
+  return made;
 }
 
 /** Calls `work` at most once a frame. */

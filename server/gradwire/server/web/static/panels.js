@@ -1,7 +1,7 @@
 // What stands beside the curves.
 
-import { h } from "./dom.js";
-import { ago, bytes, count, duration, moment, span, value } from "./format.js";
+import { h, time } from "./dom.js";
+import { bytes, count, duration, span, value } from "./format.js";
 
 const EVENTS_SHOWN = 12;
 const LONG_SECONDS = 2; // what is waited for less is how training goes
@@ -40,11 +40,11 @@ export function drawEvents(panel, events, choose) {
   const open = panel.dataset.open === "true";
   const shown = open ? all : all.slice(0, EVENTS_SHOWN);
   const list = h("ol.events", {}, ...shown.map((event) => {
-    const times = event.count > 1 ? ` · ${count(event.count)} times since ${ago(event.since)}` : "";
+    const times = event.count > 1 ? time(event.since, ` · ${count(event.count)} times, the first `) : "";
     return h("li", {
       tabindex: "0", "data-kind": event.kind,
       onmouseenter: () => choose(event.number), onmouseleave: () => choose(0), onfocus: () => choose(event.number), onblur: () => choose(0),
-    }, h("b", {}, event.kind), h("span", {}, event.text), h("small", { title: moment(event.seconds) }, `step ${count(event.step)} · ${ago(event.seconds)}${times}`));
+    }, h("b", {}, event.kind), h("span", {}, event.text), h("small", {}, `step ${count(event.step)} · `, time(event.seconds), times));
   }));
   const more = all.length > EVENTS_SHOWN ? h("button.quiet", { type: "button", onclick: () => {
     panel.dataset.open = String(!open);
@@ -68,7 +68,7 @@ export function drawSnapshots(panel, { snapshots, snapshot_count: total }) {
   }
   fill(panel, "Snapshots", total > snapshots.length ? `${snapshots.length} of ${count(total)}` : "",
     h("ul.snapshots", {}, ...snapshots.map((found) => h("li", {}, h("b", {}, `${found.id}`), h("span", {}, found.label || "by the server"),
-      h("small", { title: moment(found.created) }, `step ${count(found.step)} · ${bytes(found.size_bytes)} · ${ago(found.created)}`)))));
+      h("small", {}, `step ${count(found.step)} · ${bytes(found.size_bytes)} · `, time(found.created))))));
 }
 
 export function drawAbout(panel, found) {

@@ -10,7 +10,7 @@ const LONGEST_WAIT_MS = 5000;
  * handlers: kind of event -> function of its data.
  * onState: told "live", "lost" (it tries again), "busy", "denied" or "refused" (it does not), and a text.
  *
- * A page that nobody sees holds no connection, of which browsers have few.
+ * A page that nobody sees holds no connection, of which browsers have few; nor does one that waits for the way back.
  */
 export class Stream {
   constructor(path, handlers, onState) {
@@ -19,38 +19,49 @@ export class Stream {
     this.onState = onState;
     this.lastId = "";
     this.stopped = false;
-    this.hiddenTimer = 0;
-    this.onVisibility = () => this.visibility();
-    document.addEventListener("visibilitychange", this.onVisibility);
+    this.away = document.hidden;
+    this.listeners = new AbortController();
+    const listen = (target, kind, work) => target.addEventListener(kind, work, { signal: this.listeners.signal });
+    listen(document, "visibilitychange", () => this.look(!document.hidden, HIDDEN_MS));
+    listen(window, "pagehide", () => this.look(false, 0));
+    listen(window, "pageshow", () => this.look(!document.hidden, 0));
     this.run();
   }
 
   stop() {
     this.stopped = true;
-    document.removeEventListener("visibilitychange", this.onVisibility);
-    clearTimeout(this.hiddenTimer);
+    this.listeners.abort();
+    clearTimeout(this.leaving);
     this.abort?.abort();
     this.wake?.();
   }
 
-  visibility() {
-    clearTimeout(this.hiddenTimer);
-    if (document.hidden) this.hiddenTimer = setTimeout(() => this.abort?.abort(), HIDDEN_MS);
-    else this.wake?.();
+  /** Somebody looks, or nobody does: then the connection ends after a while. */
+  look(seen, afterMs) {
+    clearTimeout(this.leaving);
+    const leave = () => {
+      this.away = true;
+      this.abort?.abort();
+    };
+    if (seen) {
+      this.away = false;
+      this.wake?.();
+    } else if (afterMs) this.leaving = setTimeout(leave, afterMs);
+    else leave();
   }
 
   async run() {
     let waitMs = 250;
     while (!this.stopped) {
+      while (this.away && !this.stopped) await this.pause(0);
       const began = Date.now();
       const goesOn = await this.once().catch(() => {
-        if (!document.hidden && !this.stopped) this.onState("lost", "the server does not answer; trying again");
+        if (!this.away && !this.stopped) this.onState("lost", "the server does not answer; trying again");
         return true;
       });
       if (!goesOn) return;
       waitMs = Date.now() - began > 3000 ? 250 : Math.min(waitMs * 1.6, LONGEST_WAIT_MS);
       await this.pause(waitMs);
-      while (document.hidden && !this.stopped) await this.pause(0);
     }
   }
 
