@@ -227,7 +227,6 @@ class Episode:
             self._end(life, server)
         if server.exit_status == -signal.SIGKILL:
             self.tally.kills += 1
-            self.tally.shared_kills += any(isinstance(trainer, Fleet) for trainer in self.trainers)
             self.tally.ends[life.end] += 1
         elif life.end not in ("term", "drain"):  # whose end may come before the kill
             raise Violation(f"the server ended with {server.exit_status} and not by {life.end}")
