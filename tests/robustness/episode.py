@@ -236,8 +236,6 @@ class Episode:
         self.disk.control.full = 0
         self.disk.lose(life.loss, self._chance)
         self.world.power_cuts += life.loss is not Loss.NOTHING
-        if life.loss is not Loss.NOTHING:
-            self.world.lossy.add(self.world.lives)
         if life.damage:
             self._damage(life.damage)
         self.tally.losses[life.loss.value] += 1
