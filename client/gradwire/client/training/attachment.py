@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import grpc
@@ -86,7 +86,7 @@ class Attachment:
             self.token = self.link.token
             self._announce(resuming)
             try:
-                stream = TrainStream(self.link.train, self.message, attempts.seconds_left, vector)
+                stream = TrainStream(self._train, self.message, attempts.seconds_left, vector)
             except grpc.RpcError as error:
                 failure = translate(error, self.link.target)
                 failure.applied = None if resuming else False  # of the step; the server speaks of the attachment
@@ -107,6 +107,10 @@ class Attachment:
                 self.drop()
                 raise
         return self.stream
+
+    def _train(self, requests: Iterator[bytes]) -> Any:
+        """See `TrainMethod`."""
+        return self.link.train(requests)
 
     def _yields(self, failure: GradwireError) -> bool:
         """Whether to try again at once, without what this is a refusal of."""
