@@ -235,7 +235,7 @@ async def of_scrapes(runs: int, scrapes: int) -> dict[str, Any]:
     for number in range(runs):
         spec = RunSpec(f"runs/run-{number:05d}", LAYOUT, FLOAT32, (AdamHyperparameters(amsgrad=True),))
         made = Run(spec, registry.device, registry.budget, registry.executor)
-        made.applied_at = time.perf_counter()
+        made.activity.applied(1, time.perf_counter())
         registry._runs[spec.name] = made
     spare_what_stays()
     late: dict[str, list[float]] = {"beside nothing": [], "beside scrapes": []}

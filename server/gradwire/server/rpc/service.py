@@ -15,8 +15,10 @@ from gradwire.server.encodings.decoders import Decoder
 from gradwire.server.encodings.encoders import Encoder
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.threads import in_thread, pieces, unless_short
+from gradwire.server.rounds.report import wait_of
 from gradwire.server.rounds.rounds import note_read
 from gradwire.server.rounds.session import SharedSession
+from gradwire.server.rpc.activity_message import encode_wait
 from gradwire.server.rpc.call import Call
 from gradwire.server.rpc.calls import first_of, open_stream, require
 from gradwire.server.rpc.codec import (
@@ -94,7 +96,11 @@ class OptimizerServicer(SnapshotCalls, WorkerCalls, ServerCalls):
     async def ListRuns(self, request: service_pb2.ListRunsRequest, call: Call) -> service_pb2.ListRunsResponse:
         # What is said outside is in the order of the names inside: the tenant's own names all have the same beginning.
         after = call.who.after(request.page_token) if request.page_token else ""
-        runs, token = self.registry.page(after, request.page_size, call.who.sees)
+        if request.name:
+            only = call.run(request.name)
+            runs, token = self.registry.page("", 1, lambda name: name == only and call.who.sees(name))
+        else:
+            runs, token = self.registry.page(after, request.page_size, call.who.sees)
         summaries = [_summary(run, call.who.outside(_name_of(run))) for run in runs]
         return service_pb2.ListRunsResponse(runs=summaries, next_page_token=call.who.outside(token) if token else "")
 
@@ -120,7 +126,9 @@ class OptimizerServicer(SnapshotCalls, WorkerCalls, ServerCalls):
                 self.note(call.context, call, "Train")
                 call.action = "Detach"
                 traffic = self.registry.counters.traffic.stream(*encoding_names(attach, run))
-                stream = TrainStream(guard, call.context, session.memory, encoder, run.budget, pace, traffic)
+                stream = TrainStream(
+                    guard, call.context, session.holder, session.memory, encoder, run.budget, pace, traffic
+                )
                 streams.callback(stream.close)
                 await guard.write(call.context.write, self._attached(session))
                 async for reply in session.resume():
@@ -265,6 +273,9 @@ def _summary(run: Run | DamagedRun, name: str) -> service_pb2.RunSummary:
         attached_worker_id=run.holder.worker_id if run.holder else "",
         attached_workers=run.attached_workers,
         durability=durability_of(run.spec),
+        steps_per_second=run.activity.steps_per_second,
+        idle_seconds=run.activity.idle_seconds,
+        wait=encode_wait(wait_of(run)),
     )
 
 

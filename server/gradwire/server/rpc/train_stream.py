@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from time import perf_counter
 from typing import Any
 
 import grpc
@@ -11,6 +12,7 @@ import grpc
 from gradwire.server.access.pacing import LONGEST_SECONDS, Pace
 from gradwire.server.encodings.encoders import Encoder
 from gradwire.server.engine.block import GradientSlice, Placed, Reply, Waiting
+from gradwire.server.engine.workers import Holder
 from gradwire.server.memory.budget import MemoryBudget
 from gradwire.server.memory.shared_memory import SharedMemory
 from gradwire.server.metrics.traffic import StreamBytes, Traffic
@@ -43,6 +45,7 @@ class TrainStream:
     """What comes after the attachment.
 
     Args:
+        holder: whose stream it is.
         memory: what the client was offered; None: nothing.
         encoder: of the replies.
         budget: of what is kept while it waits.
@@ -54,6 +57,7 @@ class TrainStream:
         self,
         guard: StreamGuard,
         context: Any,
+        holder: Holder,
         memory: SharedMemory | None,
         encoder: Encoder,
         budget: MemoryBudget,
@@ -62,6 +66,7 @@ class TrainStream:
     ) -> None:
         self._guard = guard
         self._context = context
+        self._holder = holder
         self._memory = memory
         self._encoder = encoder
         self._budget = budget
@@ -100,7 +105,9 @@ class TrainStream:
             if request.message.WhichOneof("message") == "gradients":
                 if self._between and self._pace is not None and self._pace.wait_seconds():
                     with self._budget.reserve(len(request.data), "the beginning of a block that waits"):
+                        self._holder.paced_at = perf_counter()
                         self._paced_seconds = await self._guard.keep(self._pace, LONGEST_SECONDS)
+                        self._holder.paced_at = 0.0
                 return self._slice(request)
             self._hear(request.message)
 
