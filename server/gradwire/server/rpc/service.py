@@ -32,6 +32,7 @@ from gradwire.server.rpc.codec import (
     placements,
     spec_pieces,
 )
+from gradwire.server.rpc.series_calls import SeriesCalls
 from gradwire.server.rpc.server_calls import ServerCalls
 from gradwire.server.rpc.shared_run import decode_attach
 from gradwire.server.rpc.snapshot_calls import SnapshotCalls
@@ -55,8 +56,11 @@ from gradwire.wire.envelope import Opened
 from gradwire.wire.errors import GradwireError
 from gradwire.wire.hosts import is_local, is_unix
 
+SUPPORTS = (train_pb2.FEATURE_SERIES,)
+"""See ``gradwire.v1.Attached.supports``."""
 
-class OptimizerServicer(SnapshotCalls, WorkerCalls, ServerCalls):
+
+class OptimizerServicer(SnapshotCalls, WorkerCalls, SeriesCalls, ServerCalls):
     """See ``gradwire/v1/service.proto``.
 
     Server streams are coroutines that write, which the generated types, made for generators, do not know.
@@ -194,6 +198,8 @@ class OptimizerServicer(SnapshotCalls, WorkerCalls, ServerCalls):
                 last_accepted_sequence=session.holder.record.last_accepted,
                 waiting_sequence=session.waiting_sequence,
                 leads=session.leads,
+                supports=SUPPORTS,
+                last_log=session.holder.record.last_log,
                 region=None if session.memory is None else encode_region(session.memory),
             )
         )
