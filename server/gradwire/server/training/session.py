@@ -13,6 +13,7 @@ from gradwire.server.encodings.encoders import Encoder
 from gradwire.server.engine.block import GradientSlice, Receipt, Reply
 from gradwire.server.engine.features import Feature, require_understood
 from gradwire.server.engine.run import Run
+from gradwire.server.engine.staged_block import StagedBlock
 from gradwire.server.engine.threads import unless_short
 from gradwire.server.engine.workers import Holder, check_id
 from gradwire.server.failpoints import failpoint
@@ -124,14 +125,31 @@ class Session:
         block = self._straight_path.plan(part) if self._receiver.idle else None
         if block is None:
             return None
+        self._begin_commit()
+        return self._applied(block, await self._straight_path.commit(block, part))
+
+    def receive_at_once(self, part: GradientSlice) -> Reply | None:
+        """As `receive_whole`, and without any wait: what is journaled, or counted, is none of this."""
+        if self._admission is not None or not self._receiver.idle or self._straight_path.waits:
+            return None
+        block = self._straight_path.plan(part)
+        if block is None:
+            return None
+        self._watch.begin()
+        self._begin_commit()
+        return self._applied(block, self._straight_path.commit_at_once(block, part))
+
+    def _begin_commit(self) -> None:
         failpoint("stage.before")
         failpoint("stage.after")
         self._answering = COMMITTING
-        reply = await self._straight_path.commit(block, part)
+
+    def _applied(self, block: StagedBlock, reply: Reply) -> Reply:
+        """Notes that the straight path has ended with ``reply``."""
         skipped = 0 if reply.receipt is None else len(reply.receipt.skipped_steps)
         self.run.applied_at = self._watch.committed(block.header.steps, skipped, block.journal_seconds)
         failpoint("reply.before")
-        self._answering = Answering(True, part.sequence)
+        self._answering = Answering(True, reply.sequence)
         return reply
 
     def _count(self, admission: Admission, part: GradientSlice) -> None:
