@@ -76,6 +76,7 @@ class TrainStream:
         self._read: Callable[[], Awaitable[Any]] = context.read
         self._write: Callable[[bytes], Awaitable[None]] = context.write
         self._lane_offer = offer
+        self._moved = False
         self._memory = memory
         self._encoder = encoder
         self._budget = budget
@@ -168,6 +169,7 @@ class TrainStream:
     def _move(self) -> None:
         """From now on messages come and go by the lane."""
         lane = self._lane
+        self._moved = True
         self._read, self._write = lane.read, lane.write
         self._traffic = self._traffic.by_lane
         # Who is counted may have to wait, and what lies in shared memory comes in order with other slices of it.
@@ -227,7 +229,7 @@ class TrainStream:
 
     def _hear(self, message: train_pb2.TrainRequest) -> None:
         kind = message.WhichOneof("message")
-        if kind == "moved":
+        if kind == "moved" and not self._moved:
             self._move()
             return
         if self._memory is None or kind not in ("mapped", "taken"):
