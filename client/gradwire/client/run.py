@@ -72,7 +72,7 @@ class Run(StoredRun):
                     "not known; expected refresh() first, and a gradient of what it brings, or a run with "
                     "double_buffer=True"
                 )
-            return self._step(grads, lr=lr, overrides=overrides, ahead=ahead, weight=weight)
+            return self._step(grads, lr=lr, overrides=overrides, ahead=ahead, weight=weight, log=log)
 
     def _step(
         self,
@@ -82,6 +82,7 @@ class Run(StoredRun):
         overrides: Mapping[int, Mapping[str, Any]] | None = None,
         ahead: Collection[str] = (),
         weight: float = 1.0,
+        log: Mapping[str, Any] | None = None,
     ) -> Receipt:
         """As `step`, for gradients of parameters that lie elsewhere, where no answer is written before it is whole."""
         checked = check_weight(weight, shared=self.shared)
