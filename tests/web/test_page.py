@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +166,9 @@ def test_scales_and_smoothing(window: Browser, hosted: HostedServer) -> None:
 
 
 def test_words_of_others_stay_words(window: Browser, hosted: HostedServer) -> None:
+    def shown(place: str) -> bool:
+        return HOSTILE in window.text(place)
+
     with (
         connect(hosted.target) as server,
         server.create_run("hostile", {HOSTILE: np.zeros(2)}, Adam(), worker_id=HOSTILE) as run,
@@ -175,7 +179,7 @@ def test_words_of_others_stay_words(window: Browser, hosted: HostedServer) -> No
         window.until(lambda: HOSTILE in window.text(".workers"), "the worker is there")
         window.click("summary")
         for place in (".workers", ".events", ".snapshots", ".tensors", ".chart h3"):
-            window.until(lambda place=place: HOSTILE in window.text(place), f"{place} shows it as it is")
+            window.until(partial(shown, place), f"{place} shows it as it is")
         assert window.count("main img") == 0
         assert window.run("return document.title") == "hostile · gradwire"
 

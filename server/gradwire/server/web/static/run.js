@@ -31,8 +31,7 @@ export function showRun(main, page, name) {
   const smoothingText = h("output", {}, "0");
   const logStep = h("button.toggle", { type: "button", "aria-pressed": "false", title: "Logarithmic steps", onclick: () => setLogStep(!shared.logStep) }, "log steps");
   const reset = h("button.toggle", { type: "button", hidden: true, onclick: () => setZoom(null) }, "whole range");
-  const logged = h("section.charts", { "aria-label": "What its workers log" });
-  const own = h("section.charts", { "aria-label": "What the server sees" });
+  const drawn = h("section.charts", { "aria-label": "Curves" });
   const empty = h("section.empty", {}, h("h2", {}, "No curves yet"), h("p", {}, "The gradient norm comes with the first step; what else is drawn, its workers log:"),
     h("pre", {}, h("code", {}, 'run.step(gradients, log={"loss": loss})')));
   const panels = Object.fromEntries(["workers", "events", "settings", "snapshots", "about", "server"].map((kind) => [kind, h("section.panel")]));
@@ -44,7 +43,7 @@ export function showRun(main, page, name) {
     h("div.columns", {},
       h("div.curves", {},
         h("div.bar", {}, chips, add, names, h("label.smoothing", {}, "Smoothing", smoothing, smoothingText), logStep, reset),
-        empty, logged, own),
+        empty, drawn),
       h("aside", { "aria-label": "About the run" }, ...Object.values(panels))),
   );
 
@@ -147,7 +146,8 @@ export function showRun(main, page, name) {
     const chart = new Chart(key, shared);
     if (isOwn) setText(chart.element.querySelector("h3"), WORDS[key] ?? key.replace("lr/", "learning rate of group "));
     charts.set(key, chart);
-    (isOwn ? own : logged).append(chart.element);
+    chart.element.dataset.own = String(isOwn);
+    drawn.insertBefore(chart.element, isOwn ? null : drawn.querySelector("[data-own=true]"));
   }
 
   function drawChips() {
