@@ -5,6 +5,7 @@ from __future__ import annotations
 import http.client
 import json
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +23,7 @@ from gradwire.server.web.following import FollowsAll
 from gradwire.server.web.page import Page
 from tests.faults.hosted import WAIT_SECONDS, HostedServer, eventually
 from tests.integration.access import ROLES, AccessFile, secret_of
+from tests.integration.certificates import Files
 from tests.integration.watching import Answer, ask
 
 HTTP: dict[str, Any] = {"http": "127.0.0.1:0"}
@@ -113,9 +115,13 @@ def page_of(hosted: HostedServer) -> Page:
     return page
 
 
-def login(hosted: HostedServer, token: str, **headers: str) -> Answer:
+def login(hosted: HostedServer, token: str, context: ssl.SSLContext | None = None, **headers: str) -> Answer:
     host, _, port = hosted.server.http_address.rpartition(":")
-    connection = http.client.HTTPConnection(host, int(port), timeout=WAIT_SECONDS)
+    connection = (
+        http.client.HTTPConnection(host, int(port), timeout=WAIT_SECONDS)
+        if context is None
+        else http.client.HTTPSConnection(host, int(port), timeout=WAIT_SECONDS, context=context)
+    )
     form = {"Content-Type": "application/x-www-form-urlencoded", **headers}
     try:
         connection.request("POST", "/login", urlencode({"token": token}), form)
@@ -321,7 +327,7 @@ def test_several_runs_are_followed_at_once(hosted: HostedServer) -> None:
 
 
 def test_silence_is_filled(hosted: HostedServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "_HEARTBEAT_SECONDS", 0.0)
+    monkeypatch.setattr(streams, "_HEARTBEAT_SECONDS", 0.05)
     with Events(hosted) as events:
         lines = iter(events.answer.readline, b"")
         assert next(line for line in lines if line.startswith(b":")) == b": still here\n"
@@ -438,6 +444,20 @@ def test_a_token_is_shown_once_and_its_session_ends_with_it(access: AccessFile, 
     assert logins == [("", "refused"), ("", "refused"), ("observe", "refused"), ("read", "ok"), ("read", "ok")]
     assert secret_of("read") not in audit.read_text()
     assert given.partition("=")[2] not in audit.read_text()
+
+
+def test_over_tls_the_session_never_leaves_it(access: AccessFile, tmp_path: Path) -> None:
+    files = Files(tmp_path / "tls")
+    with HostedServer(**HTTP, **files.server, access=str(access.path)) as hosted:
+        context = ssl.create_default_context(cafile=files.path("ca.pem"))
+        own = f"https://{hosted.server.http_address}"
+        given, _, attributes = (
+            login(hosted, secret_of("read"), context, Origin=own).headers["Set-Cookie"].partition("; ")
+        )
+        assert given.startswith(f"__Host-gradwire-{own.rpartition(':')[2]}=")
+        assert "Secure" in attributes.split("; ")
+        assert ask(hosted, "/api/runs", context=context, headers={"Cookie": given}).status == 200
+        assert ask(hosted, "/api/runs", context=context).status == 401
 
 
 def test_a_page_from_elsewhere_gets_nothing(access: AccessFile, hosted: HostedServer) -> None:

@@ -105,6 +105,10 @@ class Registry:
             raise RunNotFound(f"{name} is another run now: the one that was meant has been replaced", run=name)
         return run
 
+    def __contains__(self, name: str) -> bool:
+        """Whether there is such a run, also one that cannot be served."""
+        return name in self._runs or name in self._damaged
+
     def existing(self, name: str, request_id: str) -> Run | None:
         """The run that the same creation request has made before, if it has."""
         run = self._living(name)

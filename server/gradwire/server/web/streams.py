@@ -61,7 +61,8 @@ class Streams:
         self._watched = watched
         self._listing = listing
         self._watchers: set[_Watcher] = set()
-        self._ticking: asyncio.Task[None] | None = None
+        self._pacing: list[asyncio.Task[None]] = []
+        """What goes on as long as anybody watches."""
         self._recent = Recent(watched.registry.counters.blocks, watched.registry.counters.traffic)
         self._server = b""
         """The event that says how the server is."""
@@ -88,8 +89,9 @@ class Streams:
         assert task is not None
         watcher = _Watcher(request, who, caller, follows, task)
         self._watchers.add(watcher)
-        if self._ticking is None:
-            self._ticking = asyncio.get_running_loop().create_task(self._tick())
+        if len(self._watchers) == 1:
+            loop = asyncio.get_running_loop()
+            self._pacing = [loop.create_task(work()) for work in (self._look, self._attend_to_all)]
         without_end(request)
         response = web.StreamResponse(headers={**HEADERS, "Content-Type": "text/event-stream; charset=utf-8"})
         response.force_close()
@@ -104,6 +106,9 @@ class Streams:
                 raise
         finally:
             self._watchers.discard(watcher)
+            if not self._watchers:
+                for pacing in self._pacing:
+                    pacing.cancel()
         return response
 
     async def _tell(self, response: web.StreamResponse, watcher: _Watcher) -> None:
@@ -118,16 +123,17 @@ class Streams:
             if news or time.monotonic() - spoken >= _HEARTBEAT_SECONDS:
                 await write(response, news or b": still here\n\n")
                 spoken = time.monotonic()
-            await watcher.turn.wait()
+            with suppress(TimeoutError):
+                async with asyncio.timeout(_HEARTBEAT_SECONDS):
+                    await watcher.turn.wait()
             watcher.turn.clear()
             rows = self._listing.now
         await write(response, event("end", to_json({"why": watcher.over})))
 
-    async def _tick(self) -> None:
-        """Looks once for all, and ends those who may not watch any more: also those who do not read."""
-        pause, failing = 0.0, False
-        while self._watchers:
-            await asyncio.sleep(pause)
+    async def _look(self) -> None:
+        """Looks once for all; the longer that takes, the less often."""
+        failing = False
+        while True:
             began = time.monotonic()
             try:
                 await self._listing.look()
@@ -137,11 +143,16 @@ class Streams:
                 if not failing:
                     log.exception("the runs cannot be looked at; tried again in %g s", TICK_SECONDS)
                 failing = True
-            for watcher in list(self._watchers):
-                self._attend(watcher, began)
+            for watcher in self._watchers:
                 watcher.turn.set()
-            pause = max(TICK_SECONDS, (time.monotonic() - began) / _SHARE)
-        self._ticking = None
+            await asyncio.sleep(max(TICK_SECONDS, (time.monotonic() - began) / _SHARE))
+
+    async def _attend_to_all(self) -> None:
+        """Ends those who may not watch any more, those too who do not read."""
+        while True:
+            for watcher in list(self._watchers):
+                self._attend(watcher, time.monotonic())
+            await asyncio.sleep(TICK_SECONDS)
 
     def _attend(self, watcher: _Watcher, now: float) -> None:
         transport = watcher.request.transport
@@ -150,8 +161,9 @@ class Streams:
             watcher.task.cancel()
             return
         if not watcher.over:
-            watcher.over = self._why_over(watcher)
-            watcher.ending_since = now
+            if why := self._why_over(watcher):
+                watcher.over, watcher.ending_since = why, now
+                watcher.turn.set()
         elif now - watcher.ending_since >= _LAST_WORDS_SECONDS:
             watcher.task.cancel()
 
@@ -161,7 +173,7 @@ class Streams:
             return why
         if self._watched.unready() == "draining":
             return "the server is about to stop"
-        if main and main not in self._listing.now.rows:
+        if main and main not in self._watched.registry:
             return f"{watcher.who.outside(main)} has been deleted"
         return ""
 

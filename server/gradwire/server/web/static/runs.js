@@ -5,6 +5,7 @@ import { ago, bytes, count, duration, moment, short, title } from "./format.js";
 import { Stream } from "./stream.js";
 
 const SHOWN = 200;
+const { compare: inOrder } = new Intl.Collator("en", { numeric: true });
 const STATES = ["training", "waiting", "idle", "damaged"];
 const COLUMNS = [
   ["name", "Run", (run) => title(run.name)],
@@ -97,13 +98,13 @@ export function showRuns(main, page) {
   // --- how it is drawn -----------------------------------------------------------------------------------------------
 
   function sorted(found) {
-    const byName = (one, other) => one.name.localeCompare(other.name, "en", { numeric: true });
+    const byName = (one, other) => inOrder(one.name, other.name);
     if (sort.by === "state") return found.sort((one, other) => STATES.indexOf(one.state) - STATES.indexOf(other.state) || byName(one, other));
     const get = COLUMNS.find(([key]) => key === sort.by)[2];
     const way = sort.down ? -1 : 1;
     return found.sort((one, other) => {
       const [a, b] = [get(one), get(other)];
-      return (typeof a === "string" ? a.localeCompare(b, "en", { numeric: true }) : a - b) * way || byName(one, other);
+      return (typeof a === "string" ? inOrder(a, b) : a - b) * way || byName(one, other);
     });
   }
 
