@@ -115,14 +115,16 @@ def page_of(hosted: HostedServer) -> Page:
     return page
 
 
-def login(hosted: HostedServer, token: str, context: ssl.SSLContext | None = None, **headers: str) -> Answer:
+def login(
+    hosted: HostedServer, token: str, headers: dict[str, str] | None = None, context: ssl.SSLContext | None = None
+) -> Answer:
     host, _, port = hosted.server.http_address.rpartition(":")
     connection = (
         http.client.HTTPConnection(host, int(port), timeout=WAIT_SECONDS)
         if context is None
         else http.client.HTTPSConnection(host, int(port), timeout=WAIT_SECONDS, context=context)
     )
-    form = {"Content-Type": "application/x-www-form-urlencoded", **headers}
+    form = {"Content-Type": "application/x-www-form-urlencoded", **(headers or {})}
     try:
         connection.request("POST", "/login", urlencode({"token": token}), form)
         response = connection.getresponse()
@@ -452,7 +454,7 @@ def test_over_tls_the_session_never_leaves_it(access: AccessFile, tmp_path: Path
         context = ssl.create_default_context(cafile=files.path("ca.pem"))
         own = f"https://{hosted.server.http_address}"
         given, _, attributes = (
-            login(hosted, secret_of("read"), context, Origin=own).headers["Set-Cookie"].partition("; ")
+            login(hosted, secret_of("read"), {"Origin": own}, context).headers["Set-Cookie"].partition("; ")
         )
         assert given.startswith(f"__Host-gradwire-{own.rpartition(':')[2]}=")
         assert "Secure" in attributes.split("; ")
@@ -471,10 +473,10 @@ def test_a_page_from_elsewhere_gets_nothing(access: AccessFile, hosted: HostedSe
             assert ask(hosted, path, headers=headers).status == 403
         assert ask(hosted, "/", headers={**headers, **BROWSER}).status == 200, "a link leads to the page"
     with HostedServer(**HTTP, access=str(access.path)) as guarded:
-        assert login(guarded, secret_of("read"), Origin="https://evil.example.org").status == 403
-        assert login(guarded, secret_of("read"), **{"Sec-Fetch-Site": "cross-site"}).status == 403
+        assert login(guarded, secret_of("read"), {"Origin": "https://evil.example.org"}).status == 403
+        assert login(guarded, secret_of("read"), {"Sec-Fetch-Site": "cross-site"}).status == 403
         own = f"http://{guarded.server.http_address}"
-        assert login(guarded, secret_of("read"), Origin=own, **{"Sec-Fetch-Site": "same-origin"}).status == 204
+        assert login(guarded, secret_of("read"), {"Origin": own, "Sec-Fetch-Site": "same-origin"}).status == 204
         assert login(guarded, "x" * 10_000).status == 413
 
 
