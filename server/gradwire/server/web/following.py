@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,6 +11,7 @@ from gradwire.server.engine.run import Run
 from gradwire.server.runs.registry import Registry
 from gradwire.server.web import curves, details
 from gradwire.server.web.answers import to_json
+from gradwire.server.web.aside import Aside
 from gradwire.server.web.curves import Told
 from gradwire.server.web.listing import Rows
 from gradwire.wire.errors import GradwireError
@@ -36,7 +36,8 @@ class FollowsAll:
 
     main = ""
 
-    def __init__(self, who: Identity, instance: str, last_id: str) -> None:
+    def __init__(self, aside: Aside, who: Identity, instance: str, last_id: str) -> None:
+        self._aside = aside
         self._who = who
         self._instance = instance
         seen, _, version = last_id.partition(".")
@@ -45,7 +46,7 @@ class FollowsAll:
     async def news(self, rows: Rows) -> bytes:
         """Events; empty: nothing is new."""
         version, self._version = self._version, rows.version
-        return await asyncio.to_thread(self._event, rows, version if version <= rows.version else 0)
+        return await self._aside.run(self._event, rows, version if version <= rows.version else 0)
 
     def _event(self, rows: Rows, version: int) -> bytes:
         parts = [event("runs", text) for text in rows.news(self._who, version)]
@@ -72,7 +73,8 @@ class FollowsSome:
         names: inside the server.
     """
 
-    def __init__(self, registry: Registry, who: Identity, names: Sequence[str], last_id: str) -> None:
+    def __init__(self, registry: Registry, aside: Aside, who: Identity, names: Sequence[str], last_id: str) -> None:
+        self._aside = aside
         self._registry = registry
         self._who = who
         self._names = list(dict.fromkeys(names))
@@ -107,12 +109,12 @@ class FollowsSome:
                 "workers": details.workers(run),
                 "events": details.events(run),
             }
-            texts = await asyncio.to_thread(lambda: {kind: to_json(part) for kind, part in parts.items()})
+            texts = await self._aside.run(lambda: {kind: to_json(part) for kind, part in parts.items()})
             for kind, text in texts.items():
                 found += self._changed(seen, kind, self._who.text(text))
         if name in rows.rows:
             found += self._changed(seen, "row", rows.rows[name].shown(outside))
-        found += await asyncio.to_thread(_curves, run, seen, outside)
+        found += await self._aside.run(_curves, run, seen, outside)
         return found
 
     @staticmethod

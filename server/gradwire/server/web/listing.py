@@ -16,6 +16,7 @@ from gradwire.server.optimizers.known import name_of
 from gradwire.server.runs.registry import Registry
 from gradwire.server.series.run_series import RunSeries
 from gradwire.server.web.answers import to_json
+from gradwire.server.web.aside import Aside
 from gradwire.wire.series import GRADIENT_NORM, name_error
 
 SPARK_POINTS = 32
@@ -87,11 +88,13 @@ class Listing:
     """Of one server. To be used on the event loop; it looks in a thread.
 
     Args:
+        aside: where it looks.
         clock: monotonic, in seconds.
     """
 
-    def __init__(self, registry: Registry, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, registry: Registry, aside: Aside, clock: Callable[[], float] = time.monotonic) -> None:
         self._registry = registry
+        self._aside = aside
         self._clock = clock
         self._looking = asyncio.Lock()
         self._looked_at = float("-inf")
@@ -101,7 +104,7 @@ class Listing:
         """The list as it is now, or was a moment ago."""
         async with self._looking:
             if self._clock() - self._looked_at >= _FRESH_SECONDS:
-                self.now = await asyncio.to_thread(_renewed, self._registry, self.now)
+                self.now = await self._aside.run(_renewed, self._registry, self.now)
                 self._looked_at = self._clock()
         return self.now
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from urllib.parse import parse_qs
 
@@ -12,6 +11,7 @@ from gradwire.server.access.identity import ANYBODY, Identity, Role
 from gradwire.server.engine.run import Run
 from gradwire.server.web import assets, curves, details, plain_text
 from gradwire.server.web.answers import JSON, TEXT, answer, refusal, to_json
+from gradwire.server.web.aside import Aside
 from gradwire.server.web.callers import Callers, address_of, comes_from_elsewhere
 from gradwire.server.web.following import MAX_RUNS, FollowsAll, FollowsSome
 from gradwire.server.web.listing import Listing, Rows, facts_of
@@ -32,7 +32,8 @@ class Page:
         self._watched = watched
         self._callers = callers
         self._assets = assets.load()
-        self._listing = Listing(watched.registry)
+        self._aside = Aside()
+        self._listing = Listing(watched.registry, self._aside)
         self.streams = Streams(watched, self._listing)
 
     # --- for people --------------------------------------------------------------------------------------------------
@@ -46,7 +47,7 @@ class Page:
         except GradwireError as error:
             return await refusal(request, error)
         rows = await self._listing.look()
-        return await answer(request, 200, await asyncio.to_thread(_encoded, plain_text.of_all, rows, who))
+        return await answer(request, 200, await self._aside.run(_encoded, plain_text.of_all, rows, who))
 
     async def of_one(self, request: web.BaseRequest, name: str) -> web.StreamResponse:
         """One run."""
@@ -75,7 +76,7 @@ class Page:
         except GradwireError as error:
             return await refusal(request, error)
         rows = await self._listing.look()
-        return await answer(request, 200, await asyncio.to_thread(_list, rows, who), JSON)
+        return await answer(request, 200, await self._aside.run(_list, rows, who), JSON)
 
     async def facts(self, request: web.BaseRequest, name: str) -> web.StreamResponse:
         """One run, as JSON."""
@@ -90,10 +91,10 @@ class Page:
             run = self._run(who, name)
         except GradwireError as error:
             return await refusal(request, error, who)
-        facts = await asyncio.to_thread(facts_of, run)
+        facts = await self._aside.run(facts_of, run)
         now = details.settings(self._watched.registry, run) | details.workers(run) | details.events(run)
         found = (who.outside(run.spec.name), facts, details.about(run), now)
-        return await answer(request, 200, await asyncio.to_thread(_encoded, render, *found, who=who), content_type)
+        return await answer(request, 200, await self._aside.run(_encoded, render, *found, who=who), content_type)
 
     async def series(self, request: web.BaseRequest, name: str) -> web.StreamResponse:
         """The curves of a run, as JSON: all, or from a step on."""
@@ -104,7 +105,7 @@ class Page:
             from_step = _number(request, "from")
         except GradwireError as error:
             return await refusal(request, error, who)
-        found = await asyncio.to_thread(lambda: to_json(curves.news(run.series, {}, from_step)).encode())
+        found = await self._aside.run(lambda: to_json(curves.news(run.series, {}, from_step)).encode())
         return await answer(request, 200, found, JSON)
 
     async def stream(self, request: web.BaseRequest) -> web.StreamResponse:
@@ -120,9 +121,9 @@ class Page:
         except GradwireError as error:
             return await refusal(request, error, who)
         follows = (
-            FollowsSome(registry, who, inside, last_id)
+            FollowsSome(registry, self._aside, who, inside, last_id)
             if inside
-            else FollowsAll(who, registry.server_instance, last_id)
+            else FollowsAll(self._aside, who, registry.server_instance, last_id)
         )
         caller = who.id or address_of(request).rpartition(":")[0]
         return await self.streams.serve(request, who, caller, follows)
