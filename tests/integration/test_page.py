@@ -196,6 +196,7 @@ def test_what_is_said_of_a_shared_run(hosted: HostedServer) -> None:
         run.close()
     (worker,) = found["workers"]
     assert (worker["id"], worker["attached"], worker["outcomes"]["accepted"]) == ("w-0", True, 1)
+    assert (worker["waits_for"], found["worker_count"]) == ("block 2", 1)
     assert (found["round"]["number"], found["round"]["outcomes"]["accepted"]) == (2, 1)
 
 

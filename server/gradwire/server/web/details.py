@@ -8,11 +8,11 @@ from math import inf
 from typing import Any
 
 from gradwire.server.durability.run_storage import storage_of
-from gradwire.server.engine.block import Kind
+from gradwire.server.engine.activity import Wait
 from gradwire.server.engine.run import Run
 from gradwire.server.optimizers.base import Hyperparameters, field_types
 from gradwire.server.optimizers.known import name_of
-from gradwire.server.rounds.report import reported
+from gradwire.server.rounds.report import overview
 from gradwire.server.runs import operations
 from gradwire.server.runs.registry import Registry
 from gradwire.server.store.base import SnapshotInfo
@@ -108,14 +108,12 @@ def _sole(run: Run) -> dict[str, Any]:
     return {"worker_count": len(workers), "workers": workers, "round": None}
 
 
-def _wait(wait: Any) -> dict[str, Any]:
+def _wait(wait: Wait | None) -> dict[str, Any]:
     return {} if wait is None else {"waits_for": wait.text, "waits_seconds": wait.seconds}
 
 
 def _shared(run: Run) -> dict[str, Any]:
-    found = reported(run)
-    holders = {holder.worker_id: holder for holder in run.holders}
-    present = sorted(found.workers, key=lambda worker: (not worker.attached, not worker.leased, worker.worker_id))
+    found = overview(run, MAX_WORKERS)
     workers = [
         {
             "id": worker.worker_id,
@@ -129,18 +127,17 @@ def _shared(run: Run) -> dict[str, Any]:
             "share": worker.share,
             "heard_seconds": worker.last_heard_seconds,
             "outcomes": {kind.name.lower(): count for kind, count in worker.outcomes.items()},
-            **(_wait(holders[worker.worker_id].wait()) if worker.worker_id in holders else {}),
+            **_wait(worker.wait),
         }
-        for worker in present[:MAX_WORKERS]
+        for worker in found.report.workers
     ]
-    outcomes = {kind.name.lower(): sum(worker.outcomes[kind] for worker in found.workers) for kind in Kind}
     return {
-        "worker_count": len(found.workers),
+        "worker_count": found.worker_count,
         "workers": workers,
         "round": {
-            "number": found.round,
-            "waiting_for": found.waiting_for,
-            "open_seconds": found.open_seconds,
-            "outcomes": outcomes,
+            "number": found.report.round,
+            "waiting_for": found.report.waiting_for,
+            "open_seconds": found.report.open_seconds,
+            "outcomes": {kind.name.lower(): count for kind, count in found.outcomes.items()},
         },
     }
