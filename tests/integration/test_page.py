@@ -173,19 +173,23 @@ def test_what_is_said_of_a_run(hosted: HostedServer) -> None:
         saved = run.save_snapshot("good")
         run.step({"w": np.ones(4)})
         run.roll_back(saved.id)
+        server.attach("facts", worker_id="another").step({"w": np.ones(4)})
         row = listed(hosted)["runs/facts"]
         found = get(hosted, "/api/runs/facts")
         curves = get(hosted, "/api/runs/facts/series")
-    assert (row["step"], row["parameters"], row["optimizer"], row["durability"]) == (2, 4, "adam", "memory")
+    assert (row["step"], row["parameters"], row["optimizer"], row["durability"]) == (3, 4, "adam", "memory")
+    blocks = found["workers"][0]["blocks"]
+    assert (blocks["count"], blocks["received_bytes"]) == (1, 32)
+    assert 0 < blocks["p50"] == blocks["p99"] < WAIT_SECONDS
     assert row["spark"]["name"] == "gradient_norm"
     assert found["groups"][0]["lr"] == 0.25
     told = [(event["kind"], event["text"], event["step"]) for event in found["events"]]
     assert ("hyperparameters", "lr 0.5 to 0.25", 2) in told
     assert ("snapshot", f"number {saved.id}, good", 2) in told
     assert ("rolled back", f"from step 3 to snapshot {saved.id}", 2) in told
-    assert curves["gradient_norm"]["step"] == [1, 2]
-    assert curves["gradient_norm"]["mean"] == [2, 2]
-    assert get(hosted, "/api/runs/facts/series?from=2")["gradient_norm"]["step"] == [2]
+    assert curves["gradient_norm"]["step"] == [1, 2, 3]
+    assert curves["gradient_norm"]["mean"] == [2, 2, 2]
+    assert get(hosted, "/api/runs/facts/series?from=3")["gradient_norm"]["step"] == [3]
 
 
 def test_what_is_said_of_a_shared_run(hosted: HostedServer) -> None:

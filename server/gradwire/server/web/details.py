@@ -7,9 +7,12 @@ from enum import Enum
 from math import inf
 from typing import Any
 
+import numpy as np
+
 from gradwire.server.durability.run_storage import storage_of
 from gradwire.server.engine.activity import Wait
 from gradwire.server.engine.run import Run
+from gradwire.server.engine.workers import Holder
 from gradwire.server.optimizers.base import Hyperparameters, field_types
 from gradwire.server.optimizers.known import name_of
 from gradwire.server.rounds.report import overview
@@ -102,10 +105,20 @@ def _sole(run: Run) -> dict[str, Any]:
                 "attached": True,
                 "sequence": holder.record.last_sequence,
                 "step": run.step,
+                "blocks": _blocks(holder),
                 **_wait(holder.wait()),
             }
         ]
     return {"worker_count": len(workers), "workers": workers, "round": None}
+
+
+def _blocks(holder: Holder) -> dict[str, Any] | None:
+    """How long the last blocks of a stream took, and how large the last one was; None: it has sent none."""
+    taken, receipt = list(holder.block_seconds), holder.record.receipt
+    if not taken or receipt is None:
+        return None
+    p50, p90, p99 = np.percentile(taken, (50, 90, 99)).tolist()
+    return {"count": len(taken), "p50": p50, "p90": p90, "p99": p99, "received_bytes": receipt.received_bytes}
 
 
 def _wait(wait: Wait | None) -> dict[str, Any]:
