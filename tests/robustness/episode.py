@@ -38,8 +38,8 @@ FLAGS = ("--snapshot-steps", "9", "--snapshot-interval", "0.5", "--snapshots-kep
 
 
 def usual_shapes(seed: int) -> list[Shape]:
-    """Small runs, so that much happens to them; blocks of eight of the large one leave the event loop. The clients of some
-    are near."""
+    """Small runs, so that much happens to them; blocks of eight of the large one leave the event loop. Some of their
+    clients are near."""
     return [
         Shape("journal-a", "JOURNAL", seed),
         Shape("journal-b", "JOURNAL", seed + 1, size=700, near=True),
