@@ -117,6 +117,8 @@ class _FeatureEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTy
     """A faster way than gRPC between a client and a server on one host. No run needs it; it is asked for by Attach.lane."""
     FEATURE_REASONED_WAIT: _Feature.ValueType  # 4
     """To be told, while waiting, what is waited for."""
+    FEATURE_SERIES: _Feature.ValueType  # 5
+    """Series of scalars: BlockHeader.scalars, LogScalars, GetSeries, StreamSeries. A server says it, see Attached.supports."""
 
 class Feature(_Feature, metaclass=_FeatureEnumTypeWrapper):
     """What a client can be told that a client of the first version could only misunderstand."""
@@ -131,6 +133,8 @@ FEATURE_LANE: Feature.ValueType  # 3
 """A faster way than gRPC between a client and a server on one host. No run needs it; it is asked for by Attach.lane."""
 FEATURE_REASONED_WAIT: Feature.ValueType  # 4
 """To be told, while waiting, what is waited for."""
+FEATURE_SERIES: Feature.ValueType  # 5
+"""Series of scalars: BlockHeader.scalars, LogScalars, GetSeries, StreamSeries. A server says it, see Attached.supports."""
 global___Feature = Feature
 
 @typing.final
@@ -415,6 +419,8 @@ class Attached(google.protobuf.message.Message):
     WAITING_SEQUENCE_FIELD_NUMBER: builtins.int
     LEADS_FIELD_NUMBER: builtins.int
     LANE_FIELD_NUMBER: builtins.int
+    SUPPORTS_FIELD_NUMBER: builtins.int
+    LAST_LOG_FIELD_NUMBER: builtins.int
     step: builtins.int
     """Steps applied to the run so far."""
     last_sequence: builtins.int
@@ -444,6 +450,8 @@ class Attached(google.protobuf.message.Message):
     """Shared runs: Attach.resumes is in the open round, and its answer comes on this stream. 0: it is not."""
     leads: builtins.bool
     """Shared runs: this worker leads."""
+    last_log: builtins.int
+    """LogScalarsRequest.number of the last one of this worker's that counted; 0: none."""
     @property
     def placements(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[gradwire.v1.run_pb2.Placement]:
         """Who serves which part of the vector."""
@@ -455,6 +463,12 @@ class Attached(google.protobuf.message.Message):
     @property
     def lane(self) -> global___Lane:
         """Set where the client asked for it, and it seems to be of the server's host."""
+
+    @property
+    def supports(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[global___Feature.ValueType]:
+        """What the server knows that an older one would pass over in silence. Send BlockHeader.scalars only where
+        FEATURE_SERIES is here.
+        """
 
     def __init__(
         self,
@@ -471,9 +485,11 @@ class Attached(google.protobuf.message.Message):
         waiting_sequence: builtins.int = ...,
         leads: builtins.bool = ...,
         lane: global___Lane | None = ...,
+        supports: collections.abc.Iterable[global___Feature.ValueType] | None = ...,
+        last_log: builtins.int = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["lane", b"lane", "region", b"region"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "lane", b"lane", "last_accepted_sequence", b"last_accepted_sequence", "last_sequence", b"last_sequence", "leads", b"leads", "perhaps_forgotten", b"perhaps_forgotten", "placements", b"placements", "region", b"region", "run_uid", b"run_uid", "server_instance", b"server_instance", "step", b"step", "waiting_sequence", b"waiting_sequence"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "lane", b"lane", "last_accepted_sequence", b"last_accepted_sequence", "last_log", b"last_log", "last_sequence", b"last_sequence", "leads", b"leads", "perhaps_forgotten", b"perhaps_forgotten", "placements", b"placements", "region", b"region", "run_uid", b"run_uid", "server_instance", b"server_instance", "step", b"step", "supports", b"supports", "waiting_sequence", b"waiting_sequence"]) -> None: ...
 
 global___Attached = Attached
 
@@ -493,6 +509,7 @@ class BlockHeader(google.protobuf.message.Message):
     OVERRIDES_FIELD_NUMBER: builtins.int
     DEFERRED_FIELD_NUMBER: builtins.int
     CONTRIBUTION_FIELD_NUMBER: builtins.int
+    SCALARS_FIELD_NUMBER: builtins.int
     steps: builtins.int
     """K, the number of steps in the block; 0 means 1. The bound is what Gradients.data says; for a JOURNAL run K times the
     size of the parameters must also stay at or below 768 MiB. `max_steps` in the refusal says how many would do.
@@ -523,6 +540,14 @@ class BlockHeader(google.protobuf.message.Message):
     def contribution(self) -> global___Contribution:
         """Set in shared runs, and only there."""
 
+    @property
+    def scalars(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Scalar]:
+        """What else there is to say of these steps: a loss, an accuracy. It belongs to the block: it is kept when the block is
+        applied, counted once however often the block is sent, and goes with a block that is refused. In shared runs the
+        mean of what the accepted contributions to a round say, by their weights. At most 48, each name once. Of a deferred
+        block those of the last message count.
+        """
+
     def __init__(
         self,
         *,
@@ -532,11 +557,114 @@ class BlockHeader(google.protobuf.message.Message):
         overrides: collections.abc.Iterable[gradwire.v1.run_pb2.Override] | None = ...,
         deferred: builtins.bool = ...,
         contribution: global___Contribution | None = ...,
+        scalars: collections.abc.Iterable[global___Scalar] | None = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["contribution", b"contribution"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["absent_tensors", b"absent_tensors", "contribution", b"contribution", "deferred", b"deferred", "overrides", b"overrides", "returns", b"returns", "steps", b"steps"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["absent_tensors", b"absent_tensors", "contribution", b"contribution", "deferred", b"deferred", "overrides", b"overrides", "returns", b"returns", "scalars", b"scalars", "steps", b"steps"]) -> None: ...
 
 global___BlockHeader = BlockHeader
+
+@typing.final
+class Scalar(google.protobuf.message.Message):
+    """Values of one series. NaN and infinities are values like others."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    VALUES_FIELD_NUMBER: builtins.int
+    BLOCK_STEPS_FIELD_NUMBER: builtins.int
+    BUCKETS_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Of the series: 1 to 64 bytes of printable characters, without blanks at its ends. A run has at most 64 series, of
+    which 16 places are kept for the server's own: `gradient_norm`, `steps_per_second`, `lr` and what begins with `lr/`,
+    which nobody else may write.
+    """
+    @property
+    def values(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """At most 2,048: one for each of `block_steps`; without those one for each step of the block, in order, or one alone,
+        of its last step.
+        """
+
+    @property
+    def block_steps(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """The steps of the block, from 0, of which the values are, or with which the buckets begin; below 0: of the steps
+        before the block, -1 being the last of them. They do not fall; what is before the newest value of the series counts
+        as of the same step as that.
+        """
+
+    @property
+    def buckets(self) -> global___ScalarBuckets:
+        """In place of `values`: values that the client has put together, at most 2,048 buckets, with a `block_steps` for each."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        values: collections.abc.Iterable[builtins.float] | None = ...,
+        block_steps: collections.abc.Iterable[builtins.int] | None = ...,
+        buckets: global___ScalarBuckets | None = ...,
+    ) -> None: ...
+    def HasField(self, field_name: typing.Literal["buckets", b"buckets"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["block_steps", b"block_steps", "buckets", b"buckets", "name", b"name", "values", b"values"]) -> None: ...
+
+global___Scalar = Scalar
+
+@typing.final
+class ScalarBuckets(google.protobuf.message.Message):
+    """Values of neighbouring steps, put together, in order. All lists have the same length."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    BUCKET_STEPS_FIELD_NUMBER: builtins.int
+    FIRST_FIELD_NUMBER: builtins.int
+    MINIMUM_FIELD_NUMBER: builtins.int
+    MAXIMUM_FIELD_NUMBER: builtins.int
+    LAST_FIELD_NUMBER: builtins.int
+    TOTAL_FIELD_NUMBER: builtins.int
+    COUNT_FIELD_NUMBER: builtins.int
+    bucket_steps: builtins.int
+    """Steps of a bucket, a power of two. A bucket holds what lies between two multiples of it, counted by the run's step,
+    so the first one and the last one of a block may be shorter. The least width that does is the best: then the series
+    is what it would be if the values had come one by one.
+    """
+    @property
+    def first(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """The first value of each."""
+
+    @property
+    def minimum(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """The least, NaN left out where there is another."""
+
+    @property
+    def maximum(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """The largest, NaN left out where there is another."""
+
+    @property
+    def last(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """The last one."""
+
+    @property
+    def total(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """The sum of all."""
+
+    @property
+    def count(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """How many there are, at least 1."""
+
+    def __init__(
+        self,
+        *,
+        bucket_steps: builtins.int = ...,
+        first: collections.abc.Iterable[builtins.float] | None = ...,
+        minimum: collections.abc.Iterable[builtins.float] | None = ...,
+        maximum: collections.abc.Iterable[builtins.float] | None = ...,
+        last: collections.abc.Iterable[builtins.float] | None = ...,
+        total: collections.abc.Iterable[builtins.float] | None = ...,
+        count: collections.abc.Iterable[builtins.int] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bucket_steps", b"bucket_steps", "count", b"count", "first", b"first", "last", b"last", "maximum", b"maximum", "minimum", b"minimum", "total", b"total"]) -> None: ...
+
+global___ScalarBuckets = ScalarBuckets
 
 @typing.final
 class Contribution(google.protobuf.message.Message):

@@ -27,6 +27,7 @@ from gradwire.server.rpc.methods import add_to_server
 from gradwire.server.rpc.service import OptimizerServicer
 from gradwire.server.runs.expiry import Expiry
 from gradwire.server.runs.registry import Registry
+from gradwire.server.runs.stalls import Stalls
 from gradwire.server.store.base import Store, StoreError
 from gradwire.server.web.watched import Watched
 from gradwire.wire.service import MESSAGE_OPTIONS, SERVICE_NAME
@@ -114,7 +115,8 @@ class Server:
         await self._open_door()
         loop = asyncio.get_running_loop()
         servicer = self.servicer
-        watches = (servicer.loop_lag.watch, servicer.watch_access, servicer.handshakes.watch)
+        stalls = Stalls(self.registry.living)
+        watches = (servicer.loop_lag.watch, servicer.watch_access, servicer.handshakes.watch, stalls.watch)
         self._tasks = [loop.create_task(watch()) for watch in watches]
         self._prepared.clear()
         try:

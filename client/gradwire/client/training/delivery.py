@@ -45,6 +45,8 @@ class Delivery:
             parameters.behind |= self._block.present
         while True:
             stream = attachment.open(self._attempts, resuming=self._sent)
+            if self._block.header.scalars:
+                attachment.require_series()
             self._prepare_for_the_answer(stream)
             assert attachment.sequence is not None
             sequence = attachment.sequence + 1

@@ -101,7 +101,7 @@ async def put(run: Run, what: str, make: Callable[[], Values], work: int = 0) ->
         await record(storage.store, run.uid, written, barrier=True)
         failpoint("write.before-apply")
         run.replace(values, what)
-        storage.saved(run.version, run.step)
+        storage.saved(run.changes, run.step)
         return run.step, run.epoch
 
     if storage is None:

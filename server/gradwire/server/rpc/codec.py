@@ -29,6 +29,7 @@ from gradwire.server.memory.shared_memory import SharedMemory, SharedSlice
 from gradwire.server.optimizers.base import Hyperparameters
 from gradwire.server.rpc.hyperparameters import choice, decode_group, decode_numbers
 from gradwire.server.rpc.lanes import Offer
+from gradwire.server.rpc.series import decode_scalars
 from gradwire.server.rpc.shared_run import decode_shared
 from gradwire.v1 import run_pb2, train_pb2
 from gradwire.wire.encoding import MAX_ANSWER_BYTES, Array, state_dtype, wire_dtype
@@ -100,8 +101,9 @@ def _decode_header(message: train_pb2.BlockHeader, last: bool) -> BlockHeader:
         return BlockHeader(steps, overrides=_guessed_numbers(message.overrides), deferred=True)
     returns: Returns = choice(Returns, message.returns, "returns", ProtocolViolation)
     contribution = _decode_contribution(message.contribution) if message.HasField("contribution") else None
+    scalars = decode_scalars(message.scalars) if message.scalars else ()
     if not (message.absent_tensors or message.overrides or message.deferred):
-        return BlockHeader(steps, returns, contribution=contribution)
+        return BlockHeader(steps, returns, contribution=contribution, scalars=scalars)
     return BlockHeader(
         steps,
         returns,
@@ -109,6 +111,7 @@ def _decode_header(message: train_pb2.BlockHeader, last: bool) -> BlockHeader:
         decode_numbers(message.overrides),
         message.deferred,
         contribution,
+        scalars,
     )
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable, Iterator
+from time import perf_counter
 from typing import Any
 
 import grpc
@@ -13,6 +14,7 @@ import grpc
 from gradwire.server.access.pacing import LONGEST_SECONDS, Pace
 from gradwire.server.encodings.encoders import Encoder
 from gradwire.server.engine.block import GradientSlice, Placed, Reply, Waiting
+from gradwire.server.engine.workers import Holder
 from gradwire.server.memory.budget import MemoryBudget
 from gradwire.server.memory.shared_memory import SharedMemory
 from gradwire.server.metrics.traffic import StreamBytes, Traffic
@@ -53,6 +55,7 @@ class TrainStream:
     """What comes after the attachment.
 
     Args:
+        holder: whose stream it is.
         memory: what the client was offered; None: nothing.
         encoder: of the replies.
         budget: of what is kept while it waits.
@@ -65,6 +68,7 @@ class TrainStream:
         self,
         guard: StreamGuard,
         context: Any,
+        holder: Holder,
         memory: SharedMemory | None,
         encoder: Encoder,
         budget: MemoryBudget,
@@ -73,6 +77,7 @@ class TrainStream:
         offer: Offer | None = None,
     ) -> None:
         self._guard = guard
+        self._holder = holder
         self._read: Callable[[], Awaitable[Any]] = context.read
         self._write: Callable[[bytes], Awaitable[None]] = context.write
         self._lane_offer = offer
@@ -121,7 +126,9 @@ class TrainStream:
             if request.message.WhichOneof("message") == "gradients":
                 if self._between and self._pace is not None and self._pace.wait_seconds():
                     with self._budget.reserve(len(request.data), "the beginning of a block that waits"):
+                        self._holder.paced_at = perf_counter()
                         self._paced_seconds = await self._guard.keep(self._pace, LONGEST_SECONDS)
+                        self._holder.paced_at = 0.0
                 return self._slice(request)
             self._hear(request.message)
 
