@@ -1,7 +1,7 @@
 """The gradwire client: stream gradients, get parameters back. Needs neither torch nor any part of the server."""
 
 from gradwire.client.calls.catalog import RunSummary
-from gradwire.client.calls.server_info import Quota, ServerStatus, WhoAmI
+from gradwire.client.calls.server_info import Quota, Recovery, ServerStatus, WhoAmI
 from gradwire.client.calls.snapshots import SnapshotInfo
 from gradwire.client.calls.waits import Wait
 from gradwire.client.calls.workers import Worker, Workers
@@ -93,6 +93,7 @@ __all__ = [
     "Quota",
     "QuotaExceeded",
     "Receipt",
+    "Recovery",
     "ResultTooLarge",
     "RetryPolicy",
     "Run",
