@@ -124,7 +124,7 @@ class Stream:
             **coding,
         )
         guard, budget = StreamGuard(60.0), self._run.budget
-        self._stream = TrainStream(guard, self._wire, None, encoder, budget, None, self._traffic)
+        self._stream = TrainStream(guard, self._wire, self._session.holder, None, encoder, budget, None, self._traffic)
 
     async def steps(self) -> float:
         """A chunk of steps; returns the processor time that it took."""

@@ -1,6 +1,7 @@
 """The gradwire client: stream gradients, get parameters back. Needs neither torch nor any part of the server."""
 
 from gradwire.client.calls.catalog import RunSummary
+from gradwire.client.calls.series import Series
 from gradwire.client.calls.server_info import Quota, Recovery, ServerStatus, WhoAmI
 from gradwire.client.calls.snapshots import SnapshotInfo
 from gradwire.client.calls.waits import Wait
@@ -12,6 +13,7 @@ from gradwire.client.errors import (
     ForkedProcess,
     LayoutMismatch,
     RunRolledBack,
+    ServerTooOld,
     WorkerConflict,
     WorkerForgotten,
 )
@@ -105,8 +107,10 @@ __all__ = [
     "RunRolledBack",
     "RunSummary",
     "SequenceMismatch",
+    "Series",
     "Server",
     "ServerStatus",
+    "ServerTooOld",
     "Shared",
     "SnapshotInfo",
     "SnapshotNotFound",

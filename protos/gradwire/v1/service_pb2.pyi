@@ -10,6 +10,7 @@ import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import gradwire.v1.run_pb2
+import gradwire.v1.train_pb2
 import sys
 import typing
 
@@ -1632,3 +1633,270 @@ class Worker(google.protobuf.message.Message):
     def ClearField(self, field_name: typing.Literal["accepted", b"accepted", "aside", b"aside", "attached", b"attached", "dropped", b"dropped", "last_accepted_sequence", b"last_accepted_sequence", "last_heard_seconds", b"last_heard_seconds", "last_sequence", b"last_sequence", "leads", b"leads", "leased", b"leased", "refused", b"refused", "share", b"share", "stale", b"stale", "step", b"step", "wait", b"wait", "waiting", b"waiting", "worker_id", b"worker_id"]) -> None: ...
 
 global___Worker = Worker
+
+@typing.final
+class GetSeriesRequest(google.protobuf.message.Message):
+    """Asks for series of a run."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    RUN_UID_FIELD_NUMBER: builtins.int
+    SERIES_FIELD_NUMBER: builtins.int
+    FROM_STEP_FIELD_NUMBER: builtins.int
+    RESOLUTION_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Resource name `runs/NAME`."""
+    run_uid: builtins.str
+    """Run.uid of the run that is meant; empty: whatever has the name."""
+    from_step: builtins.int
+    """Only buckets that end at this step or later."""
+    resolution: builtins.int
+    """At most so many buckets of each, made of neighbours; 0: as they are kept. Of more than 32 series at once there are
+    fewer buckets, 65,536 in all.
+    """
+    @property
+    def series(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Which ones; those that the run does not have are not in the answer. Empty: all."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        run_uid: builtins.str = ...,
+        series: collections.abc.Iterable[builtins.str] | None = ...,
+        from_step: builtins.int = ...,
+        resolution: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["from_step", b"from_step", "name", b"name", "resolution", b"resolution", "run_uid", b"run_uid", "series", b"series"]) -> None: ...
+
+global___GetSeriesRequest = GetSeriesRequest
+
+@typing.final
+class GetSeriesResponse(google.protobuf.message.Message):
+    """Answer to GetSeries."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SERIES_FIELD_NUMBER: builtins.int
+    NAMES_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    step: builtins.int
+    """Steps applied to the run."""
+    @property
+    def series(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Series]:
+        """Those that were asked for and have values, in the order in which they came to the run."""
+
+    @property
+    def names(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Names of all that have values."""
+
+    def __init__(
+        self,
+        *,
+        series: collections.abc.Iterable[global___Series] | None = ...,
+        names: collections.abc.Iterable[builtins.str] | None = ...,
+        step: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["names", b"names", "series", b"series", "step", b"step"]) -> None: ...
+
+global___GetSeriesResponse = GetSeriesResponse
+
+@typing.final
+class Series(google.protobuf.message.Message):
+    """What is kept of one series: buckets in order, only those with values. All lists have the same length."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    BUCKET_STEPS_FIELD_NUMBER: builtins.int
+    FIRST_STEP_FIELD_NUMBER: builtins.int
+    FIRST_FIELD_NUMBER: builtins.int
+    MINIMUM_FIELD_NUMBER: builtins.int
+    MAXIMUM_FIELD_NUMBER: builtins.int
+    LAST_FIELD_NUMBER: builtins.int
+    TOTAL_FIELD_NUMBER: builtins.int
+    COUNT_FIELD_NUMBER: builtins.int
+    LAST_STEP_FIELD_NUMBER: builtins.int
+    REPLACES_FROM_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Its name."""
+    bucket_steps: builtins.int
+    """Steps of each bucket, a power of two."""
+    last_step: builtins.int
+    """Step of the newest value."""
+    replaces_from: builtins.int
+    """In StreamSeries: drop all buckets of this series that begin at this step or later, then add these."""
+    @property
+    def first_step(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """First step of each, a multiple of `bucket_steps`: it holds the values of first_step .. first_step + bucket_steps - 1."""
+
+    @property
+    def first(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """The first value of each."""
+
+    @property
+    def minimum(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """The least, NaN left out where there is another."""
+
+    @property
+    def maximum(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """The largest, NaN left out where there is another."""
+
+    @property
+    def last(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """The last one."""
+
+    @property
+    def total(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """The sum of all; the mean is total / count."""
+
+    @property
+    def count(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """How many there are."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        bucket_steps: builtins.int = ...,
+        first_step: collections.abc.Iterable[builtins.int] | None = ...,
+        first: collections.abc.Iterable[builtins.float] | None = ...,
+        minimum: collections.abc.Iterable[builtins.float] | None = ...,
+        maximum: collections.abc.Iterable[builtins.float] | None = ...,
+        last: collections.abc.Iterable[builtins.float] | None = ...,
+        total: collections.abc.Iterable[builtins.float] | None = ...,
+        count: collections.abc.Iterable[builtins.int] | None = ...,
+        last_step: builtins.int = ...,
+        replaces_from: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bucket_steps", b"bucket_steps", "count", b"count", "first", b"first", "first_step", b"first_step", "last", b"last", "last_step", b"last_step", "maximum", b"maximum", "minimum", b"minimum", "name", b"name", "replaces_from", b"replaces_from", "total", b"total"]) -> None: ...
+
+global___Series = Series
+
+@typing.final
+class StreamSeriesRequest(google.protobuf.message.Message):
+    """Asks to be told of series."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    RUN_UID_FIELD_NUMBER: builtins.int
+    SERIES_FIELD_NUMBER: builtins.int
+    FROM_STEP_FIELD_NUMBER: builtins.int
+    RESOLUTION_FIELD_NUMBER: builtins.int
+    INTERVAL_SECONDS_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Resource name `runs/NAME`."""
+    run_uid: builtins.str
+    """Run.uid of the run that is meant; empty: whatever has the name."""
+    from_step: builtins.int
+    """As in GetSeries."""
+    resolution: builtins.int
+    """As in GetSeries. When a series has grown so much that its buckets must be wider, it comes whole."""
+    interval_seconds: builtins.float
+    """Between two messages at least; 0: 1 s. At least 0.1 s."""
+    @property
+    def series(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """As in GetSeries; empty: all, those that are still to come too."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        run_uid: builtins.str = ...,
+        series: collections.abc.Iterable[builtins.str] | None = ...,
+        from_step: builtins.int = ...,
+        resolution: builtins.int = ...,
+        interval_seconds: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["from_step", b"from_step", "interval_seconds", b"interval_seconds", "name", b"name", "resolution", b"resolution", "run_uid", b"run_uid", "series", b"series"]) -> None: ...
+
+global___StreamSeriesRequest = StreamSeriesRequest
+
+@typing.final
+class StreamSeriesResponse(google.protobuf.message.Message):
+    """What has changed."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SERIES_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    step: builtins.int
+    """Steps applied to the run."""
+    @property
+    def series(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Series]:
+        """Those that have. At first all that were asked for; of many, the rest comes with the next messages."""
+
+    def __init__(
+        self,
+        *,
+        series: collections.abc.Iterable[global___Series] | None = ...,
+        step: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["series", b"series", "step", b"step"]) -> None: ...
+
+global___StreamSeriesResponse = StreamSeriesResponse
+
+@typing.final
+class LogScalarsRequest(google.protobuf.message.Message):
+    """Says what belongs to no block any more."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    RUN_UID_FIELD_NUMBER: builtins.int
+    WORKER_ID_FIELD_NUMBER: builtins.int
+    NUMBER_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
+    SCALARS_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Resource name `runs/NAME`."""
+    run_uid: builtins.str
+    """Run.uid of the run that is meant; empty: whatever has the name."""
+    worker_id: builtins.str
+    """Who says it: a worker that has attached."""
+    number: builtins.int
+    """One more than Attached.last_log, or than that of this worker's last call. A number that has counted already changes
+    nothing and is answered as it was, so a call whose outcome is not known is sent again as it is. Any other one is
+    refused with SEQUENCE_MISMATCH.
+    """
+    epoch: builtins.int
+    """Attached.epoch. Refused with FENCED where the run has another one by now: somebody else has it, or its values were
+    written or put back.
+    """
+    @property
+    def scalars(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[gradwire.v1.train_pb2.Scalar]:
+        """As in a block of one step, which is the run's last one."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        run_uid: builtins.str = ...,
+        worker_id: builtins.str = ...,
+        number: builtins.int = ...,
+        epoch: builtins.int = ...,
+        scalars: collections.abc.Iterable[gradwire.v1.train_pb2.Scalar] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "name", b"name", "number", b"number", "run_uid", b"run_uid", "scalars", b"scalars", "worker_id", b"worker_id"]) -> None: ...
+
+global___LogScalarsRequest = LogScalarsRequest
+
+@typing.final
+class LogScalarsResponse(google.protobuf.message.Message):
+    """Answer to LogScalars: they are as safe as a block would be."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: builtins.int
+    step: builtins.int
+    """Steps applied to the run."""
+    def __init__(
+        self,
+        *,
+        step: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["step", b"step"]) -> None: ...
+
+global___LogScalarsResponse = LogScalarsResponse

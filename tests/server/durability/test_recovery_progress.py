@@ -114,7 +114,8 @@ def test_its_words(monkeypatch: pytest.MonkeyPatch) -> None:
     assert progress.text == "1 of 3 runs, 0 of 3 MiB of snapshots, in 4 s"
     progress.begin_run("runs/x")
     assert progress.text.endswith("in 4 s; now runs/x")
-    progress.end_run()
+    progress.begin_run("runs/y")
+    assert progress.text.endswith("2 of 3 runs, 0 of 3 MiB of snapshots, in 4 s; now runs/y")
     progress.end()
     clock.now += 100
-    assert progress.text == "2 of 3 runs, 0 of 3 MiB of snapshots, in 4 s"
+    assert progress.text == "3 of 3 runs, 0 of 3 MiB of snapshots, in 4 s"

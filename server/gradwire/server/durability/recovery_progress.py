@@ -50,6 +50,8 @@ class RecoveryProgress:
         self._began = perf_counter()
 
     def begin_run(self, name: str) -> None:
+        """The one before, if there was one, is done with."""
+        self._end_run()
         self.blocks = self.total_blocks = 0
         self.run = name
 
@@ -76,13 +78,14 @@ class RecoveryProgress:
 
         return noted
 
-    def end_run(self) -> None:
-        self.runs += 1
-        self.run = ""
-
     def end(self) -> None:
         """All that can be is back."""
+        self._end_run()
         self._ended = perf_counter()
+
+    def _end_run(self) -> None:
+        self.runs += bool(self.run)
+        self.run = ""
 
     @property
     def seconds(self) -> float:

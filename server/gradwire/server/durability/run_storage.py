@@ -27,6 +27,9 @@ _STEPS_BYTES = 8
 USED = "used"
 """When a run was used last, in seconds since 1970."""
 
+ENDED = "ended_at_step"
+"""The step of a shared run when its server ended in order: the newest snapshot is of then, and nothing came after."""
+
 
 @dataclass(eq=False)
 class RunStorage:
@@ -38,7 +41,7 @@ class RunStorage:
     journals: bool
     """Whether each block is journaled before it is applied."""
     saved_version: int
-    """The run's version in its newest snapshot."""
+    """`Run.changes` in its newest snapshot."""
     saved_step: int
     due_after_steps: int
     """A snapshot is due after so many steps; 0: after none in particular."""
@@ -87,6 +90,10 @@ class RunStorage:
         self.extra = self.extra | {USED: used}
         return self.store.note_extra(uid, json.dumps(self.extra))
 
+    def note_end(self, uid: str, step: int) -> Future[None]:
+        """The server ends in order, and the run with this uid is saved as of ``step``."""
+        return self.store.note_extra(uid, json.dumps(self.extra | {ENDED: step}))
+
     def due(self, step: int) -> bool:
         """Whether a snapshot is due, however recent the last one is."""
         if self.put_off_until and time.monotonic() < self.put_off_until:
@@ -105,9 +112,9 @@ class RunStorage:
         self.saved_at = time.monotonic()
         self.put_off_until = self.saved_at + _PUT_OFF_SECONDS
 
-    def saved(self, version: int, step: int) -> None:
+    def saved(self, changes: int, step: int) -> None:
         """Notes that the run's newest snapshot is of now, or was a moment ago."""
-        self.saved_version = version
+        self.saved_version = changes
         self.saved_step = step
         self.saved_at = time.monotonic()
         self.older_journal_bytes, self.journal_bytes = self.journal_bytes, 0
@@ -130,7 +137,7 @@ def reserved_bytes(spec: RunSpec, kept: int) -> int:
 
 
 def snapshot_bytes(spec: RunSpec) -> int:
-    """What one snapshot may take of the disk, at most but for what it remembers of workers."""
+    """What one snapshot may take of the disk, at most but for what it remembers of workers and series."""
     return spec.state_bytes + _STEPS_BYTES * len(spec.layout.names) + _FILE_BYTES
 
 

@@ -24,6 +24,8 @@ class WorkerRecord:
     last_sequence: int = 0
     last_accepted: int = 0
     """Of a shared run: the last one that was part of a round that was applied."""
+    last_log: int = 0
+    """How often it has logged something beside its blocks, see ``gradwire.v1.LogScalarsRequest``."""
     receipt: Receipt | None = None
     returns: Returns = Returns.NONE
     steps: int = 0

@@ -139,6 +139,10 @@ class SharedSession:
         """There is no straight path."""
         return None
 
+    def receive_at_once(self, part: GradientSlice) -> Reply | None:
+        """Nor this one."""
+        return None
+
     async def receive(self, part: GradientSlice) -> AsyncIterator[Reply | Waiting]:
         """Takes one message; after the last one of a contribution yields why it waits, and in the end its answer.
 

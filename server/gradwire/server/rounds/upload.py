@@ -142,11 +142,12 @@ class Upload:
             )
 
     def _check(self, header: BlockHeader) -> None:
-        """Raises ProtocolViolation, InvalidHyperparameter, LeaderBusy."""
+        """Raises ProtocolViolation, InvalidHyperparameter, LeaderBusy, MemoryLimitExceeded."""
         check_kind(self._run, header)
         if header.returns is not Returns.LAST:
             raise ProtocolViolation(f"returns {header.returns.name}; expected LAST in a shared run")
         check_header(self._run, header, max_result_bytes=0)
+        self._run.series.claim(scalar.name for scalar in header.scalars)
         if header.overrides and self._rounds.leases.leader != self._hold.worker_id:
             leader = self._rounds.leases.leader
             raise LeaderBusy(

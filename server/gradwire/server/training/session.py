@@ -129,14 +129,31 @@ class Session:
         block = self._straight_path.plan(part) if self._receiver.idle else None
         if block is None:
             return None
+        self._begin_commit()
+        self._wait.block = block
+        return self._applied(block, await self._straight_path.commit(block, part))
+
+    def receive_at_once(self, part: GradientSlice) -> Reply | None:
+        """As `receive_whole`, and without any wait: what is journaled, or counted, is none of this."""
+        if self._admission is not None or not self._receiver.idle or self._straight_path.waits:
+            return None
+        block = self._straight_path.plan(part)
+        if block is None:
+            return None
+        self._watch.begin()
+        self._begin_commit()
+        return self._applied(block, self._straight_path.commit_at_once(block, part))
+
+    def _begin_commit(self) -> None:
         failpoint("stage.before")
         failpoint("stage.after")
         self._answering = COMMITTING
-        self._wait.block = block
-        reply = await self._straight_path.commit(block, part)
+
+    def _applied(self, block: StagedBlock, reply: Reply) -> Reply:
+        """Notes that the straight path has ended with ``reply``."""
         self._note_commit(block, 0 if reply.receipt is None else len(reply.receipt.skipped_steps))
         failpoint("reply.before")
-        self._answering = Answering(True, part.sequence)
+        self._answering = Answering(True, reply.sequence)
         return reply
 
     def _count(self, admission: Admission, part: GradientSlice) -> None:
