@@ -8,8 +8,8 @@ from collections.abc import Callable, Collection
 from time import perf_counter
 from typing import TypeVar
 
-from gradwire.server.engine.activity import amount
 from gradwire.server.store.base import Entry, Snapshot, Store
+from gradwire.wire.sizes import amount
 
 T = TypeVar("T")
 
