@@ -233,6 +233,9 @@ class OneRun(service_pb2_grpc.OptimizerServiceServicer):
     def GetSeries(self, request: Any, context: Any) -> service_pb2.GetSeriesResponse:
         return service_pb2.GetSeriesResponse(step=self.blocks)
 
+    def StreamSeries(self, request: Any, context: Any) -> Iterator[service_pb2.StreamSeriesResponse]:
+        yield service_pb2.StreamSeriesResponse(step=self.blocks)
+
     def LogScalars(self, request: Any, context: Any) -> service_pb2.LogScalarsResponse:
         return service_pb2.LogScalarsResponse(step=self.blocks)
 

@@ -16,6 +16,7 @@ from gradwire.server.cli.byte_progress import byte_progress
 from gradwire.server.cli.calls import Stub, with_stub
 from gradwire.server.cli.numbers import SNAPSHOT_ID
 from gradwire.server.cli.run_rows import COLUMNS, SHRINKS, data_of, durability_name, row_of, summaries
+from gradwire.server.cli.series import series_command
 from gradwire.server.cli.table import lines_of, terminal_width
 from gradwire.v1 import run_pb2, service_pb2
 from gradwire.wire.layout import run_resource
@@ -31,6 +32,9 @@ _DURABILITIES = click.Choice(["journal", "snapshot", "memory"])
 @click.group("runs")
 def runs_group() -> None:
     """List, save, fork, roll back, export, import and delete the runs of a server."""
+
+
+runs_group.add_command(series_command)
 
 
 def _command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:

@@ -114,16 +114,36 @@ class Buckets:
             for step, value in zip(table[0].tolist(), table[1].tolist(), strict=True):
                 self.add(int(step), value)
         else:
-            self.width = max(width, self.width)
-            if len(self):
-                table = np.concatenate((self.table(), table), axis=1)
-                np.maximum.accumulate(table[0], out=table[0])
-            table = merged(table, self.width)
-            while len(table[0]) > self._table.shape[1] and not self._grows(len(table[0])):
+            if width > self.width:
+                self.width = width
+                self._put(merged(self.table(), width))
+            table = table.copy()
+            np.maximum(table[0], self._start, out=table[0])
+            self._append(merged(table, self.width))
+        self.last_step = max(last_step, self.last_step)
+
+    def _append(self, table: Table) -> None:
+        """Adds buckets of our width, none of which begins before our newest."""
+        if self._count and table[0, 0] == self._start:
+            newest = np.array(self._newest)[:, None]
+            (joined,) = merged(np.concatenate((newest, table[:, :1]), axis=1), self.width).T.tolist()
+            self._set_newest(joined)
+            table = table[:, 1:]
+        buckets = len(self) + table.shape[1]
+        if buckets > self._table.shape[1] and not self._grows(buckets):
+            table = np.concatenate((self.table(), table), axis=1)
+            while table.shape[1] > self._table.shape[1] and not self._grows(table.shape[1]):
                 self.width *= 2
                 table = merged(table, self.width)
             self._put(table)
-        self.last_step = max(last_step, self.last_step)
+        elif table.shape[1]:
+            if self._count:
+                self._table[:, self._closed] = self._newest
+                self._closed += 1
+            more = table.shape[1] - 1
+            self._table[:, self._closed : self._closed + more] = table[:, :-1]
+            self._closed += more
+            self._set_newest(table[:, -1].tolist())
 
     def cut(self, step: int) -> None:
         """Forgets what came after a step. The bucket that lies across it goes whole: it cannot be told apart."""
@@ -153,5 +173,8 @@ class Buckets:
         self._table[:, : self._closed] = table[:, : self._closed]
         self._start, self._total, self._count = -1, 0.0, 0
         if table.shape[1]:
-            start, self._first, self._minimum, self._maximum, self._last, self._total, count = table[:, -1].tolist()
-            self._start, self._count = int(start), int(count)
+            self._set_newest(table[:, -1].tolist())
+
+    def _set_newest(self, bucket: list[float]) -> None:
+        start, self._first, self._minimum, self._maximum, self._last, self._total, count = bucket
+        self._start, self._count = int(start), int(count)
