@@ -54,6 +54,9 @@ OPTIMIZERS: dict[str, Optimizer] = {
     "fedadagrad": FedAdagrad(),
     "fedamsgrad": FedAMSGrad(),
 }
+SERIES = ("x", "loss", "average_regret")
+"""What is logged: the columns of `Track.rows`."""
+
 RATES = {"constant": 1e-2, "inverse-sqrt": 0.5}
 
 
@@ -108,7 +111,11 @@ def train(
                 after = run.params["x"].reshape(1)
             else:
                 after = run.step_many({"x": gradient}, returns="trajectory")["x"]
+            noted = len(track.rows)
             track.add(np.concatenate([before, after[:-1]]), gradient, float(after[-1]))
+            if len(track.rows) > noted:  # every 1,000th step: they go with the next block
+                steps, *columns = np.array(track.rows[noted:]).T
+                run.log(dict(zip(SERIES, columns, strict=True)), at=steps.astype(np.int64))
             notes.add(time.perf_counter() - started, run.last_sequence)
             progress.update(track.steps, track.x, track.average_regret)
     seconds = time.perf_counter() - started

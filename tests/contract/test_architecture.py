@@ -21,7 +21,7 @@ FLOORS = (
     {"training", "runs"},
     {"durability", "encodings"},
     {"engine"},
-    {"devices"},
+    {"devices", "series"},
     {"store", "optimizers", "access"},
     {"memory", "config", "failpoints", "jit", "metrics"},
     {"kernel_cache", "limits"},

@@ -191,7 +191,12 @@ class OneRun(service_pb2_grpc.OptimizerServiceServicer):
 
     def Train(self, request_iterator: Any, context: Any) -> Iterator[train_pb2.TrainResponse]:
         next(request_iterator)
-        attached = train_pb2.Attached(step=self.blocks, last_sequence=self.blocks, epoch=self._next_epoch())
+        attached = train_pb2.Attached(
+            step=self.blocks,
+            last_sequence=self.blocks,
+            epoch=self._next_epoch(),
+            supports=[train_pb2.FEATURE_SERIES],
+        )
         yield train_pb2.TrainResponse(attached=attached)
         for request in request_iterator:
             gradients = request.gradients
@@ -224,6 +229,15 @@ class OneRun(service_pb2_grpc.OptimizerServiceServicer):
             runs=["ci-*"],
             workers=["w?"],
         )
+
+    def GetSeries(self, request: Any, context: Any) -> service_pb2.GetSeriesResponse:
+        return service_pb2.GetSeriesResponse(step=self.blocks)
+
+    def StreamSeries(self, request: Any, context: Any) -> Iterator[service_pb2.StreamSeriesResponse]:
+        yield service_pb2.StreamSeriesResponse(step=self.blocks)
+
+    def LogScalars(self, request: Any, context: Any) -> service_pb2.LogScalarsResponse:
+        return service_pb2.LogScalarsResponse(step=self.blocks)
 
     def ListWorkers(self, request: Any, context: Any) -> service_pb2.ListWorkersResponse:
         return service_pb2.ListWorkersResponse()

@@ -93,6 +93,21 @@ def rolling_back(bare: BareClient, name: str) -> object:
     return bare.call("RollBack", service_pb2.RollBackRequest(name=name, snapshot_id=1))
 
 
+def watching(bare: BareClient, name: str) -> object:
+    """Until the first answer has come: there is no end."""
+    stream: Any = bare.stub.StreamSeries(service_pb2.StreamSeriesRequest(name=name), metadata=bare.metadata)
+    try:
+        return next(stream)
+    except grpc.RpcError as error:
+        raise Refusal(error) from None
+    finally:
+        stream.cancel()
+
+
+def logging(bare: BareClient, name: str) -> object:
+    return bare.call("LogScalars", service_pb2.LogScalarsRequest(name=name, worker_id="w", number=1, epoch=1))
+
+
 CALLS: dict[str, Callable[[BareClient, str], object]] = {
     **{name: unnamed(name) for name in ("WhoAmI", "GetServerStatus", "ListRuns")},
     **{
@@ -106,6 +121,7 @@ CALLS: dict[str, Callable[[BareClient, str], object]] = {
             "ListSnapshots",
             "DigestRun",
             "ListWorkers",
+            "GetSeries",
             "ExportRun",
         )
     },
@@ -115,6 +131,8 @@ CALLS: dict[str, Callable[[BareClient, str], object]] = {
     "CreateRun": creating,
     "ForkRun": forking,
     "RollBack": rolling_back,
+    "StreamSeries": watching,
+    "LogScalars": logging,
     "Train": stepping,
 }
 """A request for each method. Not all of them are good: what counts is whether somebody looks at them."""

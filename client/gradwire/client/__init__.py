@@ -1,8 +1,10 @@
 """The gradwire client: stream gradients, get parameters back. Needs neither torch nor any part of the server."""
 
 from gradwire.client.calls.catalog import RunSummary
+from gradwire.client.calls.series import Series
 from gradwire.client.calls.server_info import Quota, ServerStatus, WhoAmI
 from gradwire.client.calls.snapshots import SnapshotInfo
+from gradwire.client.calls.waits import Wait
 from gradwire.client.calls.workers import Worker, Workers
 from gradwire.client.connection import Server, connect
 from gradwire.client.errors import (
@@ -11,6 +13,7 @@ from gradwire.client.errors import (
     ForkedProcess,
     LayoutMismatch,
     RunRolledBack,
+    ServerTooOld,
     WorkerConflict,
     WorkerForgotten,
 )
@@ -103,8 +106,10 @@ __all__ = [
     "RunRolledBack",
     "RunSummary",
     "SequenceMismatch",
+    "Series",
     "Server",
     "ServerStatus",
+    "ServerTooOld",
     "Shared",
     "SnapshotInfo",
     "SnapshotNotFound",
@@ -116,6 +121,7 @@ __all__ = [
     "TorchAdam",
     "TorchAdamW",
     "Unauthenticated",
+    "Wait",
     "WeightDecay",
     "WhoAmI",
     "Worker",

@@ -38,6 +38,10 @@ class WorkerConflict(GradwireError):
     """Raised when the server has applied blocks of this worker id that this client never sent."""
 
 
+class ServerTooOld(GradwireError):
+    """Raised when the server does not know what is asked of it, and would have passed it over in silence."""
+
+
 class LayoutMismatch(GradwireError):
     """Raised when a run that is to be resumed has other tensors, groups or dtype than the ones given."""
 

@@ -9,11 +9,13 @@ import numpy.typing as npt
 
 from gradwire.client.encodings.parameters import DeltaParameters
 from gradwire.client.encodings.pseudo_gradient import pseudo_gradient
+from gradwire.client.errors import ConnectionLost
 from gradwire.client.options import REFUSED, Receipt, decode_receipt
 from gradwire.client.stored_run import StoredRun
 from gradwire.client.training.block import RETURNS, Block, one_step, several_steps
 from gradwire.client.training.contribution import check_weight, contribution
 from gradwire.client.training.early_gradients import Source
+from gradwire.client.training.logged import Parts, joined, scalar_messages, values_between_blocks, values_of_block
 from gradwire.client.training.shared_delivery import delivery_of
 from gradwire.wire.errors import NonFiniteGradient
 
@@ -41,6 +43,7 @@ class Run(StoredRun):
         overrides: Mapping[int, Mapping[str, Any]] | None = None,
         ahead: Collection[str] = (),
         weight: float = 1.0,
+        log: Mapping[str, Any] | None = None,
     ) -> Receipt:
         """One optimizer step; ``params`` hold the new values when it returns.
 
@@ -54,6 +57,8 @@ class Run(StoredRun):
                 ``dampening``, ``lr_decay``, ``tau`` from this step on, as far as the group's optimizer has them.
             ahead: tensors whose gradients `send_ahead` was given and which have not changed since.
             weight: in shared runs, how much this gradient counts, usually its number of examples; finite, > 0.
+            log: series -> number, such as ``{"loss": 0.3}``: goes with this step, see `Run.log`. In a shared run each
+                series gets the mean of a round's accepted contributions, by their weights.
 
         Raises ValueError or TypeError for malformed gradients (nothing is sent), LeaderBusy for new numbers from a
         worker that does not lead, GradwireError as the error table says; in a shared run ValueError where a step that
@@ -67,7 +72,7 @@ class Run(StoredRun):
                     "not known; expected refresh() first, and a gradient of what it brings, or a run with "
                     "double_buffer=True"
                 )
-            return self._step(grads, lr=lr, overrides=overrides, ahead=ahead, weight=weight)
+            return self._step(grads, lr=lr, overrides=overrides, ahead=ahead, weight=weight, log=log)
 
     def _step(
         self,
@@ -77,6 +82,7 @@ class Run(StoredRun):
         overrides: Mapping[int, Mapping[str, Any]] | None = None,
         ahead: Collection[str] = (),
         weight: float = 1.0,
+        log: Mapping[str, Any] | None = None,
     ) -> Receipt:
         """As `step`, for gradients of parameters that lie elsewhere, where no answer is written before it is whole."""
         checked = check_weight(weight, shared=self.shared)
@@ -84,9 +90,12 @@ class Run(StoredRun):
             if lr is not None or overrides:
                 self._require_lead("a change of hyperparameters")
             said = contribution(self._parameters, checked) if self.shared else None
-            return self._deliver(one_step(self.layout, grads, lr, overrides, ahead, said))
+            block = one_step(self.layout, grads, lr, overrides, ahead, said)
+            return self._deliver(block, values_of_block(log, self.step_count + 1, None))
 
-    def contribute_delta(self, local_params: Mapping[str, Any], *, weight: float = 1.0) -> Receipt:
+    def contribute_delta(
+        self, local_params: Mapping[str, Any], *, weight: float = 1.0, log: Mapping[str, Any] | None = None
+    ) -> Receipt:
         """One step with the pseudo-gradient ``before - after``: ``params``, as they came from the server, minus what
         local steps have made of them. ``params`` hold the new values when it returns.
 
@@ -94,7 +103,7 @@ class Run(StoredRun):
 
         Args:
             local_params: name -> array, all of them; copies, not ``params`` themselves.
-            weight: see `step`.
+            weight, log: see `step`.
 
         Raises ValueError where ``local_params`` have another layout or lie in ``params``, and where a step that has
         failed has left a mixture of old and new values in ``params``, or may have been applied; and as `step` does.
@@ -112,7 +121,7 @@ class Run(StoredRun):
                     "it might count twice; expected them to begin anew after refresh()"
                 )
             delta = pseudo_gradient(self.layout, self._parameters.vector, local_params)
-            return self.step(delta, weight=weight)
+            return self.step(delta, weight=weight, log=log)
 
     def send_ahead(
         self, sources: Mapping[str, Source], overrides: Mapping[int, Mapping[str, Any]] | None = None
@@ -150,6 +159,7 @@ class Run(StoredRun):
         returns: str = "last",
         lr: float | Sequence[float] | None = None,
         overrides: Mapping[int, Mapping[str, Any]] | None = None,
+        log: Mapping[str, Any] | None = None,
     ) -> dict[str, npt.NDArray[Any]]:
         """K steps, applied strictly one after another, in one exchange; the receipt is in ``last_receipt``.
 
@@ -157,6 +167,8 @@ class Run(StoredRun):
             grads: name -> array ``[K, *shape]``, the same K for all.
             returns: ``"last"``: name -> ``[*shape]`` after the block. ``"trajectory"``: name -> ``[K, *shape]``, the
                 parameters after each step. ``"none"``: nothing; ``params`` keep old values until `refresh` or `step`.
+            log: series -> array ``[K]``, a value for each step, sent as at most 2,048 buckets; or a number, of the last
+                step. See `Run.log`.
 
         Raises as `step` does, and ValueError for a shared run: a contribution is one gradient.
         """
@@ -171,7 +183,7 @@ class Run(StoredRun):
             )
         with self._lock:
             block = several_steps(self.layout, self.dtype, grads, returns, lr, overrides)
-            self._deliver(block)
+            self._deliver(block, values_of_block(log, self.step_count + 1, block.header.steps))
             if returns == "none":
                 return {}
             if block.trajectory is None:
@@ -179,9 +191,41 @@ class Run(StoredRun):
             steps = len(block.trajectory)
             return {t.name: block.trajectory[:, t.start : t.stop].reshape(steps, *t.shape) for t in self.layout.tensors}
 
-    def _deliver(self, block: Block) -> Receipt:
-        delivery = delivery_of(block, self._attachment, self._remote.attempts())
-        self.last_receipt = receipt = decode_receipt(delivery.complete())
+    def log(self, values: Mapping[str, Any] | None = None, /, *, at: Any = None, **more: Any) -> None:
+        """Keeps values for the next `step` or `step_many`, whose last step they are of: ``run.log(loss=0.3)``.
+
+        They belong to that block: journaled with it, counted once however often it is sent, gone if it is refused. What
+        is left when the run is closed is sent then. The run keeps at most 64 series, each in at most 2,048 buckets,
+        however long it is; `series` reads them. Needs no turn: it may be called while another thread steps.
+
+        Args:
+            values, more: series -> number, NaN and infinities too; or an array with a value for each of the last steps
+                that were taken. Names have 1 to 64 bytes; ``gradient_norm``, ``steps_per_second``, ``lr`` and what
+                begins with ``lr/`` are the server's own.
+            at: the steps that the values are of, numbers that do not fall, up to ``step_count``.
+
+        Raises ValueError, TypeError for what cannot be logged, and ServerTooOld.
+        """
+        attachment = self._attachment
+        attachment.owner.check()
+        attachment.require_series()
+        attachment.logged.add(values_between_blocks({**(values or {}), **more}, at, self.step_count))
+
+    def _deliver(self, block: Block, log: Parts) -> Receipt:
+        attachment = self._attachment
+        if log:
+            attachment.require_series()
+        waiting = attachment.logged.take()
+        try:
+            if log or waiting:
+                parts = joined(waiting, log)
+                block.header.scalars.extend(scalar_messages(parts, self.step_count, block.header.steps))
+            message = delivery_of(block, attachment, self._remote.attempts()).complete()
+        except (ConnectionLost, ValueError) as error:
+            if getattr(error, "applied", False) is False:  # nothing has left: it may go with another block
+                attachment.logged.put_back(waiting)
+            raise
+        self.last_receipt = receipt = decode_receipt(message)
         if receipt.outcome == REFUSED and receipt.reason == NonFiniteGradient.reason:
             raise NonFiniteGradient(receipt.message, applied=False)
         return receipt

@@ -15,6 +15,7 @@ from gradwire.client.calls import files, snapshots
 from gradwire.client.calls.forks import ForkChanges, fork_run
 from gradwire.client.calls.optimizer_state import pack_state
 from gradwire.client.calls.remote_values import RemoteValues
+from gradwire.client.calls.series import Series, decode_series, read_series
 from gradwire.client.calls.snapshots import SnapshotInfo
 from gradwire.client.calls.workers import Workers, list_workers
 from gradwire.client.encodings import flat_vector
@@ -29,7 +30,7 @@ from gradwire.client.training.shared_attachment import SharedAttachment
 from gradwire.client.transport.link import Link
 from gradwire.client.transport.stream import TrainStream
 from gradwire.client.workers.places import take as take_place
-from gradwire.v1 import run_pb2
+from gradwire.v1 import run_pb2, service_pb2
 from gradwire.wire.encoding import state_dtype
 from gradwire.wire.errors import LeaderBusy
 from gradwire.wire.layout import Range
@@ -196,6 +197,30 @@ class StoredRun:
         """Who works on the run, and what its open round waits for. Needs no turn: it answers while `step` waits."""
         return list_workers(self._remote)
 
+    def series(self, name: str, *, from_step: int = 0, resolution: int = 0) -> Series:
+        """What the run keeps of a scalar, of blocks that were answered. Needs no turn.
+
+        Args:
+            name: one that was logged, or of the server's own: ``gradient_norm``, ``lr`` (with several groups ``lr/0``
+                and so on) and ``steps_per_second``.
+            from_step: only buckets that end there or later.
+            resolution: at most so many buckets, made of neighbours; 0: as they are kept, at most 2,048.
+
+        Raises ValueError where there is no such series, ServerTooOld.
+        """
+        values = self._remote
+        self._attachment.require_series()
+        found, names = read_series(values.link, values.name, values.uid, values.retry, (name,), from_step, resolution)
+        if name not in names:
+            raise ValueError(f"run {self.name!r} has no series {name!r}; expected one of {', '.join(names) or 'none'}")
+        return found[0] if found else decode_series(service_pb2.Series(name=name, bucket_steps=1))
+
+    def series_names(self) -> list[str]:
+        """The series that have values, in the order in which they have come."""
+        values = self._remote
+        self._attachment.require_series()
+        return read_series(values.link, values.name, values.uid, values.retry, resolution=1)[1]
+
     def read(self) -> dict[str, npt.NDArray[Any]]:
         """A fresh dict of arrays from the server, exact; ``params`` stay as they are."""
         self._settle()
@@ -294,6 +319,7 @@ class StoredRun:
         """
         with self._lock:
             self._require_lead("a roll-back")
+            self._attachment.logged.take()  # what waits was of the steps that are undone
             self._attachment.close(leaves=False)
             self._parameters.stale = True  # until they are read anew
             step = snapshots.roll_back(self._remote, snapshot)

@@ -10,6 +10,7 @@ import google.protobuf.internal.containers
 import google.protobuf.internal.enum_type_wrapper
 import google.protobuf.message
 import gradwire.v1.run_pb2
+import gradwire.v1.train_pb2
 import sys
 import typing
 
@@ -55,6 +56,54 @@ ROLE_TRAIN: Role.ValueType  # 4
 ROLE_ADMIN: Role.ValueType  # 5
 """All of it in other tenants too, and the server's status."""
 global___Role = Role
+
+class _WaitsFor:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _WaitsForEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_WaitsFor.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    WAITS_FOR_UNSPECIFIED: _WaitsFor.ValueType  # 0
+    """Not said."""
+    WAITS_FOR_BLOCK: _WaitsFor.ValueType  # 1
+    """For the next block of the worker, of which nothing has come: it computes, or has nothing to do."""
+    WAITS_FOR_GRADIENTS: _WaitsFor.ValueType  # 2
+    """For the rest of a block."""
+    WAITS_FOR_PACE: _WaitsFor.ValueType  # 3
+    """Until the tenant may go on: it has used up a rate."""
+    WAITS_FOR_LOCK: _WaitsFor.ValueType  # 4
+    """For other work on the run: a snapshot, a read, a write."""
+    WAITS_FOR_DEVICE: _WaitsFor.ValueType  # 5
+    """Until a block has been computed."""
+    WAITS_FOR_DISK: _WaitsFor.ValueType  # 6
+    """Until a block is in the journal."""
+    WAITS_FOR_READER: _WaitsFor.ValueType  # 7
+    """For the worker to take what it is answered."""
+    WAITS_FOR_ROUND: _WaitsFor.ValueType  # 8
+    """For a round of a shared run to close."""
+
+class WaitsFor(_WaitsFor, metaclass=_WaitsForEnumTypeWrapper):
+    """What is waited for."""
+
+WAITS_FOR_UNSPECIFIED: WaitsFor.ValueType  # 0
+"""Not said."""
+WAITS_FOR_BLOCK: WaitsFor.ValueType  # 1
+"""For the next block of the worker, of which nothing has come: it computes, or has nothing to do."""
+WAITS_FOR_GRADIENTS: WaitsFor.ValueType  # 2
+"""For the rest of a block."""
+WAITS_FOR_PACE: WaitsFor.ValueType  # 3
+"""Until the tenant may go on: it has used up a rate."""
+WAITS_FOR_LOCK: WaitsFor.ValueType  # 4
+"""For other work on the run: a snapshot, a read, a write."""
+WAITS_FOR_DEVICE: WaitsFor.ValueType  # 5
+"""Until a block has been computed."""
+WAITS_FOR_DISK: WaitsFor.ValueType  # 6
+"""Until a block is in the journal."""
+WAITS_FOR_READER: WaitsFor.ValueType  # 7
+"""For the worker to take what it is answered."""
+WAITS_FOR_ROUND: WaitsFor.ValueType  # 8
+"""For a round of a shared run to close."""
+global___WaitsFor = WaitsFor
 
 @typing.final
 class WhoAmIRequest(google.protobuf.message.Message):
@@ -379,17 +428,21 @@ class ListRunsRequest(google.protobuf.message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
     page_size: builtins.int
     """At most this many; 0: the server's choice. The server caps it at 1,000."""
     page_token: builtins.str
     """`next_page_token` of the page before; empty: the first page."""
+    name: builtins.str
+    """Only the run with this resource name, if it is there; empty: all. An older server lists all."""
     def __init__(
         self,
         *,
         page_size: builtins.int = ...,
         page_token: builtins.str = ...,
+        name: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
 
 global___ListRunsRequest = ListRunsRequest
 
@@ -407,6 +460,9 @@ class RunSummary(google.protobuf.message.Message):
     DURABILITY_FIELD_NUMBER: builtins.int
     DAMAGE_FIELD_NUMBER: builtins.int
     ATTACHED_WORKERS_FIELD_NUMBER: builtins.int
+    STEPS_PER_SECOND_FIELD_NUMBER: builtins.int
+    IDLE_SECONDS_FIELD_NUMBER: builtins.int
+    WAIT_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name `runs/NAME`."""
     step: builtins.int
@@ -425,6 +481,16 @@ class RunSummary(google.protobuf.message.Message):
     """
     attached_workers: builtins.int
     """How many workers are attached now."""
+    steps_per_second: builtins.float
+    """Steps a second now, of the last few seconds, or of the last blocks where these take longer; 0: nothing moves."""
+    idle_seconds: builtins.float
+    """Seconds since a block or a round was applied; not set: none has been since the server was started."""
+    @property
+    def wait(self) -> global___Wait:
+        """What its worker waits for, or, of a shared run, its open round. Not set: nobody is attached, or nothing is waited
+        for that the server knows of.
+        """
+
     def __init__(
         self,
         *,
@@ -436,10 +502,41 @@ class RunSummary(google.protobuf.message.Message):
         durability: gradwire.v1.run_pb2.Durability.ValueType = ...,
         damage: builtins.str = ...,
         attached_workers: builtins.int = ...,
+        steps_per_second: builtins.float = ...,
+        idle_seconds: builtins.float | None = ...,
+        wait: global___Wait | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["attached_worker_id", b"attached_worker_id", "attached_workers", b"attached_workers", "damage", b"damage", "dtype", b"dtype", "durability", b"durability", "elements", b"elements", "name", b"name", "step", b"step"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_idle_seconds", b"_idle_seconds", "idle_seconds", b"idle_seconds", "wait", b"wait"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_idle_seconds", b"_idle_seconds", "attached_worker_id", b"attached_worker_id", "attached_workers", b"attached_workers", "damage", b"damage", "dtype", b"dtype", "durability", b"durability", "elements", b"elements", "idle_seconds", b"idle_seconds", "name", b"name", "step", b"step", "steps_per_second", b"steps_per_second", "wait", b"wait"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_idle_seconds", b"_idle_seconds"]) -> typing.Literal["idle_seconds"] | None: ...
 
 global___RunSummary = RunSummary
+
+@typing.final
+class Wait(google.protobuf.message.Message):
+    """Why nothing moves at this moment, if it lasts."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
+    SECONDS_FIELD_NUMBER: builtins.int
+    kind: global___WaitsFor.ValueType
+    """What it is. One that is not listed here comes from a newer server: show `text`."""
+    text: builtins.str
+    """In words, which may follow "waits for": "gradients of block 12, 3 of 25 MiB here". They may hold ids of workers."""
+    seconds: builtins.float
+    """For how long."""
+    def __init__(
+        self,
+        *,
+        kind: global___WaitsFor.ValueType = ...,
+        text: builtins.str = ...,
+        seconds: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["kind", b"kind", "seconds", b"seconds", "text", b"text"]) -> None: ...
+
+global___Wait = Wait
 
 @typing.final
 class ListRunsResponse(google.protobuf.message.Message):
@@ -1367,12 +1464,18 @@ class ListWorkersResponse(google.protobuf.message.Message):
     WAITING_FOR_FIELD_NUMBER: builtins.int
     OPEN_SECONDS_FIELD_NUMBER: builtins.int
     ROUND_FIELD_NUMBER: builtins.int
+    STEPS_PER_SECOND_FIELD_NUMBER: builtins.int
+    IDLE_SECONDS_FIELD_NUMBER: builtins.int
     waiting_for: builtins.str
     """Why the open round has not closed; empty: none is open."""
     open_seconds: builtins.float
     """Since when it is open."""
     round: builtins.int
     """Number of the open round, or of the next one."""
+    steps_per_second: builtins.float
+    """As RunSummary.steps_per_second."""
+    idle_seconds: builtins.float
+    """As RunSummary.idle_seconds."""
     @property
     def workers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Worker]:
         """Those that are leased, and the last ones of the others, by id. Of a run of one worker: the one that is attached."""
@@ -1384,8 +1487,12 @@ class ListWorkersResponse(google.protobuf.message.Message):
         waiting_for: builtins.str = ...,
         open_seconds: builtins.float = ...,
         round: builtins.int = ...,
+        steps_per_second: builtins.float = ...,
+        idle_seconds: builtins.float | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["open_seconds", b"open_seconds", "round", b"round", "waiting_for", b"waiting_for", "workers", b"workers"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_idle_seconds", b"_idle_seconds", "idle_seconds", b"idle_seconds"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_idle_seconds", b"_idle_seconds", "idle_seconds", b"idle_seconds", "open_seconds", b"open_seconds", "round", b"round", "steps_per_second", b"steps_per_second", "waiting_for", b"waiting_for", "workers", b"workers"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_idle_seconds", b"_idle_seconds"]) -> typing.Literal["idle_seconds"] | None: ...
 
 global___ListWorkersResponse = ListWorkersResponse
 
@@ -1410,6 +1517,7 @@ class Worker(google.protobuf.message.Message):
     REFUSED_FIELD_NUMBER: builtins.int
     DROPPED_FIELD_NUMBER: builtins.int
     SHARE_FIELD_NUMBER: builtins.int
+    WAIT_FIELD_NUMBER: builtins.int
     worker_id: builtins.str
     """Its id."""
     attached: builtins.bool
@@ -1440,6 +1548,10 @@ class Worker(google.protobuf.message.Message):
     """See Outcome."""
     share: builtins.float
     """Its part of the total weight of all rounds since the server knows it."""
+    @property
+    def wait(self) -> global___Wait:
+        """What it waits for, or the server for it. Not set: it has no stream, or an older server does not say."""
+
     def __init__(
         self,
         *,
@@ -1458,7 +1570,276 @@ class Worker(google.protobuf.message.Message):
         refused: builtins.int = ...,
         dropped: builtins.int = ...,
         share: builtins.float = ...,
+        wait: global___Wait | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["accepted", b"accepted", "aside", b"aside", "attached", b"attached", "dropped", b"dropped", "last_accepted_sequence", b"last_accepted_sequence", "last_heard_seconds", b"last_heard_seconds", "last_sequence", b"last_sequence", "leads", b"leads", "leased", b"leased", "refused", b"refused", "share", b"share", "stale", b"stale", "step", b"step", "waiting", b"waiting", "worker_id", b"worker_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["wait", b"wait"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["accepted", b"accepted", "aside", b"aside", "attached", b"attached", "dropped", b"dropped", "last_accepted_sequence", b"last_accepted_sequence", "last_heard_seconds", b"last_heard_seconds", "last_sequence", b"last_sequence", "leads", b"leads", "leased", b"leased", "refused", b"refused", "share", b"share", "stale", b"stale", "step", b"step", "wait", b"wait", "waiting", b"waiting", "worker_id", b"worker_id"]) -> None: ...
 
 global___Worker = Worker
+
+@typing.final
+class GetSeriesRequest(google.protobuf.message.Message):
+    """Asks for series of a run."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    RUN_UID_FIELD_NUMBER: builtins.int
+    SERIES_FIELD_NUMBER: builtins.int
+    FROM_STEP_FIELD_NUMBER: builtins.int
+    RESOLUTION_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Resource name `runs/NAME`."""
+    run_uid: builtins.str
+    """Run.uid of the run that is meant; empty: whatever has the name."""
+    from_step: builtins.int
+    """Only buckets that end at this step or later."""
+    resolution: builtins.int
+    """At most so many buckets of each, made of neighbours; 0: as they are kept. Of more than 32 series at once there are
+    fewer buckets, 65,536 in all.
+    """
+    @property
+    def series(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Which ones; those that the run does not have are not in the answer. Empty: all."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        run_uid: builtins.str = ...,
+        series: collections.abc.Iterable[builtins.str] | None = ...,
+        from_step: builtins.int = ...,
+        resolution: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["from_step", b"from_step", "name", b"name", "resolution", b"resolution", "run_uid", b"run_uid", "series", b"series"]) -> None: ...
+
+global___GetSeriesRequest = GetSeriesRequest
+
+@typing.final
+class GetSeriesResponse(google.protobuf.message.Message):
+    """Answer to GetSeries."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SERIES_FIELD_NUMBER: builtins.int
+    NAMES_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    step: builtins.int
+    """Steps applied to the run."""
+    @property
+    def series(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Series]:
+        """Those that were asked for and have values, in the order in which they came to the run."""
+
+    @property
+    def names(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """Names of all that have values."""
+
+    def __init__(
+        self,
+        *,
+        series: collections.abc.Iterable[global___Series] | None = ...,
+        names: collections.abc.Iterable[builtins.str] | None = ...,
+        step: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["names", b"names", "series", b"series", "step", b"step"]) -> None: ...
+
+global___GetSeriesResponse = GetSeriesResponse
+
+@typing.final
+class Series(google.protobuf.message.Message):
+    """What is kept of one series: buckets in order, only those with values. All lists have the same length."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    BUCKET_STEPS_FIELD_NUMBER: builtins.int
+    FIRST_STEP_FIELD_NUMBER: builtins.int
+    FIRST_FIELD_NUMBER: builtins.int
+    MINIMUM_FIELD_NUMBER: builtins.int
+    MAXIMUM_FIELD_NUMBER: builtins.int
+    LAST_FIELD_NUMBER: builtins.int
+    TOTAL_FIELD_NUMBER: builtins.int
+    COUNT_FIELD_NUMBER: builtins.int
+    LAST_STEP_FIELD_NUMBER: builtins.int
+    REPLACES_FROM_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Its name."""
+    bucket_steps: builtins.int
+    """Steps of each bucket, a power of two."""
+    last_step: builtins.int
+    """Step of the newest value."""
+    replaces_from: builtins.int
+    """In StreamSeries: drop all buckets of this series that begin at this step or later, then add these."""
+    @property
+    def first_step(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """First step of each, a multiple of `bucket_steps`: it holds the values of first_step .. first_step + bucket_steps - 1."""
+
+    @property
+    def first(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """The first value of each."""
+
+    @property
+    def minimum(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """The least, NaN left out where there is another."""
+
+    @property
+    def maximum(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """The largest, NaN left out where there is another."""
+
+    @property
+    def last(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """The last one."""
+
+    @property
+    def total(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.float]:
+        """The sum of all; the mean is total / count."""
+
+    @property
+    def count(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
+        """How many there are."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        bucket_steps: builtins.int = ...,
+        first_step: collections.abc.Iterable[builtins.int] | None = ...,
+        first: collections.abc.Iterable[builtins.float] | None = ...,
+        minimum: collections.abc.Iterable[builtins.float] | None = ...,
+        maximum: collections.abc.Iterable[builtins.float] | None = ...,
+        last: collections.abc.Iterable[builtins.float] | None = ...,
+        total: collections.abc.Iterable[builtins.float] | None = ...,
+        count: collections.abc.Iterable[builtins.int] | None = ...,
+        last_step: builtins.int = ...,
+        replaces_from: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["bucket_steps", b"bucket_steps", "count", b"count", "first", b"first", "first_step", b"first_step", "last", b"last", "last_step", b"last_step", "maximum", b"maximum", "minimum", b"minimum", "name", b"name", "replaces_from", b"replaces_from", "total", b"total"]) -> None: ...
+
+global___Series = Series
+
+@typing.final
+class StreamSeriesRequest(google.protobuf.message.Message):
+    """Asks to be told of series."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    RUN_UID_FIELD_NUMBER: builtins.int
+    SERIES_FIELD_NUMBER: builtins.int
+    FROM_STEP_FIELD_NUMBER: builtins.int
+    RESOLUTION_FIELD_NUMBER: builtins.int
+    INTERVAL_SECONDS_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Resource name `runs/NAME`."""
+    run_uid: builtins.str
+    """Run.uid of the run that is meant; empty: whatever has the name."""
+    from_step: builtins.int
+    """As in GetSeries."""
+    resolution: builtins.int
+    """As in GetSeries. When a series has grown so much that its buckets must be wider, it comes whole."""
+    interval_seconds: builtins.float
+    """Between two messages at least; 0: 1 s. At least 0.1 s."""
+    @property
+    def series(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.str]:
+        """As in GetSeries; empty: all, those that are still to come too."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        run_uid: builtins.str = ...,
+        series: collections.abc.Iterable[builtins.str] | None = ...,
+        from_step: builtins.int = ...,
+        resolution: builtins.int = ...,
+        interval_seconds: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["from_step", b"from_step", "interval_seconds", b"interval_seconds", "name", b"name", "resolution", b"resolution", "run_uid", b"run_uid", "series", b"series"]) -> None: ...
+
+global___StreamSeriesRequest = StreamSeriesRequest
+
+@typing.final
+class StreamSeriesResponse(google.protobuf.message.Message):
+    """What has changed."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    SERIES_FIELD_NUMBER: builtins.int
+    STEP_FIELD_NUMBER: builtins.int
+    step: builtins.int
+    """Steps applied to the run."""
+    @property
+    def series(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Series]:
+        """Those that have. At first all that were asked for; of many, the rest comes with the next messages."""
+
+    def __init__(
+        self,
+        *,
+        series: collections.abc.Iterable[global___Series] | None = ...,
+        step: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["series", b"series", "step", b"step"]) -> None: ...
+
+global___StreamSeriesResponse = StreamSeriesResponse
+
+@typing.final
+class LogScalarsRequest(google.protobuf.message.Message):
+    """Says what belongs to no block any more."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: builtins.int
+    RUN_UID_FIELD_NUMBER: builtins.int
+    WORKER_ID_FIELD_NUMBER: builtins.int
+    NUMBER_FIELD_NUMBER: builtins.int
+    EPOCH_FIELD_NUMBER: builtins.int
+    SCALARS_FIELD_NUMBER: builtins.int
+    name: builtins.str
+    """Resource name `runs/NAME`."""
+    run_uid: builtins.str
+    """Run.uid of the run that is meant; empty: whatever has the name."""
+    worker_id: builtins.str
+    """Who says it: a worker that has attached."""
+    number: builtins.int
+    """One more than Attached.last_log, or than that of this worker's last call. A number that has counted already changes
+    nothing and is answered as it was, so a call whose outcome is not known is sent again as it is. Any other one is
+    refused with SEQUENCE_MISMATCH.
+    """
+    epoch: builtins.int
+    """Attached.epoch. Refused with FENCED where the run has another one by now: somebody else has it, or its values were
+    written or put back.
+    """
+    @property
+    def scalars(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[gradwire.v1.train_pb2.Scalar]:
+        """As in a block of one step, which is the run's last one."""
+
+    def __init__(
+        self,
+        *,
+        name: builtins.str = ...,
+        run_uid: builtins.str = ...,
+        worker_id: builtins.str = ...,
+        number: builtins.int = ...,
+        epoch: builtins.int = ...,
+        scalars: collections.abc.Iterable[gradwire.v1.train_pb2.Scalar] | None = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "name", b"name", "number", b"number", "run_uid", b"run_uid", "scalars", b"scalars", "worker_id", b"worker_id"]) -> None: ...
+
+global___LogScalarsRequest = LogScalarsRequest
+
+@typing.final
+class LogScalarsResponse(google.protobuf.message.Message):
+    """Answer to LogScalars: they are as safe as a block would be."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    STEP_FIELD_NUMBER: builtins.int
+    step: builtins.int
+    """Steps applied to the run."""
+    def __init__(
+        self,
+        *,
+        step: builtins.int = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["step", b"step"]) -> None: ...
+
+global___LogScalarsResponse = LogScalarsResponse

@@ -212,6 +212,21 @@ class OptimizerServiceStub(object):
                 request_serializer=gradwire_dot_v1_dot_service__pb2.ListWorkersRequest.SerializeToString,
                 response_deserializer=gradwire_dot_v1_dot_service__pb2.ListWorkersResponse.FromString,
                 )
+        self.GetSeries = channel.unary_unary(
+                '/gradwire.v1.OptimizerService/GetSeries',
+                request_serializer=gradwire_dot_v1_dot_service__pb2.GetSeriesRequest.SerializeToString,
+                response_deserializer=gradwire_dot_v1_dot_service__pb2.GetSeriesResponse.FromString,
+                )
+        self.StreamSeries = channel.unary_stream(
+                '/gradwire.v1.OptimizerService/StreamSeries',
+                request_serializer=gradwire_dot_v1_dot_service__pb2.StreamSeriesRequest.SerializeToString,
+                response_deserializer=gradwire_dot_v1_dot_service__pb2.StreamSeriesResponse.FromString,
+                )
+        self.LogScalars = channel.unary_unary(
+                '/gradwire.v1.OptimizerService/LogScalars',
+                request_serializer=gradwire_dot_v1_dot_service__pb2.LogScalarsRequest.SerializeToString,
+                response_deserializer=gradwire_dot_v1_dot_service__pb2.LogScalarsResponse.FromString,
+                )
 
 
 class OptimizerServiceServicer(object):
@@ -464,6 +479,28 @@ class OptimizerServiceServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetSeries(self, request, context):
+        """What series a run has, and what is kept of them.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamSeries(self, request, context):
+        """As GetSeries, and then what changes, until the client has enough. Ends with RUN_NOT_FOUND when the run is deleted,
+        with DRAINING when the server stops.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LogScalars(self, request, context):
+        """What a worker has still to say after its last block. Sent again with the same number it counts once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_OptimizerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -561,6 +598,21 @@ def add_OptimizerServiceServicer_to_server(servicer, server):
                     servicer.ListWorkers,
                     request_deserializer=gradwire_dot_v1_dot_service__pb2.ListWorkersRequest.FromString,
                     response_serializer=gradwire_dot_v1_dot_service__pb2.ListWorkersResponse.SerializeToString,
+            ),
+            'GetSeries': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetSeries,
+                    request_deserializer=gradwire_dot_v1_dot_service__pb2.GetSeriesRequest.FromString,
+                    response_serializer=gradwire_dot_v1_dot_service__pb2.GetSeriesResponse.SerializeToString,
+            ),
+            'StreamSeries': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamSeries,
+                    request_deserializer=gradwire_dot_v1_dot_service__pb2.StreamSeriesRequest.FromString,
+                    response_serializer=gradwire_dot_v1_dot_service__pb2.StreamSeriesResponse.SerializeToString,
+            ),
+            'LogScalars': grpc.unary_unary_rpc_method_handler(
+                    servicer.LogScalars,
+                    request_deserializer=gradwire_dot_v1_dot_service__pb2.LogScalarsRequest.FromString,
+                    response_serializer=gradwire_dot_v1_dot_service__pb2.LogScalarsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -994,5 +1046,56 @@ class OptimizerService(object):
         return grpc.experimental.unary_unary(request, target, '/gradwire.v1.OptimizerService/ListWorkers',
             gradwire_dot_v1_dot_service__pb2.ListWorkersRequest.SerializeToString,
             gradwire_dot_v1_dot_service__pb2.ListWorkersResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def GetSeries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/gradwire.v1.OptimizerService/GetSeries',
+            gradwire_dot_v1_dot_service__pb2.GetSeriesRequest.SerializeToString,
+            gradwire_dot_v1_dot_service__pb2.GetSeriesResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def StreamSeries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(request, target, '/gradwire.v1.OptimizerService/StreamSeries',
+            gradwire_dot_v1_dot_service__pb2.StreamSeriesRequest.SerializeToString,
+            gradwire_dot_v1_dot_service__pb2.StreamSeriesResponse.FromString,
+            options, channel_credentials,
+            insecure, call_credentials, compression, wait_for_ready, timeout, metadata)
+
+    @staticmethod
+    def LogScalars(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(request, target, '/gradwire.v1.OptimizerService/LogScalars',
+            gradwire_dot_v1_dot_service__pb2.LogScalarsRequest.SerializeToString,
+            gradwire_dot_v1_dot_service__pb2.LogScalarsResponse.FromString,
             options, channel_credentials,
             insecure, call_credentials, compression, wait_for_ready, timeout, metadata)

@@ -257,6 +257,26 @@ class OptimizerServiceStub:
     ]
     """Who works on a run, and what a shared run waits for."""
 
+    GetSeries: grpc.UnaryUnaryMultiCallable[
+        gradwire.v1.service_pb2.GetSeriesRequest,
+        gradwire.v1.service_pb2.GetSeriesResponse,
+    ]
+    """What series a run has, and what is kept of them."""
+
+    StreamSeries: grpc.UnaryStreamMultiCallable[
+        gradwire.v1.service_pb2.StreamSeriesRequest,
+        gradwire.v1.service_pb2.StreamSeriesResponse,
+    ]
+    """As GetSeries, and then what changes, until the client has enough. Ends with RUN_NOT_FOUND when the run is deleted,
+    with DRAINING when the server stops.
+    """
+
+    LogScalars: grpc.UnaryUnaryMultiCallable[
+        gradwire.v1.service_pb2.LogScalarsRequest,
+        gradwire.v1.service_pb2.LogScalarsResponse,
+    ]
+    """What a worker has still to say after its last block. Sent again with the same number it counts once."""
+
 class OptimizerServiceAsyncStub:
     """How to write a client from these three files alone.
 
@@ -494,6 +514,26 @@ class OptimizerServiceAsyncStub:
         gradwire.v1.service_pb2.ListWorkersResponse,
     ]
     """Who works on a run, and what a shared run waits for."""
+
+    GetSeries: grpc.aio.UnaryUnaryMultiCallable[
+        gradwire.v1.service_pb2.GetSeriesRequest,
+        gradwire.v1.service_pb2.GetSeriesResponse,
+    ]
+    """What series a run has, and what is kept of them."""
+
+    StreamSeries: grpc.aio.UnaryStreamMultiCallable[
+        gradwire.v1.service_pb2.StreamSeriesRequest,
+        gradwire.v1.service_pb2.StreamSeriesResponse,
+    ]
+    """As GetSeries, and then what changes, until the client has enough. Ends with RUN_NOT_FOUND when the run is deleted,
+    with DRAINING when the server stops.
+    """
+
+    LogScalars: grpc.aio.UnaryUnaryMultiCallable[
+        gradwire.v1.service_pb2.LogScalarsRequest,
+        gradwire.v1.service_pb2.LogScalarsResponse,
+    ]
+    """What a worker has still to say after its last block. Sent again with the same number it counts once."""
 
 class OptimizerServiceServicer(metaclass=abc.ABCMeta):
     """How to write a client from these three files alone.
@@ -770,5 +810,31 @@ class OptimizerServiceServicer(metaclass=abc.ABCMeta):
         context: _ServicerContext,
     ) -> typing.Union[gradwire.v1.service_pb2.ListWorkersResponse, collections.abc.Awaitable[gradwire.v1.service_pb2.ListWorkersResponse]]:
         """Who works on a run, and what a shared run waits for."""
+
+    @abc.abstractmethod
+    def GetSeries(
+        self,
+        request: gradwire.v1.service_pb2.GetSeriesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[gradwire.v1.service_pb2.GetSeriesResponse, collections.abc.Awaitable[gradwire.v1.service_pb2.GetSeriesResponse]]:
+        """What series a run has, and what is kept of them."""
+
+    @abc.abstractmethod
+    def StreamSeries(
+        self,
+        request: gradwire.v1.service_pb2.StreamSeriesRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[collections.abc.Iterator[gradwire.v1.service_pb2.StreamSeriesResponse], collections.abc.AsyncIterator[gradwire.v1.service_pb2.StreamSeriesResponse]]:
+        """As GetSeries, and then what changes, until the client has enough. Ends with RUN_NOT_FOUND when the run is deleted,
+        with DRAINING when the server stops.
+        """
+
+    @abc.abstractmethod
+    def LogScalars(
+        self,
+        request: gradwire.v1.service_pb2.LogScalarsRequest,
+        context: _ServicerContext,
+    ) -> typing.Union[gradwire.v1.service_pb2.LogScalarsResponse, collections.abc.Awaitable[gradwire.v1.service_pb2.LogScalarsResponse]]:
+        """What a worker has still to say after its last block. Sent again with the same number it counts once."""
 
 def add_OptimizerServiceServicer_to_server(servicer: OptimizerServiceServicer, server: typing.Union[grpc.Server, grpc.aio.Server]) -> None: ...

@@ -46,6 +46,9 @@ RUN: dict[str, Callable[[Run], object]] = {
     "digest": lambda run: run.digest(),
     "contribute_delta": lambda run: run.contribute_delta(ONES),
     "workers": lambda run: run.workers(),
+    "log": lambda run: run.log(loss=1.0),
+    "series": lambda run: run.series("loss"),
+    "series_names": lambda run: run.series_names(),
 }
 SERVER: dict[str, Callable[[Server], object]] = {
     "create_run": lambda server: server.create_run("another", ONES, Adam()),

@@ -88,7 +88,8 @@ def test_a_run_that_only_a_newer_server_understands_is_refused_and_the_others_ar
             opened.execute("UPDATE runs SET extra = ?, digest = ? WHERE name = 'runs/x'", (extra, digest(*row, extra)))
         server.start()
         with pytest.raises(
-            RunDamaged, match="what is stored of it needs a server that knows version 3; this one knows 2"
+            RunDamaged,
+            match=f"what is stored of it needs a server that knows version {VERSION + 1}; this one knows {VERSION}",
         ):
             connection.attach("x")
         assert connection.attach("y").step({"w": gradient(0, 4)}).step == 1

@@ -8,9 +8,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradwire.server.durability.records import groups_to_data, spec_from_text, spec_to_text
+from gradwire.server.durability.records import (
+    LOG_VERSION,
+    block_from_text,
+    block_to_text,
+    groups_to_data,
+    log_from_text,
+    log_to_text,
+    read_record,
+    spec_from_text,
+    spec_to_text,
+)
+from gradwire.server.engine.block import BlockHeader, Receipt
 from gradwire.server.engine.spec import Durability, RunSpec
 from gradwire.server.optimizers.adam import AdamHyperparameters
+from gradwire.server.series.scalars import Scalar
 from gradwire.wire.layout import Layout
 
 GROUPS = (AdamHyperparameters(lr=0.1), AdamHyperparameters(high=2.0, amsgrad=True))
@@ -51,3 +63,19 @@ def test_what_is_no_shape_is_refused(shape: str) -> None:
     text = spec_to_text(spec_of(3)).replace("[2, 2]", shape)
     with pytest.raises(ValueError, match="is no shape"):
         spec_from_text(text)
+
+
+def test_a_block_without_scalars_has_the_record_that_it_always_had() -> None:
+    receipt = Receipt(1, 2.0, (0.1,))
+    text = block_to_text(BlockHeader(), receipt)
+    assert list(json.loads(text)) == ["steps", "returns", "absent", "overrides", "receipt"]
+    with_scalars = BlockHeader(scalars=(Scalar("loss", 0.1),))
+    assert block_to_text(with_scalars, receipt).startswith(text[:-1])
+    assert block_from_text(block_to_text(with_scalars, receipt))[0] == with_scalars
+
+
+def test_the_record_of_what_was_logged_is_none_of_a_block() -> None:
+    text = log_to_text(3, (Scalar("loss", 0.1),))
+    assert log_from_text(text) == (3, (Scalar("loss", 0.1),))
+    assert log_from_text(block_to_text(BlockHeader(), Receipt(1, 2.0, (0.1,)))) is None
+    assert read_record(text, "it")["version"] == LOG_VERSION

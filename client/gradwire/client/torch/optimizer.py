@@ -152,6 +152,10 @@ class RemoteOptimizer(Optimizer):
         """
         return self._bound.binding.run
 
+    def log(self, values: Mapping[str, Any] | None = None, /, *, at: Any = None, **more: Any) -> None:
+        """Keeps values, such as ``loss=0.3``, for the next step, and with it; see `gradwire.client.Run.log`."""
+        self.run.log(values, at=at, **more)
+
     @property
     def last_receipt(self) -> Receipt | None:
         """What the last step answered."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -10,15 +11,16 @@ import grpc
 import numpy.typing as npt
 
 from gradwire.client.encodings.selection import Encodings
-from gradwire.client.errors import RunRolledBack, WorkerConflict, WorkerForgotten, translate
+from gradwire.client.errors import RunRolledBack, ServerTooOld, WorkerConflict, WorkerForgotten, translate
 from gradwire.client.overrides import override_messages
 from gradwire.client.training.early_gradients import EarlyGradients, Source
 from gradwire.client.training.local_parameters import LocalParameters
+from gradwire.client.training.logged import Logged, scalar_messages
 from gradwire.client.transport.link import Link
 from gradwire.client.transport.owner import Owner
-from gradwire.client.transport.retry import Attempts, may_pass
+from gradwire.client.transport.retry import Attempts, RetryPolicy, may_pass
 from gradwire.client.transport.stream import TrainStream
-from gradwire.v1 import train_pb2
+from gradwire.v1 import service_pb2, train_pb2
 from gradwire.wire.errors import GradwireError, RunNotFound
 
 UNDERSTANDS: tuple[train_pb2.Feature.ValueType, ...] = (
@@ -27,6 +29,12 @@ UNDERSTANDS: tuple[train_pb2.Feature.ValueType, ...] = (
 )
 """What this client knows how to take, see ``gradwire.v1.Feature``. Whoever teaches it something adds it here, and not
 before: it would take "not applied" for "applied"."""
+
+
+LAST_WORDS_SECONDS = 5.0
+"""How long it may take to say what is left to be logged when a run is closed."""
+
+log = logging.getLogger(__name__)
 
 
 class Attachment:
@@ -69,6 +77,12 @@ class Attachment:
         """Whether an earlier process may have sent the block after it."""
         self.unresolved = self.resumes
         """Whether the block after it may have been sent, and its outcome is not known."""
+        self.logged = Logged()
+        """What waits for the next block."""
+        self.last_log = 0
+        """Number of the last LogScalars of this worker that has counted."""
+        self.supports: frozenset[int] | None = None
+        """What the server knows, see ``gradwire.v1.Attached.supports``; None: it has not said yet."""
         self.token = 0
         """`Link.token` before the stream was begun."""
         self.leads = True
@@ -86,7 +100,7 @@ class Attachment:
             self.token = self.link.token
             self._announce(resuming)
             try:
-                stream = TrainStream(self._train, self.message, attempts.seconds_left, vector)
+                stream = TrainStream(self._train, self.message, attempts.seconds_left, vector, self.link.target)
             except grpc.RpcError as error:
                 failure = translate(error, self.link.target)
                 failure.applied = None if resuming else False  # of the step; the server speaks of the attachment
@@ -97,9 +111,13 @@ class Attachment:
                 attempts.pause_for(failure, transient=may_pass(error, failure), token=self.token)
                 continue
             self.stream = stream
+            self.supports = frozenset(stream.attached.supports)
+            self.last_log = stream.attached.last_log
             self._attached.add(self)
             if stream.attached.HasField("region") and stream.memory is None:
                 self.message.shared_memory = False  # it will not work the next time either
+            if stream.attached.HasField("lane") and stream.lane is None:
+                self.message.lane = False
             self.encodings.begin_stream()
             try:
                 self._compare(stream.attached, resuming)
@@ -187,10 +205,43 @@ class Attachment:
         self.stream.send(self.early.messages(self.sequence + 1, indexed, guess, self.stream.memory, contribution))
         return True
 
+    def require_series(self) -> None:
+        """Raises ServerTooOld where the server is known to have no series: it would pass over what is logged."""
+        if self.supports is not None and train_pb2.FEATURE_SERIES not in self.supports:
+            raise ServerTooOld(
+                f"the server at {self.link.target} knows no series of scalars (it does not say FEATURE_SERIES), so "
+                "nothing can be logged there; expected a newer server, or steps without log",
+                applied=False,
+            )
+
+    def _log_what_is_left(self) -> None:
+        """Values that no block has taken along. Raises nothing: whoever closes a run has no use for it."""
+        if not self.logged:
+            return
+        parts = self.logged.take()
+        try:
+            attempts = Attempts(RetryPolicy(deadline_seconds=LAST_WORDS_SECONDS), self.link)
+            self.open(attempts, resuming=self.resumes)  # which says what the next number is, and the epoch
+            self.require_series()
+            request = service_pb2.LogScalarsRequest(
+                name=self.message.run,
+                run_uid=self.message.run_uid,
+                worker_id=self.message.worker_id,
+                number=self.last_log + 1,
+                epoch=self.epoch,
+                scalars=scalar_messages(parts, self.parameters.step_count - 1, 1),
+            )
+            attempts.until_done(lambda: self.link.stub.LogScalars(request, timeout=LAST_WORDS_SECONDS))
+            self.last_log += 1
+        except GradwireError as error:
+            log.warning("%s: the last values of %s were not logged: %s", self.message.run, ", ".join(parts), error)
+
     def drop(self) -> None:
         """Without the stream, whatever is on its way."""
         self.early.forget()
         if self.stream is not None:
+            if self.stream.lane_broke:
+                self.message.lane = False
             self.stream.abandon()
             self.stream = None
             self._attached.discard(self)
@@ -204,6 +255,8 @@ class Attachment:
             return
         with self.lock:
             self.early.forget()
+            if leaves:
+                self._log_what_is_left()
             if self.stream is not None:
                 self.stream.close(leaves=leaves and self.shared)
                 self.stream = None

@@ -107,7 +107,8 @@ class SharedAttachment(Attachment):
         """On a stream for that alone: others would wait for a whole lease. What had waited is withdrawn."""
         message = train_pb2.Attach()
         message.CopyFrom(self.message)
-        message.resumes, message.leads, message.takeover, message.shared_memory = 0, False, False, False
+        message.resumes, message.leads, message.takeover = 0, False, False
+        message.shared_memory = message.lane = False
         with suppress(grpc.RpcError, GradwireError):  # then its lease has to end
             TrainStream(self.link.train, message, LEAVE_SECONDS).close(leaves=True)
 

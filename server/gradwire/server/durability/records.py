@@ -17,6 +17,7 @@ from gradwire.server.engine.shared import Clip, Combine, OnDeadline, SharedRun, 
 from gradwire.server.engine.spec import Durability, NonFinitePolicy, RunSpec
 from gradwire.server.optimizers.base import Hyperparameters, field_types
 from gradwire.server.optimizers.known import OPTIMIZERS, name_of
+from gradwire.server.series.scalars import Scalar, scalars_from_data, scalars_to_data
 from gradwire.server.store.json_text import joined, list_text
 from gradwire.wire.layout import Layout
 
@@ -26,7 +27,10 @@ FIRST_VERSION = 1
 SHARED_VERSION = 2
 """Of texts of shared runs: a server from before them would take a round for a block of one worker."""
 
-VERSION = 2
+LOG_VERSION = 3
+"""Of records of what was logged beside blocks: a server from before them would take one for a block."""
+
+VERSION = 3
 """The newest version of these texts that this server knows."""
 
 
@@ -187,6 +191,8 @@ def block_to_text(header: BlockHeader, receipt: Receipt, round: AppliedRound | N
     }
     if round is not None:
         data |= {"version": SHARED_VERSION, "round": dataclasses.asdict(round)}
+    if header.scalars:  # records of blocks without them are as they always were
+        data["scalars"] = scalars_to_data(header.scalars)
     return json.dumps(data)
 
 
@@ -198,8 +204,20 @@ def block_from_text(text: str) -> tuple[BlockHeader, dict[str, Any], AppliedRoun
         returns=Returns[data["returns"]],
         absent_tensors=frozenset(data["absent"]),
         overrides=dict(data["overrides"]),
+        scalars=scalars_from_data(data.get("scalars", ())),
     )
     return header, data["receipt"], _round(data["round"]) if "round" in data else None
+
+
+def log_to_text(number: int, scalars: Sequence[Scalar]) -> str:
+    """What is journaled of values that a worker logs beside its blocks."""
+    return json.dumps({"version": LOG_VERSION, "log": number, "scalars": scalars_to_data(scalars)})
+
+
+def log_from_text(text: str) -> tuple[int, tuple[Scalar, ...]] | None:
+    """The number and the values; None: it is the record of a block."""
+    data = read_record(text, "the record")
+    return (data["log"], scalars_from_data(data["scalars"])) if "log" in data else None
 
 
 def _round(data: dict[str, Any]) -> AppliedRound:

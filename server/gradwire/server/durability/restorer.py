@@ -14,6 +14,7 @@ from gradwire.server.durability.records import (
     NewerRecord,
     block_from_text,
     groups_from_data,
+    log_from_text,
     read_record,
     receipt_from_data,
     receipt_to_data,
@@ -60,6 +61,7 @@ class Restorer:
             raise Unrecoverable(str(error)) from error
         self._unfinished = run
         run.uid = stored.uid
+        run.series.live = False
         try:
             fill_run(run, snapshot)
         except NewerRecord as error:  # a whole one: to begin from an older one would lose steps
@@ -74,6 +76,11 @@ class Restorer:
     def replay(self, run: Run, entry: Entry) -> int:
         """Applies a block as it was applied; returns the run's step. Raises Unrecoverable where it ends otherwise."""
         try:
+            logged = log_from_text(entry.block) if not entry.gradients else None
+            if logged is not None:
+                run.series.claim(scalar.name for scalar in logged[1])
+                run.log(entry.worker_id, *logged)
+                return run.step
             header, expected, applied_round = block_from_text(entry.block)
             if (applied_round is None) is not (run.spec.shared is None):
                 raise ValueError("a round of a run of one worker, or a block of a shared run")
@@ -124,6 +131,7 @@ class Restorer:
         run, self._unfinished = self._unfinished, None
         self._gradients = None
         assert run is not None
+        run.series.live = True
         return run
 
     def give_up(self) -> None:
@@ -146,6 +154,7 @@ def fill_run(run: Run, snapshot: Snapshot) -> None:
     """Gives a run all that a snapshot holds. Raises ValueError or KeyError where it does not fit."""
     values = fill_state(run.spec, run.device, run.state, snapshot)
     run.step, run.tensor_steps, run.groups = values.step, values.tensor_steps, values.groups
+    run.series.load(values.series or {})
     meta = read_record(snapshot.meta, f"the snapshot of step {snapshot.step}")
     run.epoch = meta["epoch"]
     run.has_forgotten = bool(meta.get("forgotten", False))
@@ -169,11 +178,12 @@ def fill_state(spec: RunSpec, device: Device, state: State, snapshot: Snapshot) 
     tensor_steps = np.array(meta["tensor_steps"], np.int64)
     if tensor_steps.shape != (len(spec.layout.names),):
         raise ValueError("it has another number of tensors")
-    return Values(state, snapshot.step, tensor_steps, groups_from_data(meta["groups"]))
+    return Values(state, snapshot.step, tensor_steps, groups_from_data(meta["groups"]), meta.get("series"))
 
 
 def _worker(run: Run, data: dict[str, Any], snapshot: Snapshot) -> WorkerRecord:
     record = WorkerRecord(last_sequence=data["last_sequence"], last_accepted=data.get("last_accepted", 0))
+    record.last_log = data.get("last_log", 0)
     if data["receipt"] is None:
         return record
     durability = run.spec.durability or Durability.MEMORY

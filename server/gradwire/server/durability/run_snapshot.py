@@ -41,6 +41,8 @@ def snapshot_of(
             worker["ranges"] = record.ranges
         if run.spec.shared is not None:
             worker["last_accepted"] = record.last_accepted
+        if record.last_log:
+            worker["last_log"] = record.last_log
         if record.trajectory is not None:
             worker["result"] = f"{RESULT}{len(arrays)}"
             arrays[worker["result"]] = record.trajectory
@@ -51,6 +53,9 @@ def snapshot_of(
         "groups": groups_to_data(values.groups),
         "workers": workers,
     }
+    series = run.series.to_data(values.step) if values.series is None else values.series
+    if series:
+        meta["series"] = series
     if run.has_forgotten:
         meta["forgotten"] = True
     if run.spec.shared is not None:

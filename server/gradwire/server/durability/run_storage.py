@@ -41,7 +41,7 @@ class RunStorage:
     journals: bool
     """Whether each block is journaled before it is applied."""
     saved_version: int
-    """The run's version in its newest snapshot."""
+    """`Run.changes` in its newest snapshot."""
     saved_step: int
     due_after_steps: int
     """A snapshot is due after so many steps; 0: after none in particular."""
@@ -112,9 +112,9 @@ class RunStorage:
         self.saved_at = time.monotonic()
         self.put_off_until = self.saved_at + _PUT_OFF_SECONDS
 
-    def saved(self, version: int, step: int) -> None:
+    def saved(self, changes: int, step: int) -> None:
         """Notes that the run's newest snapshot is of now, or was a moment ago."""
-        self.saved_version = version
+        self.saved_version = changes
         self.saved_step = step
         self.saved_at = time.monotonic()
         self.older_journal_bytes, self.journal_bytes = self.journal_bytes, 0
@@ -137,7 +137,7 @@ def reserved_bytes(spec: RunSpec, kept: int) -> int:
 
 
 def snapshot_bytes(spec: RunSpec) -> int:
-    """What one snapshot may take of the disk, at most but for what it remembers of workers."""
+    """What one snapshot may take of the disk, at most but for what it remembers of workers and series."""
     return spec.state_bytes + _STEPS_BYTES * len(spec.layout.names) + _FILE_BYTES
 
 

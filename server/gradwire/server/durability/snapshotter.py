@@ -85,7 +85,7 @@ class Snapshotter:
             now = time.monotonic()
             for run in list(self._runs()):
                 storage = storage_of(run)
-                if storage is None or run.ended or run.version == storage.saved_version:
+                if storage is None or run.ended or run.changes == storage.saved_version:
                     continue
                 old = now - storage.saved_at >= self._interval_seconds
                 if old or storage.due(run.step) or self._is_crowded(run, storage):
@@ -157,13 +157,13 @@ class Snapshotter:
         return room, seconds
 
     async def _copy(self, run: Run, storage: RunStorage, room: State) -> tuple[Snapshot, int]:
-        """The copy, and the version of the run."""
+        """The copy, and `Run.changes` of then."""
 
         def copy() -> tuple[Snapshot, int, float]:
             started = time.perf_counter()
             run.require_alive()
             snapshot = snapshot_of(run, storage.store.position(run.uid), storage.fingerprint, copied(run, room))
-            return snapshot, run.version, time.perf_counter() - started
+            return snapshot, run.changes, time.perf_counter() - started
 
         snapshot, version, seconds = await run.lock.run(copy, work=sys.maxsize)
         self.costs.pause_seconds += seconds
@@ -198,7 +198,7 @@ class Snapshotter:
             snapshot = snapshot_of(run, storage.store.position(run.uid), storage.fingerprint)
             written = await self._write(run, storage, snapshot)
             info = await record(storage.store, run.uid, written, label=label)
-            storage.saved(run.version, info.step)
+            storage.saved(run.changes, info.step)
             return info
 
         return await run.lock.run_through(save)
@@ -213,7 +213,7 @@ class Snapshotter:
                 async with self._busy:
                     run.closing = True
                     storage.free_room()
-                    if run.version != storage.saved_version:
+                    if run.changes != storage.saved_version:
                         await self._save_in_place(run, storage)
                     if run.spec.shared is not None and not storage.journals:
                         await on_disk(storage.note_end(run.uid, run.step))

@@ -119,7 +119,7 @@ class StoredRuns:
             store=self.store,
             fingerprint=own,
             journals=run.spec.durability is Durability.JOURNAL,
-            saved_version=run.version,
+            saved_version=run.changes,
             saved_step=run.step,
             due_after_steps=self._snapshot_steps,
             due_after_bytes=max(_JOURNAL_BYTES, 8 * run.spec.vector_bytes),

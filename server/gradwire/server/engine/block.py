@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from gradwire.server.engine.spec import Durability
 from gradwire.server.memory.shared_memory import SharedSlice
+from gradwire.server.series.scalars import Scalar
 from gradwire.wire.shared import Place
 
 
@@ -45,6 +46,8 @@ class BlockHeader:
     """Nothing is answered before the last message, whose header holds; the others' say no more than ``steps``."""
     contribution: Contribution | None = None
     """In shared runs, and only there."""
+    scalars: tuple[Scalar, ...] = ()
+    """What is logged with the block."""
 
 
 @dataclass(frozen=True)

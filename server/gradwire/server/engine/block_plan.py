@@ -12,6 +12,7 @@ from gradwire.server.engine.spec import NonFinitePolicy, RunSpec
 from gradwire.server.engine.staged_block import SKIPPED_BYTES, StagedBlock, override_groups, scalar_bytes, segments_of
 from gradwire.server.engine.threads import pieces, updates
 from gradwire.server.optimizers.base import Hyperparameters
+from gradwire.server.series.scalars import check_scalars
 from gradwire.server.store.base import MAX_ENTRY_BYTES
 from gradwire.wire.encoding import MAX_ROW_BYTES
 from gradwire.wire.errors import ProtocolViolation, ResultTooLarge
@@ -55,6 +56,8 @@ def check_header(run: Run, header: BlockHeader, max_result_bytes: int) -> tuple[
     if header.absent_tensors and max(header.absent_tensors) >= tensors:
         index = max(header.absent_tensors)
         raise ProtocolViolation(f"absent tensor {index} is not there; this run has tensors 0 to {tensors - 1}")
+    if header.scalars:
+        check_scalars(header.scalars, header.steps)
     groups = override_groups(run.groups, header.overrides)
     block_bytes = run.spec.vector_bytes * header.steps
     if run.storage is not None and run.storage.journals and block_bytes > MAX_ENTRY_BYTES:
@@ -85,8 +88,11 @@ def plan_block(run: Run, sequence: int, header: BlockHeader, groups: tuple[Hyper
     Args:
         groups: what `check_header` returned.
 
-    Raises MemoryLimitExceeded, and then has set nothing aside.
+    Raises MemoryLimitExceeded, ProtocolViolation for one series too many, and then has set nothing aside but room for
+    series, which stays with the run.
     """
+    if header.scalars:
+        run.series.claim(scalar.name for scalar in header.scalars)
     spec, layout = run.spec, run.spec.layout
     tensors = len(layout.names)
     present: Any = slice(None)

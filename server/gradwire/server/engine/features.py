@@ -15,6 +15,7 @@ class Feature(IntEnum):
     PLACEMENTS = 2
     LANE = 3
     REASONED_WAIT = 4
+    SERIES = 5
 
 
 def require_understood(name: str, needs: Collection[Feature], understands: Collection[Feature]) -> None:

@@ -6,14 +6,16 @@ import math
 import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gradwire.server.devices.base import Bools, Device, State
+from gradwire.server.engine.activity import Activity, Attached
 from gradwire.server.engine.applied_round import AppliedRound
 from gradwire.server.engine.block import Receipt
 from gradwire.server.engine.gradients import Gradients, non_finite_text
@@ -25,7 +27,18 @@ from gradwire.server.engine.storage import Storage
 from gradwire.server.engine.workers import Holder, WorkerRecord
 from gradwire.server.memory.budget import MemoryBudget
 from gradwire.server.optimizers.base import Hyperparameters
-from gradwire.wire.errors import Draining, Fenced, GradwireError, InternalError, NonFiniteGradient, RunBusy, RunNotFound
+from gradwire.server.series.run_series import RunSeries
+from gradwire.server.series.scalars import Scalar
+from gradwire.wire.errors import (
+    Draining,
+    Fenced,
+    GradwireError,
+    InternalError,
+    NonFiniteGradient,
+    RunBusy,
+    RunNotFound,
+    SequenceMismatch,
+)
 
 
 @dataclass(frozen=True)
@@ -37,6 +50,8 @@ class Values:
     step: int
     tensor_steps: npt.NDArray[np.int64]
     groups: tuple[Hyperparameters, ...]
+    series: dict[str, Any] | None = None
+    """What the run's series are to be, as `RunSeries.to_data` has it; None: as they are, up to ``step``."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +106,13 @@ class Run:
         """How it is stored; None: it is in memory only."""
         self.used_at = time.monotonic()
         """When somebody did anything with the run last; while a worker holds it that is always."""
-        self.applied_at = 0.0
-        """When a block was applied last since the server began, by `time.perf_counter`; 0: never."""
+        self.activity = Activity()
         self.users = 0
         """Calls about the run that have not ended."""
         self.on_delete: list[Callable[[], object]] = []
         """Called when the run ends: frees what others keep of it."""
+        self.series = RunSeries(budget, spec.name)
+        """What is logged of it."""
         self._workers: OrderedDict[str, WorkerRecord] = OrderedDict()
         self.has_forgotten = False
         """Whether there have been more workers than are remembered."""
@@ -122,6 +138,11 @@ class Run:
             kept: workers who are not forgotten.
         """
         perhaps_forgotten = self.has_forgotten and worker_id not in self._workers
+        record = self._record(worker_id, kept)
+        return Holder(worker_id, self.epoch, record, self.step, on_end, perhaps_forgotten)
+
+    def _record(self, worker_id: str, kept: Collection[str] = frozenset()) -> WorkerRecord:
+        """What is remembered of a worker, the newest now; another one is forgotten where there are too many."""
         record = self._workers.setdefault(worker_id, WorkerRecord())
         self._workers.move_to_end(worker_id)
         if len(self._workers) > MAX_WORKERS:
@@ -130,7 +151,7 @@ class Run:
             if longest_away is not None:
                 self._workers.pop(longest_away).forget_result()
                 self.has_forgotten = True
-        return Holder(worker_id, self.epoch, record, self.step, on_end, perhaps_forgotten)
+        return record
 
     def check_attach(self, worker_id: str, takeover: bool) -> None:
         """Raises what `attach` would."""
@@ -161,6 +182,13 @@ class Run:
         """How many workers have a stream now."""
         shared = 0 if self.shared_workers is None else self.shared_workers.attached
         return shared + (self.holder is not None)
+
+    @property
+    def holders(self) -> Sequence[Attached]:
+        """Of the workers who have a stream now."""
+        if self.shared_workers is not None:
+            return self.shared_workers.holders
+        return [] if self.holder is None else [self.holder]
 
     @property
     def expired(self) -> bool:
@@ -209,6 +237,7 @@ class Run:
         for free in self.on_delete:
             free()
         self.on_delete.clear()
+        self.series.release()
         self._reservation.release()
 
     # --- steps ---------------------------------------------------------------------------------------------------
@@ -226,6 +255,7 @@ class Run:
         Raises Fenced when the hold is lost or the run has changed since the block began, NonFiniteGradient when the
         policy is REJECT, Draining when the run has been saved for good.
         """
+        block.locked = True
         self.require_open()
         self.require_holder(holder)
         if block.version != self.version:
@@ -252,10 +282,13 @@ class Run:
             # Some elements may have been updated and others not. Better no run than a torn one.
             self.delete("was ended: its device failed in the middle of a step")
             raise InternalError(f"the device failed in the middle of a step; {self.spec.name} was ended") from error
-        self.tensor_steps[block.present] += receipt.step - self.step
-        self.step = receipt.step
+        before, self.step = self.step, receipt.step
+        self.tensor_steps[block.present] += receipt.step - before
         self.groups = block.groups
         self.version += 1
+        if block.header.scalars:
+            self.series.add_scalars(block.header.scalars, before, receipt.step, prepared.applied)
+        self.series.note_block(receipt.step, receipt.gradient_norm, receipt.learning_rates)
         if block.round is None:
             holder.record.remember(block, receipt)
         else:
@@ -268,6 +301,31 @@ class Run:
         for part, own in zip(applied.contributions, applied.receipts(receipt), strict=True):
             record = self._workers.setdefault(part.worker_id, WorkerRecord())
             record.answer(part.sequence, own, self.spec.layout.elements)
+
+    def check_log(self, worker_id: str, number: int, epoch: int) -> bool:
+        """Whether what a worker logs beside its blocks is new; False: it has counted already.
+
+        Raises SequenceMismatch, Fenced, Draining, RunNotFound.
+        """
+        self.require_open()
+        record = self._workers.get(worker_id)
+        last = 0 if record is None else record.last_log
+        if 0 < number <= last:
+            return False
+        if number != last + 1:
+            raise SequenceMismatch(
+                f"log {number} of worker {worker_id!r} is not the next one", applied=False, expected_sequence=last + 1
+            )
+        if epoch != self.epoch:
+            why = f"{self.spec.name} has been taken, written or put back since these values were logged"
+            raise Fenced(why, applied=False, epoch=self.epoch)
+        return True
+
+    def log(self, worker_id: str, number: int, scalars: Sequence[Scalar]) -> None:
+        """Takes what `check_log` has found new; there is room for it, see `RunSeries.claim`."""
+        self.series.add_scalars(scalars, self.step - 1, self.step)
+        self.series.logged += 1
+        self._record(worker_id, () if self.holder is None else (self.holder.worker_id,)).last_log = number
 
     def _finite_rows(self, gradients: Gradients, sums: npt.NDArray[np.float64]) -> Bools | None:
         """Which rows hold finite numbers only; None: all of them. Raises NonFiniteGradient where the policy says so."""
@@ -298,6 +356,11 @@ class Run:
         return Values(self.state, self.step, self.tensor_steps, self.groups)
 
     @property
+    def changes(self) -> int:
+        """Rises with everything that a snapshot holds."""
+        return self.version + self.series.logged
+
+    @property
     def workers(self) -> OrderedDict[str, WorkerRecord]:
         """What is remembered of each worker; the one that has been away longest comes first."""
         return self._workers
@@ -305,6 +368,10 @@ class Run:
     def replace(self, values: Values, what: str) -> None:
         """Puts whole new values in place and fences the holder. Raises RunNotFound, Draining."""
         self.require_open()
+        if values.series is None:
+            self.series.cut(values.step)
+        else:
+            self.series.load(values.series)
         self.state, self.step, self.tensor_steps = values.state, values.step, values.tensor_steps
         self.groups = values.groups
         self.version += 1

@@ -22,6 +22,7 @@ from gradwire.server.failpoints import failpoint
 from gradwire.server.rounds.generations import Generations
 from gradwire.server.rounds.pieces import absent_from_all, pieces_of
 from gradwire.server.rounds.staged import StagedContribution, Stagings
+from gradwire.server.series.scalars import combined
 
 
 class _ReadMeanwhile(Exception):
@@ -92,12 +93,13 @@ async def _commit(
 
 
 def header_of(run: Run, contributions: Sequence[StagedContribution]) -> BlockHeader:
-    """Of the round: the overrides of its leader, and what nobody has a gradient of."""
+    """Of the round: the overrides of its leader, what nobody has a gradient of, and the mean of what they log."""
     overrides = next((each.header.overrides for each in contributions if each.header.overrides), {})
     absent = absent_from_all(
         run.spec.layout, [(1.0, each.header.absent_tensors) for each in contributions if each.staging]
     )
-    return BlockHeader(absent_tensors=absent, overrides=overrides)
+    scalars = combined([(each.says.weight, each.header.scalars) for each in contributions if each.header.scalars])
+    return BlockHeader(absent_tensors=absent, overrides=overrides, scalars=scalars)
 
 
 def combine(

@@ -25,6 +25,7 @@ from gradwire.server.runs.creation import Creation
 from gradwire.server.runs.operations import groups_of, tensor_steps_of
 from gradwire.server.runs.registry import Registry
 from gradwire.server.runs.transfer import check_state
+from gradwire.server.series.run_series import check_data
 from gradwire.server.store.base import Snapshot, SnapshotDamaged, Vector
 from gradwire.server.store.json_text import joined, list_text
 from gradwire.server.store.writer import refusing
@@ -109,6 +110,9 @@ def _description(run: Run, snapshot: Snapshot, name: str) -> str:
         "step": json.dumps(snapshot.step),
         "tensor_steps": list_text(tensor_steps_of(snapshot).tolist()),
     }
+    series = json.loads(snapshot.meta).get("series")
+    if series:  # files of runs without any are as they always were
+        parts["series"] = json.dumps(series)
     return joined("{}", (f"{json.dumps(key)}: {part}" for key, part in parts.items()))
 
 
@@ -172,6 +176,7 @@ class Import:
                 except ProtocolViolation as error:
                     raise InvalidSpec(f"the file's description of the run makes no sense: {error}") from error
                 creation.run.step = state.step
+                creation.run.series.load(state.series)
             await registry.prepare(creation.run)
             await in_thread(registry.executor, partial(_fill, creation, vectors, state is not None))
             run = await registry.finish_creation(creation)
@@ -212,6 +217,7 @@ _NONSENSE = (GradwireError, ValueError, KeyError, TypeError, AttributeError, Ove
 class _State:
     step: int
     tensor_steps: list[int]
+    series: dict[str, Any]
 
 
 def _read(path: Path, optimizer: Hyperparameters | None) -> tuple[RunSpec, _State | None, dict[str, Vector]]:
@@ -232,7 +238,9 @@ def _read(path: Path, optimizer: Hyperparameters | None) -> tuple[RunSpec, _Stat
         if data["format"] != FORMAT:
             raise ValueError(f"format {data['format']} is not known")
         spec = spec_from_text(json.dumps({**data["spec"], "groups": data["groups"]}))
-        state = _State(_count(data["step"]), [_count(step) for step in data["tensor_steps"]])
+        steps = [_count(step) for step in data["tensor_steps"]]
+        state = _State(_count(data["step"]), steps, data.get("series", {}))
+        check_data(state.series)
     except _NONSENSE as error:
         raise InvalidSpec(f"the file's description of the run makes no sense: {error}") from error
     expected = dict(zip(spec.layout.names, spec.layout.shapes, strict=True))

@@ -191,6 +191,7 @@ def _begin_with(creation: Creation, snapshot: Snapshot) -> None:
     run = creation.run
     values = fill_state(run.spec, run.device, run.state, snapshot)
     run.step, run.tensor_steps = values.step, values.tensor_steps
+    run.series.load(values.series or {})
 
 
 def groups_of(snapshot: Snapshot) -> tuple[Hyperparameters, ...]:

@@ -1,0 +1,175 @@
+"""What a worker logs: values that wait for the next block, and go with it."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from gradwire.client.encodings import flat_vector
+from gradwire.client.optimizers.numbers import number
+from gradwire.v1 import train_pb2
+from gradwire.wire.series import FIELDS, MAX_BUCKETS, MAX_SERIES, OWN_SERIES, Table, buckets_of, merged, name_error
+
+Part = float | tuple[Table, int]
+"""A value of the next block's last step; or buckets of the run's steps, see `FIELDS`, and how many steps each has."""
+
+Parts = dict[str, list[Part]]
+
+
+class Logged:
+    """Of one run. May be used from any thread: `Run.log` waits for no step."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._parts: Parts = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._parts)
+
+    def add(self, parts: Parts) -> None:
+        """Raises ValueError for too many series, and then has added nothing."""
+        with self._lock:
+            _check_number(self._parts.keys() | parts.keys())
+            for name, values in parts.items():
+                self._parts.setdefault(name, []).extend(values)
+
+    def take(self) -> Parts:
+        """All of it; nothing waits afterwards."""
+        with self._lock:
+            parts, self._parts = self._parts, {}
+        return parts
+
+    def put_back(self, parts: Parts) -> None:
+        """What `take` has given goes with another block."""
+        with self._lock:
+            newer, self._parts = self._parts, parts
+            for name, values in newer.items():
+                self._parts.setdefault(name, []).extend(values)
+
+
+def values_of_block(log: Mapping[str, Any] | None, first_step: int, steps: int | None) -> Parts:
+    """What is logged with a block that begins with ``first_step``. Raises ValueError, TypeError.
+
+    Args:
+        steps: of `Run.step_many`, where there may be a value for each; None: a single step.
+    """
+    parts: Parts = {}
+    for name, value in (log or {}).items():
+        _check_name(name)
+        if steps is None or _is_number(value):
+            parts[name] = [number(f"log[{name!r}]", value)]
+            continue
+        values = _vector(name, value)
+        if len(values) != steps:
+            raise ValueError(f"log[{name!r}] has {len(values)} values; expected {steps}, one a step, or a number")
+        parts[name] = [buckets_of(values, first_step)]
+    _check_number(parts.keys())
+    return parts
+
+
+def values_between_blocks(log: Mapping[str, Any], at: Any, step_count: int) -> Parts:
+    """What `Run.log` is given. Raises ValueError, TypeError.
+
+    Args:
+        step_count: of the steps that have been taken.
+    """
+    parts: Parts = {}
+    for name, value in log.items():
+        _check_name(name)
+        if at is None and _is_number(value):
+            parts[name] = [number(name, value)]
+            continue
+        values = _vector(name, [value] if _is_number(value) else value)
+        if at is not None:
+            parts[name] = [_at_steps(name, values, at, step_count)]
+        elif not 1 <= len(values) <= step_count:
+            raise ValueError(f"{name!r} has {len(values)} values; expected 1 to {step_count}, of the last steps")
+        else:
+            parts[name] = [buckets_of(values, step_count - len(values) + 1)]
+    return parts
+
+
+def _at_steps(name: str, values: npt.NDArray[np.float64], at: Any, step_count: int) -> tuple[Table, int]:
+    steps = np.atleast_1d(np.asarray(at))
+    if steps.dtype.kind not in "iu" or steps.shape != values.shape or not len(steps):
+        raise ValueError(f"at is {at!r}; expected {len(values)} whole numbers, one for each value of {name!r}")
+    if steps[0] < 0 or steps[-1] > step_count or (steps[1:] < steps[:-1]).any():
+        raise ValueError(f"at has steps {steps[0]} to {steps[-1]}; expected them not to fall, from 0 to {step_count}")
+    table = np.empty((len(FIELDS), len(values)))
+    table[0], table[1:6], table[6] = steps, values, 1
+    return table, 1
+
+
+def _check_name(name: Any) -> None:
+    wrong = name_error(name) if isinstance(name, str) else f"{name!r} is no name of a series; expected a string"
+    if wrong:
+        raise ValueError(wrong)
+
+
+def _check_number(names: Any) -> None:
+    if len(names) > MAX_SERIES - OWN_SERIES:
+        raise ValueError(
+            f"{len(names)} series are logged; expected at most {MAX_SERIES - OWN_SERIES}, as many as a run has beside "
+            "the server's own"
+        )
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) or getattr(value, "ndim", 1) == 0
+
+
+def _vector(name: str, value: Any) -> npt.NDArray[np.float64]:
+    values = flat_vector.as_array(name, value).astype(np.float64)
+    if values.ndim != 1:
+        raise ValueError(f"{name!r} has the shape {values.shape}; expected a number, or one value a step")
+    return values
+
+
+def joined(*parts: Parts) -> Parts:
+    """The values of several, one after another."""
+    found: Parts = {}
+    for each in parts:
+        for name, values in each.items():
+            found.setdefault(name, []).extend(values)
+    return found
+
+
+def scalar_messages(parts: Parts, before: int, steps: int) -> list[train_pb2.Scalar]:
+    """For the header of a block of ``steps`` steps, ``before`` being the run's step before it.
+
+    Raises ValueError for too many series.
+    """
+    _check_number(parts.keys())
+    return [_message(name, values, before, steps) for name, values in parts.items()]
+
+
+def _message(name: str, parts: list[Part], before: int, steps: int) -> train_pb2.Scalar:
+    first = parts[0]
+    if len(parts) == 1 and isinstance(first, float):
+        return train_pb2.Scalar(name=name, values=(first,))
+    tables = [_of_last_step(part, before + steps) if isinstance(part, float) else part for part in parts]
+    width = max(width for _, width in tables)
+    table = np.concatenate([table for table, _ in tables], axis=1)
+    np.maximum.accumulate(table[0], out=table[0])  # values of one name may have come in any order
+    if len(tables) > 1 or table.shape[1] > MAX_BUCKETS:
+        table = merged(table, width)
+    while table.shape[1] > MAX_BUCKETS:
+        width *= 2
+        table = merged(table, width)
+    rows = (table[0] - (before + 1)).astype(np.int64)
+    message = train_pb2.Scalar(name=name, block_steps=rows.tolist())
+    if width == 1 and (table[6] == 1).all():
+        message.values.extend(table[1].tolist())
+        return message
+    message.buckets.bucket_steps = width
+    for field, row in zip(FIELDS[1:], table[1:], strict=True):
+        getattr(message.buckets, field).extend(row.astype(np.int64 if field == "count" else np.float64).tolist())
+    return message
+
+
+def _of_last_step(value: float, step: int) -> tuple[Table, int]:
+    return np.array([[step, value, value, value, value, value, 1]]).T, 1

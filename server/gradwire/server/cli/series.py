@@ -1,0 +1,103 @@
+"""``gradwire runs series``: what a run has logged, as CSV, JSON or for TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gradwire.server.cli.calls import Stub, with_stub
+from gradwire.v1 import service_pb2
+from gradwire.wire.layout import run_resource
+from gradwire.wire.printable import printable
+from gradwire.wire.whole_file import whole_file
+
+_COLUMNS = ("first_step", "first", "minimum", "maximum", "last", "total", "count")
+
+
+@click.command("series")
+@with_stub
+@click.argument("name")
+@click.option("--name", "series", multiple=True, help="A series, such as loss; may be given again. Without it: all.")
+@click.option("--format", "form", type=click.Choice(["csv", "json", "tensorboard"]), default="csv", show_default=True)
+@click.option("--out", type=click.Path(path_type=Path), help="File to write; for tensorboard: directory. Else stdout.")
+@click.option("--from-step", type=click.IntRange(0), default=0, help="Only what ends at this step or later.")
+@click.option("--resolution", type=click.IntRange(1), help="At most so many buckets of each; else all, at most 2,048.")
+def series_command(
+    stub: Stub, name: str, series: tuple[str, ...], form: str, out: Path | None, from_step: int, resolution: int | None
+) -> None:
+    """Write the series of a run: its loss and whatever else was logged, gradient norm, learning rate, speed.
+
+    A series is kept in buckets of neighbouring steps: of one step as long as there are no more than 2,048 values.
+    """
+    if form == "tensorboard" and out is None:
+        raise click.UsageError("--format tensorboard needs --out DIRECTORY")
+    request = service_pb2.GetSeriesRequest(
+        name=run_resource(name), series=series, from_step=from_step, resolution=resolution or 0
+    )
+    found = stub.GetSeries(request)
+    missing = sorted(set(series) - set(found.names))
+    if missing:
+        raise click.ClickException(
+            printable(f"{name} has no series {', '.join(missing)}; it has {', '.join(found.names) or 'none'}")
+        )
+    if form == "tensorboard":
+        assert out is not None
+        _write_events(found, out)
+        return
+    text = _json(found) if form == "json" else _csv(found)
+    if out is None:
+        click.echo(text, nl=False)
+    else:
+        with whole_file(out) as file:
+            file.write(text.encode())
+
+
+def _csv(found: service_pb2.GetSeriesResponse) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["series", "bucket_steps", *_COLUMNS])
+    for each in found.series:
+        writer.writerows([each.name, each.bucket_steps, *row] for row in _rows(each))
+    return text.getvalue()
+
+
+def _json(found: service_pb2.GetSeriesResponse) -> str:
+    series = []
+    for each in found.series:
+        columns = {column: [_number(value) for value in getattr(each, column)] for column in _COLUMNS}
+        series.append({"name": each.name, "bucket_steps": each.bucket_steps, "last_step": each.last_step, **columns})
+    return json.dumps({"step": found.step, "series": series}) + "\n"
+
+
+def _rows(series: service_pb2.Series) -> Iterator[tuple[Any, ...]]:
+    return zip(*(getattr(series, column) for column in _COLUMNS), strict=True)
+
+
+def _number(value: float) -> float | str:
+    """JSON has no word for what is not finite: it gets those that protobuf uses there."""
+    if math.isfinite(value):
+        return value
+    return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+
+
+def _write_events(found: service_pb2.GetSeriesResponse, directory: Path) -> None:
+    """The mean of each bucket, at its last step."""
+    try:
+        from tensorboardX import SummaryWriter
+    except ImportError as error:
+        raise click.ClickException(
+            f"--format tensorboard needs tensorboardX: pip install 'gradwire[tensorboard]' ({error})"
+        ) from None
+    with SummaryWriter(str(directory)) as writer:
+        for each in found.series:
+            for first_step, *_, total, count in _rows(each):
+                step = min(first_step + each.bucket_steps - 1, each.last_step)
+                writer.add_scalar(each.name, total / count, step)
+    click.echo(printable(f"wrote {len(found.series)} series to {directory}"))

@@ -1,0 +1,94 @@
+"""``gradwire runs series`` against a live server."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+
+from gradwire.client import AMSGrad, connect
+from gradwire.server.cli.commands import cli
+from tests.faults.hosted import HostedServer
+
+LOSSES = [0.5, math.nan, 0.25, math.inf]
+
+
+@pytest.fixture(scope="module")
+def hosted() -> Iterator[HostedServer]:
+    with HostedServer() as server, connect(server.target) as connection:
+        with connection.create_run("x", {"w": np.ones(2)}, AMSGrad()) as run:
+            for loss in LOSSES:
+                run.step({"w": np.ones(2)}, log={"loss": loss, "val, loss": 1.0})
+        yield server
+
+
+def series(hosted: HostedServer, *arguments: str, code: int = 0) -> Result:
+    result = CliRunner().invoke(cli, ["runs", "series", "x", "--target", hosted.target, *arguments])
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_csv_has_a_line_for_each_bucket(hosted: HostedServer) -> None:
+    rows = list(csv.DictReader(series(hosted).stdout.splitlines()))
+    assert {row["series"] for row in rows} >= {"loss", "val, loss", "gradient_norm", "lr"}
+    found = [row for row in rows if row["series"] == "loss"]
+    assert [(int(row["first_step"]), row["bucket_steps"], row["count"]) for row in found] == [
+        (step, "1", "1") for step in range(1, 5)
+    ]
+    np.testing.assert_array_equal([float(row["last"]) for row in found], LOSSES)
+
+
+def test_json_is_written_whole_to_a_file(hosted: HostedServer, tmp_path: Path) -> None:
+    arguments = ("--name", "loss", "--format", "json", "--out", str(tmp_path / "x.json"), "--from-step", "2")
+    assert series(hosted, *arguments).stdout == ""
+    found = json.loads((tmp_path / "x.json").read_text())
+    assert found["step"] == 4
+    assert [each["name"] for each in found["series"]] == ["loss"]
+    assert found["series"][0]["first"] == ["NaN", 0.25, "Infinity"]
+    assert found["series"][0]["first_step"] == [2, 3, 4]
+
+
+def test_a_resolution_puts_neighbours_together(hosted: HostedServer) -> None:
+    rows = list(csv.DictReader(series(hosted, "--name", "val, loss", "--resolution", "3").stdout.splitlines()))
+    assert [(row["first_step"], row["bucket_steps"], row["count"]) for row in rows] == [
+        ("0", "2", "1"),
+        ("2", "2", "2"),
+        ("4", "2", "1"),
+    ]
+
+
+def test_events_of_tensorboard_hold_the_means(hosted: HostedServer, tmp_path: Path) -> None:
+    from tensorboardX.proto.event_pb2 import Event
+
+    said = series(hosted, "--name", "loss", "--format", "tensorboard", "--out", str(tmp_path)).stdout
+    assert said == f"wrote 1 series to {tmp_path}\n"
+    (file,) = tmp_path.iterdir()
+    data, at, found = file.read_bytes(), 0, []
+    while at < len(data):  # length, its checksum, the event, its checksum
+        size = int.from_bytes(data[at : at + 8], "little")
+        event = Event.FromString(data[at + 12 : at + 12 + size])
+        found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+        at += 16 + size
+    assert [(step, tag) for step, tag, _ in found] == [(step, "loss") for step in range(1, 5)]
+    np.testing.assert_array_equal([value for *_, value in found], LOSSES)
+
+
+def test_without_tensorboardx_it_is_named(
+    hosted: HostedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    result = series(hosted, "--format", "tensorboard", "--out", str(tmp_path), code=1)
+    assert "pip install 'gradwire[tensorboard]'" in result.stderr
+    assert "--out DIRECTORY" in series(hosted, "--format", "tensorboard", code=2).stderr
+
+
+def test_a_series_that_is_not_there_is_named(hosted: HostedServer) -> None:
+    result = series(hosted, "--name", "los", code=1)
+    assert "x has no series los; it has " in result.stderr
