@@ -22,7 +22,8 @@ from tests.integration.access import AccessFile, secret_of
 CALL_SECONDS = 60.0
 """For which a call may take, on a busy machine; longer, it hangs."""
 
-SORTED_METHODS = sorted(METHODS)
+SORTED_METHODS = sorted(set(METHODS) - {"StreamSeries"})
+"""Those that come to an end."""
 
 VICTIM = "secret"
 SIZE = 50
@@ -99,7 +100,9 @@ class Fuzzer:
             while names := [run.name for run in owner.call("ListRuns", service_pb2.ListRunsRequest()).runs]:
                 for name in names:
                     owner.call("DeleteRun", service_pb2.DeleteRunRequest(name=name))
-        eventually(lambda: self.hosted.used_bytes == self.at_rest_bytes, "the memory is given back")
+        series = self.hosted.run_of_inside(f"tenants/victim/runs/{VICTIM}").series
+        expected = self.at_rest_bytes + series.size_bytes  # which the bystander's steps have made longer
+        eventually(lambda: self.hosted.used_bytes == expected, "the memory is given back")
 
     def close(self) -> None:
         self._bystander.close()

@@ -13,7 +13,6 @@ import numpy.typing as npt
 
 from gradwire.client import SGD, AMSGrad, FedYogi, Optimizer, Run, Server
 
-
 LOGGED = "seen"
 """The series that every block logs to."""
 

@@ -45,6 +45,18 @@ def test_what_was_added_is_read() -> None:
     assert series.read("other") is None
 
 
+def test_the_newest_step_is_one_of_the_newest_bucket() -> None:
+    series = series_of()
+    table = block([1.0, 2.0]).table
+    assert table is not None
+    table[0] = [-8, -4]
+    series.add_scalars((Scalar("loss", table=table, width=2),), 20, 21)
+    assert part(series).last_step == 17  # of the bucket 16 .. 17
+    fork = series_of()
+    fork.load(series.to_data(21))
+    assert part(fork).last_step == 17
+
+
 def test_a_part_is_read_from_a_step_on_and_no_finer_than_asked_for() -> None:
     series = series_of()
     series.add_scalars((block([float(n) for n in range(100)]),), 0, 100)
