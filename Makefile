@@ -56,7 +56,6 @@ VERSIONS ?= 3.12 3.13 3.14
 
 integrations: .venv-integrations/installed examples/node/node_modules  ## inside HuggingFace's Trainer, Lightning and Node.js
 	GRADWIRE_INTEGRATIONS=1 .venv-integrations/bin/python -m pytest tests/client/torch/test_huggingface.py \
-	  tests/client/torch/test_data_parallel.py \
 	  tests/client/torch/test_lightning.py tests/integration/test_node.py
 
 robustness: $(VENV)/installed  ## a thousand servers killed under traffic; goes on where it was ended, needs a C compiler

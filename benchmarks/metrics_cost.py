@@ -124,7 +124,7 @@ class Stream:
             **coding,
         )
         guard, budget = StreamGuard(60.0), self._run.budget
-        self._stream = TrainStream(guard, self._wire, None, encoder, budget, None, self._traffic)
+        self._stream = TrainStream(guard, self._wire, self._session.holder, None, encoder, budget, None, self._traffic)
 
     async def steps(self) -> float:
         """A chunk of steps; returns the processor time that it took."""
@@ -235,7 +235,7 @@ async def of_scrapes(runs: int, scrapes: int) -> dict[str, Any]:
     for number in range(runs):
         spec = RunSpec(f"runs/run-{number:05d}", LAYOUT, FLOAT32, (AdamHyperparameters(amsgrad=True),))
         made = Run(spec, registry.device, registry.budget, registry.executor)
-        made.applied_at = time.perf_counter()
+        made.activity.applied(1, time.perf_counter())
         registry._runs[spec.name] = made
     spare_what_stays()
     late: dict[str, list[float]] = {"beside nothing": [], "beside scrapes": []}

@@ -10,6 +10,7 @@ import pytest
 
 from gradwire.client import AMSGrad, connect
 from gradwire.server.engine.block import Reply
+from gradwire.server.rpc.lanes import Offer
 from gradwire.server.rpc.train_stream import TrainStream
 from gradwire.server.training.session import Session
 from gradwire.v1 import service_pb2
@@ -101,9 +102,9 @@ def test_a_stream_fenced_while_its_first_answer_is_written_hears_of_it(
     servicer = hosted.server.servicer
     make_answer = servicer._attached
 
-    def fence_soon(session: Session) -> bytes:
+    def fence_soon(session: Session, offer: Offer | None) -> bytes:
         hosted.loop.call_soon(session.run.fence, "in the middle of the write")
-        return make_answer(session)
+        return make_answer(session, offer)
 
     monkeypatch.setattr(servicer, "_attached", fence_soon)
     for _ in range(20):

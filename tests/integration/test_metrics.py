@@ -13,10 +13,12 @@ import numpy as np
 import pytest
 
 from gradwire.client import AMSGrad, connect
+from gradwire.server.rounds.rounds import rounds_of
 from gradwire.server.web import pages
 from gradwire.server.web.collector import Scrape
 from gradwire.v1 import run_pb2, train_pb2
 from tests.contract.bare import BareClient, Refusal, group
+from tests.contract.shared_runs import Shared
 from tests.contract.test_architecture import loaded_after
 from tests.faults.hosted import HostedServer, eventually
 from tests.integration.access import AccessFile, secret_of
@@ -273,3 +275,27 @@ def test_metrics_are_told_of_a_call_that_grpc_itself_refuses(hosted: HostedServe
         call: Any = channel.unary_unary(f"/{SERVICE}/{'x' * 100}")
         call(b"", timeout=10)
     assert "xxx" not in ask(hosted).text
+
+
+def test_rounds_past_their_deadline(hosted: HostedServer, bare: BareClient) -> None:
+    shared = Shared(bare, quorum=2, deadline_seconds=1000.0)
+    a, b = shared.attach("a"), shared.attach("b")
+    assert Scraped(hosted)("gradwire_rounds_overdue") == 0
+    a.send([1.0, 1.0])
+    shared.until_waiting("a")
+    assert Scraped(hosted)("gradwire_rounds_overdue") == 0
+    rounds = rounds_of(hosted.run_of(shared.name))
+
+    def age() -> None:
+        assert rounds._open is not None
+        rounds._open.opened -= 1001.0
+
+    hosted.call(age)
+    found = Scraped(hosted)
+    assert found("gradwire_rounds_overdue") == 1
+    assert found("gradwire_run_workers", run=f"runs/{shared.name}") == 2
+    b.send([1.0, 1.0])
+    a.answer(), b.answer()
+    found = Scraped(hosted)
+    assert found("gradwire_rounds_overdue") == 0
+    assert found("gradwire_run_last_block_timestamp_seconds", run=f"runs/{shared.name}") > 0

@@ -279,3 +279,16 @@ def test_what_waits_is_counted(hosted: HostedServer, lab: BareClient, access: Ac
         stream.send(whole(1, [1.0] * 250_000))
         eventually(lambda: hosted.used_bytes == before + 1_000_000, "the block waits")
         hosted.drain()
+
+
+def test_who_waits_is_said_to(hosted: HostedServer, lab: BareClient, access: AccessFile) -> None:
+    stream = in_debt(lab)
+    stream.send(whole(2, [1.0]))
+
+    def waits() -> list[str]:
+        found = lab.call("ListWorkers", service_pb2.ListWorkersRequest(name="runs/a")).workers
+        return [worker.wait.text for worker in found]
+
+    eventually(lambda: waits() == ["the rate of its tenant, which is used up"], "its rate is what it waits for")
+    stream.call.cancel()
+    eventually(lambda: waits() == [], "it has gone")

@@ -7,12 +7,11 @@ print for each.
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,7 +33,7 @@ from tests.robustness.plan import (
 from tests.robustness.servers import Zygote
 from tests.robustness.shared.setting import any_settings
 from tests.robustness.summary import write_into
-from tests.robustness.tally import Tally
+from tests.robustness.tally import LongRun, Tally, load, save
 from tests.serving import ServerProcess
 
 LIVES = 25
@@ -55,18 +54,20 @@ class Plan:
 
 
 def planned(seed: int) -> Plan:
-    """The episode of a seed in the long run: now of runs with one worker, now of shared runs."""
-    number, shared = divmod(seed, 2)
-    if shared:
-        return shared_at_points(seed, shared_points(), 2) if number % 4 == 3 else shared_anywhere(seed, LIVES, 4)
+    """The episode of a seed in the long run of runs with one worker."""
     points = [*points_without_rounds(), *FLUSHES]
-    if number % 10 == 9:
+    if seed % 10 == 9:
         return damages(seed, len(KINDS) * 2)
-    if number % 5 == 4:
-        first = number // 5 * POINTS % len(points)
+    if seed % 5 == 4:
+        first = seed // 5 * POINTS % len(points)
         some = (points + points)[first : first + POINTS]
         return Plan(f"--points {','.join(some)}", at_points(seed, some, 3))
     return anywhere(seed, LIVES, 4)
+
+
+def shared_planned(seed: int) -> Plan:
+    """And in that of shared runs."""
+    return shared_at_points(seed, shared_points(), 2) if seed % 4 == 3 else shared_anywhere(seed, LIVES, 4)
 
 
 def anywhere(seed: int, lives: int, troubles: int) -> Plan:
@@ -87,21 +88,8 @@ def damages(seed: int, count: int) -> Plan:
     return Plan(f"--damage {count}", with_damage(seed, count), churns=False)
 
 
-def load(path: Path) -> tuple[Tally, dict[str, float]]:
-    """What earlier parts have counted."""
-    tally, about = Tally(), {"next_seed": 0.0, "seconds": 0.0, "episodes": 0.0, "parts": 0.0}
-    if path.exists():
-        data = json.loads(path.read_text())
-        about.update(data["about"])
-        for name, value in data["tally"].items():
-            setattr(tally, name, Counter(value) if isinstance(value, dict) else value)
-    return tally, about
-
-
-def save(path: Path, tally: Tally, about: dict[str, float]) -> None:
-    unfinished = path.with_suffix(".tmp")
-    unfinished.write_text(json.dumps({"about": about, "tally": vars(tally)}, indent=1, sort_keys=True))
-    unfinished.replace(path)
+PLANS = {"single": planned, "shared": shared_planned}
+"""Long runs, by what their episodes are of."""
 
 
 def arguments() -> argparse.Namespace:
@@ -111,22 +99,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--troubles", type=int, default=2, help="at most so many further faults in each life")
     parser.add_argument("--points", help="one episode in which servers die at these points, each --times times")
     parser.add_argument("--times", type=int, default=3)
-    parser.add_argument("--shared", action="store_true", help="that episode is one of shared runs")
+    parser.add_argument("--shared", action="store_true", help="that episode, or the long run, is of shared runs alone")
     parser.add_argument("--damage", type=int, help="one episode with so many damaged files")
     parser.add_argument(
-        "--kills", type=int, default=1000, help="the long run goes on to so many, and as many more of shared runs"
+        "--kills", type=int, default=1000, help="the long run goes on to so many, of either kind of run"
     )
     parser.add_argument("--cuts", type=int, default=500, help="and cuts connections so often")
     parser.add_argument("--minutes", type=float, default=1e9, help="this part of it ends after so long")
     parser.add_argument("--state", type=Path, default=Path("out/robustness.json"), help="where the parts are added up")
     parser.add_argument("--docs", action="store_true", help=f"write the summary to {DOCUMENT.name}")
     return parser.parse_args()
-
-
-def enough(tally: Tally, options: argparse.Namespace) -> bool:
-    """Whether the long run has come to its end."""
-    least = min(tally.kills - tally.shared_kills, tally.shared_kills)
-    return bool(least >= options.kills and tally.cuts >= options.cuts)
 
 
 def main() -> int:
@@ -142,36 +124,50 @@ def main() -> int:
     elif options.lives:
         make = shared_anywhere if options.shared else anywhere
         one = make(options.seed, options.lives, options.troubles)
-    tally, about = (Tally(), {}) if one else load(options.state)
-    if options.docs and one is None and enough(tally, options):
-        write_into(DOCUMENT, tally, about)
-        return 0
+    runs = load(options.state, PLANS)
+    wanted = ["shared"] if options.shared else list(runs)
+    if one is not None or not all(enough(runs[kind], options) for kind in wanted):
+        with tempfile.TemporaryDirectory() as directory, ServerProcess("--device", "cpu") as process:
+            library = build_library(Path(directory))
+            with Zygote(library) as zygote, connect(process.target) as server:
+                reference = Reference(server)
+                if one is not None:
+                    print(play(options.seed, one, zygote, reference))
+                    return 0
+                go_on(runs, wanted, options, zygote, reference)
+    if options.docs:
+        for kind in wanted:
+            write_into(DOCUMENT, kind, runs[kind])
+    return 0
+
+
+def go_on(
+    runs: Mapping[str, LongRun],
+    wanted: Sequence[str],
+    options: argparse.Namespace,
+    zygote: Zygote,
+    reference: Reference,
+) -> None:
+    """Episodes of each kind in turn, until there are enough of each or the time is over."""
     options.state.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
-    with tempfile.TemporaryDirectory() as directory, ServerProcess("--device", "cpu") as process:
-        library = build_library(Path(directory))
-        with Zygote(library) as zygote, connect(process.target) as server:
-            reference = Reference(server)
-            if one is not None:
-                print(play(options.seed, one, zygote, reference))
-                return 0
-            about["parts"] += 1
-            seed = int(about["next_seed"]) or options.seed
-            while not enough(tally, options):
-                if time.monotonic() - started > options.minutes * 60:
-                    break
-                begun = time.monotonic()
-                found = play(seed, planned(seed), zygote, reference)
-                tally.add(found)
-                seed += 1
-                about["next_seed"], about["episodes"] = seed, about["episodes"] + 1
-                about["seconds"] += time.monotonic() - begun
-                save(options.state, tally, about)
-                kills = f"{tally.kills} kills, {tally.shared_kills} of shared runs"
-                print(f"{kills}; connections cut {tally.cuts} times so far", flush=True)
-    if options.docs:
-        write_into(DOCUMENT, tally, about)
-    return 0
+    for kind in wanted:
+        runs[kind].parts += 1
+    while going := [kind for kind in wanted if not enough(runs[kind], options)]:
+        for kind in going:
+            if time.monotonic() - started > options.minutes * 60:
+                return
+            run, begun = runs[kind], time.monotonic()
+            seed = options.seed + run.episodes
+            run.tally.add(play(seed, PLANS[kind](seed), zygote, reference))
+            run.episodes += 1
+            run.seconds += time.monotonic() - begun
+            save(options.state, runs)
+            print(f"{kind}: {run.tally.kills} kills; connections cut {run.tally.cuts} times so far", flush=True)
+
+
+def enough(run: LongRun, options: argparse.Namespace) -> bool:
+    return bool(run.tally.kills >= options.kills and run.tally.cuts >= options.cuts)
 
 
 def play(seed: int, plan: Plan, zygote: Zygote, reference: Reference) -> Tally:

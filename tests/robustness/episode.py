@@ -227,7 +227,6 @@ class Episode:
             self._end(life, server)
         if server.exit_status == -signal.SIGKILL:
             self.tally.kills += 1
-            self.tally.shared_kills += any(isinstance(trainer, Fleet) for trainer in self.trainers)
             self.tally.ends[life.end] += 1
         elif life.end not in ("term", "drain"):  # whose end may come before the kill
             raise Violation(f"the server ended with {server.exit_status} and not by {life.end}")
@@ -237,8 +236,6 @@ class Episode:
         self.disk.control.full = 0
         self.disk.lose(life.loss, self._chance)
         self.world.power_cuts += life.loss is not Loss.NOTHING
-        if life.loss is not Loss.NOTHING:
-            self.world.lossy.add(self.world.lives)
         if life.damage:
             self._damage(life.damage)
         self.tally.losses[life.loss.value] += 1

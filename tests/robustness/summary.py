@@ -1,4 +1,4 @@
-"""The table of a long run, for ``docs/reliability.md``."""
+"""The tables of long runs, for ``docs/reliability.md``."""
 
 from __future__ import annotations
 
@@ -6,22 +6,20 @@ from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 
-from tests.robustness.tally import Tally
-
-BEGIN, END = "<!-- robustness: begin -->", "<!-- robustness: end -->"
+from tests.robustness.tally import LongRun
 
 
-def table(tally: Tally, about: Mapping[str, float]) -> str:
-    """Markdown."""
-    at_random = {"kill", "start", "drain", "term"}
-    rows = [
+def table(run: LongRun) -> str:
+    """Markdown. What did not happen has no row."""
+    tally = run.tally
+    points = {end: count for end, count in tally.ends.items() if end not in ("kill", "start", "drain", "term")}
+    rows: list[tuple[str, int | str]] = [
         ("servers killed (SIGKILL)", tally.kills),
         ("... under traffic, at a random time", tally.ends["kill"]),
         ("... while starting", tally.ends["start"]),
         ("... while draining", tally.ends["drain"]),
-        ("... at named points", sum(count for end, count in tally.ends.items() if end not in at_random)),
-        ("named points, and fewest kills at one", _fewest(tally.ends, at_random)),
-        ("... with shared runs on them, whose workers are killed too", tally.shared_kills),
+        ("... at named points", sum(points.values())),
+        ("named points, and fewest kills at one", _fewest(points)),
         ("kills that lost all that was not flushed", tally.losses["unflushed"]),
         ("kills that lost a random part of it", tally.losses["some"]),
         ("times that all connections were cut", tally.cuts),
@@ -40,26 +38,26 @@ def table(tally: Tally, about: Mapping[str, float]) -> str:
         ("runs compared with their history, bit for bit", tally.checks),
         (
             "wall time",
-            f"{about['seconds'] / 60:.0f} min in {about['parts']:.0f} parts, {about['episodes']:.0f} episodes",
+            f"{run.seconds / 60:.0f} min in {run.parts} part{'s' * (run.parts > 1)}, {run.episodes} episodes",
         ),
     ]
-    lines = [f"| {name} | {value:,} |" if isinstance(value, int) else f"| {name} | {value} |" for name, value in rows]
+    rows = [(name, f"{value:,}" if isinstance(value, int) else value) for name, value in rows if value]
+    lines = [f"| {name} | {value} |" for name, value in rows]
     return "\n".join(["| | |", "|---|---|", *lines])
 
 
-def _fewest(ends: Counter[str], at_random: set[str]) -> str:
-    points = {end: count for end, count in ends.items() if end not in at_random}
-    return f"{len(points)} points, {min(points.values(), default=0)}"
+def _fewest(points: Mapping[str, int]) -> str:
+    return f"{len(points)} points, {min(points.values())}" if points else ""
 
 
 def _list(counts: Counter[str], *, lower: bool = False) -> str:
     found = sorted(counts.items())
-    return ", ".join(f"{name.lower() if lower else name} {count:,}" for name, count in found) or "none"
+    return ", ".join(f"{name.lower() if lower else name} {count:,}" for name, count in found)
 
 
-def write_into(document: Path, tally: Tally, about: Mapping[str, float]) -> None:
-    """Replaces what stands between the markers."""
-    text = document.read_text()
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    document.write_text(f"{before}{BEGIN}\n{table(tally, about)}\n{END}{after}")
+def write_into(document: Path, kind: str, run: LongRun) -> None:
+    """Replaces what stands between the markers of this kind of run."""
+    begin, end = f"<!-- {kind}: begin -->", f"<!-- {kind}: end -->"
+    before, _, rest = document.read_text().partition(begin)
+    _, _, after = rest.partition(end)
+    document.write_text(f"{before}{begin}\n{table(run)}\n{end}{after}")

@@ -1,9 +1,12 @@
-"""What episodes have seen."""
+"""What episodes have seen, and how that is kept over the parts of a long run."""
 
 from __future__ import annotations
 
+import json
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 
 @dataclass
@@ -34,8 +37,6 @@ class Tally:
     """Of shared runs, applied; also such as were lost again where that is allowed."""
     compared: int = 0
     """Answers to contributions whose parameters were those that the run had then."""
-    shared_kills: int = 0
-    """Servers killed while workers of shared runs were at work on them."""
     checks: int = 0
     """Runs that were compared, bit for bit, with their history."""
 
@@ -46,3 +47,31 @@ class Tally:
                 mine.update(value)
             else:
                 setattr(self, name, mine + value)
+
+
+@dataclass
+class LongRun:
+    """Many episodes of one kind, all parts together."""
+
+    seconds: float = 0.0
+    episodes: int = 0
+    parts: int = 0
+    tally: Tally = field(default_factory=Tally)
+
+
+def load(path: Path, kinds: Iterable[str]) -> dict[str, LongRun]:
+    """What earlier parts have counted, by kind."""
+    runs = {kind: LongRun() for kind in kinds}
+    for kind, counted in (json.loads(path.read_text()) if path.exists() else {}).items():
+        values = counted.pop("tally")
+        runs[kind] = LongRun(**counted)
+        for name, value in values.items():
+            setattr(runs[kind].tally, name, Counter(value) if isinstance(value, dict) else value)
+    return runs
+
+
+def save(path: Path, runs: Mapping[str, LongRun]) -> None:
+    unfinished = path.with_suffix(".tmp")
+    data = {kind: {**vars(run), "tally": vars(run.tally)} for kind, run in runs.items()}
+    unfinished.write_text(json.dumps(data, indent=1, sort_keys=True))
+    unfinished.replace(path)

@@ -57,8 +57,6 @@ class World:
     """Where the log of the present server begins in the file."""
     lives: int = 0
     """Servers so far; they are numbered from 1."""
-    lossy: set[int] = field(default_factory=set)
-    """Servers after whose end something was lost that had not been flushed."""
     orderly: set[int] = field(default_factory=set)
     """Servers that have ended in order."""
     damaged: bool = False

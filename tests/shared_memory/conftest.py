@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from gradwire.client import Run, Server, connect
+from gradwire.client.training import attach_message
 from tests.faults.conftest import check_nothing_is_left, proxy  # noqa: F401
 from tests.faults.hosted import HostedServer
 
@@ -29,6 +30,12 @@ def hosted(caplog: pytest.LogCaptureFixture) -> Iterator[HostedServer]:
         check_nothing_is_left(server)
     errors = [record for record in caplog.get_records("call") if record.levelno >= logging.ERROR]
     assert not errors, [record.getMessage() for record in errors]
+
+
+@pytest.fixture
+def no_lanes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Clients ask for no lane: messages go through gRPC, and regions are looked for under /proc."""
+    monkeypatch.setattr(attach_message, "AVAILABLE", False)
 
 
 @pytest.fixture

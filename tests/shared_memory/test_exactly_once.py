@@ -13,6 +13,8 @@ from tests.faults.hosted import HostedServer, eventually
 from tests.faults.proxy import Direction, Proxy
 from tests.shared_memory.conftest import shared_slices, taken_slices
 
+pytestmark = pytest.mark.usefixtures("no_lanes")
+
 SIZE = 5_000_000
 """20 MB: five slices each way."""
 

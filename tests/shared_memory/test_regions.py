@@ -208,7 +208,7 @@ def test_another_file_with_the_right_name_is_not_the_servers(budget: MemoryBudge
     """The process and the number are there, but in another namespace they are somebody else's."""
     other = SharedMemory(budget, PART, PART)
     files = open_files()
-    with pytest.raises(OSError, match="the memory of somebody else"):
+    with pytest.raises(OSError, match="the memory file is somebody else's"):
         ClientMemory(offer_of(ours, file_descriptor=other.file_descriptor))
     assert open_files() == files
     other.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable
 from typing import Any
@@ -19,9 +20,18 @@ SHAPES = {"a": (300, 700), "b": (3,), "c": (1_000_001,), "empty": (0, 5), "d": (
 
 
 def tensors(seed: int, steps: int | None = None, dtype: str = "float32") -> dict[str, np.ndarray[Any, Any]]:
+    return dict(_drawn(seed, steps, dtype))
+
+
+@functools.lru_cache(16)
+def _drawn(seed: int, steps: int | None, dtype: str) -> dict[str, np.ndarray[Any, Any]]:
+    """To draw them takes longer than a step; no test writes into them."""
     random = np.random.default_rng(seed)
     lead = () if steps is None else (steps,)
-    return {name: random.standard_normal((*lead, *shape)).astype(dtype) for name, shape in SHAPES.items()}
+    drawn = {name: random.standard_normal((*lead, *shape), np.float32).astype(dtype) for name, shape in SHAPES.items()}
+    for values in drawn.values():
+        values.flags.writeable = False
+    return drawn
 
 
 def pair(server: Server, plain: Server, dtype: str = "float32", **options: Any) -> tuple[Run, Run]:

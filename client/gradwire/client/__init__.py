@@ -4,6 +4,7 @@ from gradwire.client.calls.catalog import RunSummary
 from gradwire.client.calls.series import Series
 from gradwire.client.calls.server_info import Quota, ServerStatus, WhoAmI
 from gradwire.client.calls.snapshots import SnapshotInfo
+from gradwire.client.calls.waits import Wait
 from gradwire.client.calls.workers import Worker, Workers
 from gradwire.client.connection import Server, connect
 from gradwire.client.errors import (
@@ -120,6 +121,7 @@ __all__ = [
     "TorchAdam",
     "TorchAdamW",
     "Unauthenticated",
+    "Wait",
     "WeightDecay",
     "WhoAmI",
     "Worker",

@@ -24,9 +24,9 @@ class Run(StoredRun):
     """Parameters in ``params``; `step` sends gradients and updates them in place. Made by `Server`; methods take turns.
 
     ``stale`` is true after a failure in the middle of a step: ``params`` may then mix old and new values, and the next
-    step reads them anew first (in a shared run its answer does, whole, and the gradient counts as one of the older
-    values). In a process that is forked from the one that made it all calls raise ForkedProcess, and
-    `close` does nothing.
+    step reads them anew first. In a shared run its answer does, whole, and the gradient counts as one of the older
+    values; where those are a mixture, `step` raises ValueError until `refresh`. In a process that is forked from the
+    one that made it all calls raise ForkedProcess, and `close` does nothing.
     """
 
     @property
@@ -61,9 +61,30 @@ class Run(StoredRun):
                 series gets the mean of a round's accepted contributions, by their weights.
 
         Raises ValueError or TypeError for malformed gradients (nothing is sent), LeaderBusy for new numbers from a
-        worker that does not lead, GradwireError as the error table says. A shared run's NonFiniteGradient is its
+        worker that does not lead, GradwireError as the error table says; in a shared run ValueError where a step that
+        has failed has left a mixture of old and new values in ``params``. A shared run's NonFiniteGradient is its
         answer, too: ``params`` are the newest, and the receipt is in ``last_receipt``.
         """
+        with self._lock:
+            if self.shared and self._parameters.mixed:
+                raise ValueError(
+                    "params mix old and new values since a step has failed, so of which parameters a gradient is, is "
+                    "not known; expected refresh() first, and a gradient of what it brings, or a run with "
+                    "double_buffer=True"
+                )
+            return self._step(grads, lr=lr, overrides=overrides, ahead=ahead, weight=weight, log=log)
+
+    def _step(
+        self,
+        grads: Mapping[str, Any],
+        *,
+        lr: float | Sequence[float] | None = None,
+        overrides: Mapping[int, Mapping[str, Any]] | None = None,
+        ahead: Collection[str] = (),
+        weight: float = 1.0,
+        log: Mapping[str, Any] | None = None,
+    ) -> Receipt:
+        """As `step`, for gradients of parameters that lie elsewhere, where no answer is written before it is whole."""
         checked = check_weight(weight, shared=self.shared)
         with self._lock:
             if lr is not None or overrides:

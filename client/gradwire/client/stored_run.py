@@ -29,6 +29,7 @@ from gradwire.client.training.local_parameters import LocalParameters
 from gradwire.client.training.shared_attachment import SharedAttachment
 from gradwire.client.transport.link import Link
 from gradwire.client.transport.stream import TrainStream
+from gradwire.client.workers.places import take as take_place
 from gradwire.v1 import run_pb2, service_pb2
 from gradwire.wire.encoding import state_dtype
 from gradwire.wire.errors import LeaderBusy
@@ -93,7 +94,10 @@ class StoredRun:
             attached,
         )
         if isinstance(self._attachment, SharedAttachment):
-            self._attachment.leads_if_free = options.leads is None
+            attachment = self._attachment
+            attachment.leads_if_free = options.leads is None
+            if options.worker_id is None:
+                self._place = take_place(spec.name, message.uid, attach.worker_id, lambda: attachment.given_up)
         stream = self._open_first_stream()
         if params is None or (self.shared and (self.stale or stream.attached.step != self.step_count)):
             self.refresh()  # others were faster: the first gradient shall not be old

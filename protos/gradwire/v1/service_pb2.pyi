@@ -57,6 +57,54 @@ ROLE_ADMIN: Role.ValueType  # 5
 """All of it in other tenants too, and the server's status."""
 global___Role = Role
 
+class _WaitsFor:
+    ValueType = typing.NewType("ValueType", builtins.int)
+    V: typing_extensions.TypeAlias = ValueType
+
+class _WaitsForEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTypeWrapper[_WaitsFor.ValueType], builtins.type):
+    DESCRIPTOR: google.protobuf.descriptor.EnumDescriptor
+    WAITS_FOR_UNSPECIFIED: _WaitsFor.ValueType  # 0
+    """Not said."""
+    WAITS_FOR_BLOCK: _WaitsFor.ValueType  # 1
+    """For the next block of the worker, of which nothing has come: it computes, or has nothing to do."""
+    WAITS_FOR_GRADIENTS: _WaitsFor.ValueType  # 2
+    """For the rest of a block."""
+    WAITS_FOR_PACE: _WaitsFor.ValueType  # 3
+    """Until the tenant may go on: it has used up a rate."""
+    WAITS_FOR_LOCK: _WaitsFor.ValueType  # 4
+    """For other work on the run: a snapshot, a read, a write."""
+    WAITS_FOR_DEVICE: _WaitsFor.ValueType  # 5
+    """Until a block has been computed."""
+    WAITS_FOR_DISK: _WaitsFor.ValueType  # 6
+    """Until a block is in the journal."""
+    WAITS_FOR_READER: _WaitsFor.ValueType  # 7
+    """For the worker to take what it is answered."""
+    WAITS_FOR_ROUND: _WaitsFor.ValueType  # 8
+    """For a round of a shared run to close."""
+
+class WaitsFor(_WaitsFor, metaclass=_WaitsForEnumTypeWrapper):
+    """What is waited for."""
+
+WAITS_FOR_UNSPECIFIED: WaitsFor.ValueType  # 0
+"""Not said."""
+WAITS_FOR_BLOCK: WaitsFor.ValueType  # 1
+"""For the next block of the worker, of which nothing has come: it computes, or has nothing to do."""
+WAITS_FOR_GRADIENTS: WaitsFor.ValueType  # 2
+"""For the rest of a block."""
+WAITS_FOR_PACE: WaitsFor.ValueType  # 3
+"""Until the tenant may go on: it has used up a rate."""
+WAITS_FOR_LOCK: WaitsFor.ValueType  # 4
+"""For other work on the run: a snapshot, a read, a write."""
+WAITS_FOR_DEVICE: WaitsFor.ValueType  # 5
+"""Until a block has been computed."""
+WAITS_FOR_DISK: WaitsFor.ValueType  # 6
+"""Until a block is in the journal."""
+WAITS_FOR_READER: WaitsFor.ValueType  # 7
+"""For the worker to take what it is answered."""
+WAITS_FOR_ROUND: WaitsFor.ValueType  # 8
+"""For a round of a shared run to close."""
+global___WaitsFor = WaitsFor
+
 @typing.final
 class WhoAmIRequest(google.protobuf.message.Message):
     """Asks who is calling."""
@@ -380,17 +428,21 @@ class ListRunsRequest(google.protobuf.message.Message):
 
     PAGE_SIZE_FIELD_NUMBER: builtins.int
     PAGE_TOKEN_FIELD_NUMBER: builtins.int
+    NAME_FIELD_NUMBER: builtins.int
     page_size: builtins.int
     """At most this many; 0: the server's choice. The server caps it at 1,000."""
     page_token: builtins.str
     """`next_page_token` of the page before; empty: the first page."""
+    name: builtins.str
+    """Only the run with this resource name, if it is there; empty: all. An older server lists all."""
     def __init__(
         self,
         *,
         page_size: builtins.int = ...,
         page_token: builtins.str = ...,
+        name: builtins.str = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["name", b"name", "page_size", b"page_size", "page_token", b"page_token"]) -> None: ...
 
 global___ListRunsRequest = ListRunsRequest
 
@@ -408,6 +460,9 @@ class RunSummary(google.protobuf.message.Message):
     DURABILITY_FIELD_NUMBER: builtins.int
     DAMAGE_FIELD_NUMBER: builtins.int
     ATTACHED_WORKERS_FIELD_NUMBER: builtins.int
+    STEPS_PER_SECOND_FIELD_NUMBER: builtins.int
+    IDLE_SECONDS_FIELD_NUMBER: builtins.int
+    WAIT_FIELD_NUMBER: builtins.int
     name: builtins.str
     """Resource name `runs/NAME`."""
     step: builtins.int
@@ -426,6 +481,16 @@ class RunSummary(google.protobuf.message.Message):
     """
     attached_workers: builtins.int
     """How many workers are attached now."""
+    steps_per_second: builtins.float
+    """Steps a second now, of the last few seconds, or of the last blocks where these take longer; 0: nothing moves."""
+    idle_seconds: builtins.float
+    """Seconds since a block or a round was applied; not set: none has been since the server was started."""
+    @property
+    def wait(self) -> global___Wait:
+        """What its worker waits for, or, of a shared run, its open round. Not set: nobody is attached, or nothing is waited
+        for that the server knows of.
+        """
+
     def __init__(
         self,
         *,
@@ -437,10 +502,41 @@ class RunSummary(google.protobuf.message.Message):
         durability: gradwire.v1.run_pb2.Durability.ValueType = ...,
         damage: builtins.str = ...,
         attached_workers: builtins.int = ...,
+        steps_per_second: builtins.float = ...,
+        idle_seconds: builtins.float | None = ...,
+        wait: global___Wait | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["attached_worker_id", b"attached_worker_id", "attached_workers", b"attached_workers", "damage", b"damage", "dtype", b"dtype", "durability", b"durability", "elements", b"elements", "name", b"name", "step", b"step"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_idle_seconds", b"_idle_seconds", "idle_seconds", b"idle_seconds", "wait", b"wait"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_idle_seconds", b"_idle_seconds", "attached_worker_id", b"attached_worker_id", "attached_workers", b"attached_workers", "damage", b"damage", "dtype", b"dtype", "durability", b"durability", "elements", b"elements", "idle_seconds", b"idle_seconds", "name", b"name", "step", b"step", "steps_per_second", b"steps_per_second", "wait", b"wait"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_idle_seconds", b"_idle_seconds"]) -> typing.Literal["idle_seconds"] | None: ...
 
 global___RunSummary = RunSummary
+
+@typing.final
+class Wait(google.protobuf.message.Message):
+    """Why nothing moves at this moment, if it lasts."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    KIND_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
+    SECONDS_FIELD_NUMBER: builtins.int
+    kind: global___WaitsFor.ValueType
+    """What it is. One that is not listed here comes from a newer server: show `text`."""
+    text: builtins.str
+    """In words, which may follow "waits for": "gradients of block 12, 3 of 25 MiB here". They may hold ids of workers."""
+    seconds: builtins.float
+    """For how long."""
+    def __init__(
+        self,
+        *,
+        kind: global___WaitsFor.ValueType = ...,
+        text: builtins.str = ...,
+        seconds: builtins.float = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["kind", b"kind", "seconds", b"seconds", "text", b"text"]) -> None: ...
+
+global___Wait = Wait
 
 @typing.final
 class ListRunsResponse(google.protobuf.message.Message):
@@ -1368,12 +1464,18 @@ class ListWorkersResponse(google.protobuf.message.Message):
     WAITING_FOR_FIELD_NUMBER: builtins.int
     OPEN_SECONDS_FIELD_NUMBER: builtins.int
     ROUND_FIELD_NUMBER: builtins.int
+    STEPS_PER_SECOND_FIELD_NUMBER: builtins.int
+    IDLE_SECONDS_FIELD_NUMBER: builtins.int
     waiting_for: builtins.str
     """Why the open round has not closed; empty: none is open."""
     open_seconds: builtins.float
     """Since when it is open."""
     round: builtins.int
     """Number of the open round, or of the next one."""
+    steps_per_second: builtins.float
+    """As RunSummary.steps_per_second."""
+    idle_seconds: builtins.float
+    """As RunSummary.idle_seconds."""
     @property
     def workers(self) -> google.protobuf.internal.containers.RepeatedCompositeFieldContainer[global___Worker]:
         """Those that are leased, and the last ones of the others, by id. Of a run of one worker: the one that is attached."""
@@ -1385,8 +1487,12 @@ class ListWorkersResponse(google.protobuf.message.Message):
         waiting_for: builtins.str = ...,
         open_seconds: builtins.float = ...,
         round: builtins.int = ...,
+        steps_per_second: builtins.float = ...,
+        idle_seconds: builtins.float | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["open_seconds", b"open_seconds", "round", b"round", "waiting_for", b"waiting_for", "workers", b"workers"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["_idle_seconds", b"_idle_seconds", "idle_seconds", b"idle_seconds"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["_idle_seconds", b"_idle_seconds", "idle_seconds", b"idle_seconds", "open_seconds", b"open_seconds", "round", b"round", "steps_per_second", b"steps_per_second", "waiting_for", b"waiting_for", "workers", b"workers"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["_idle_seconds", b"_idle_seconds"]) -> typing.Literal["idle_seconds"] | None: ...
 
 global___ListWorkersResponse = ListWorkersResponse
 
@@ -1411,6 +1517,7 @@ class Worker(google.protobuf.message.Message):
     REFUSED_FIELD_NUMBER: builtins.int
     DROPPED_FIELD_NUMBER: builtins.int
     SHARE_FIELD_NUMBER: builtins.int
+    WAIT_FIELD_NUMBER: builtins.int
     worker_id: builtins.str
     """Its id."""
     attached: builtins.bool
@@ -1441,6 +1548,10 @@ class Worker(google.protobuf.message.Message):
     """See Outcome."""
     share: builtins.float
     """Its part of the total weight of all rounds since the server knows it."""
+    @property
+    def wait(self) -> global___Wait:
+        """What it waits for, or the server for it. Not set: it has no stream, or an older server does not say."""
+
     def __init__(
         self,
         *,
@@ -1459,8 +1570,10 @@ class Worker(google.protobuf.message.Message):
         refused: builtins.int = ...,
         dropped: builtins.int = ...,
         share: builtins.float = ...,
+        wait: global___Wait | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["accepted", b"accepted", "aside", b"aside", "attached", b"attached", "dropped", b"dropped", "last_accepted_sequence", b"last_accepted_sequence", "last_heard_seconds", b"last_heard_seconds", "last_sequence", b"last_sequence", "leads", b"leads", "leased", b"leased", "refused", b"refused", "share", b"share", "stale", b"stale", "step", b"step", "waiting", b"waiting", "worker_id", b"worker_id"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["wait", b"wait"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["accepted", b"accepted", "aside", b"aside", "attached", b"attached", "dropped", b"dropped", "last_accepted_sequence", b"last_accepted_sequence", "last_heard_seconds", b"last_heard_seconds", "last_sequence", b"last_sequence", "leads", b"leads", "leased", b"leased", "refused", b"refused", "share", b"share", "stale", b"stale", "step", b"step", "wait", b"wait", "waiting", b"waiting", "worker_id", b"worker_id"]) -> None: ...
 
 global___Worker = Worker
 

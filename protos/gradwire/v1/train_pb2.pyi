@@ -43,8 +43,8 @@ class Returns(_Returns, metaclass=_ReturnsEnumTypeWrapper):
     once: the last sequence sent again is answered with its remembered result, anything else but the next one is refused
     with FAILED_PRECONDITION, reason SEQUENCE_MISMATCH, and `expected_sequence` in the metadata.
 
-    The shortest useful client leaves everything optional out: it never sets Attach.shared_memory, so Mapped, Taken,
-    SharedRegion and SharedData do not occur; it sets no encodings, so `data` is in the run's own dtype; it never sets
+    The shortest useful client leaves everything optional out: it never sets Attach.shared_memory or Attach.lane, so Mapped,
+    Moved, Taken, SharedRegion, SharedData and Lane do not occur; it sets no encodings, so `data` is in the run's own dtype; it never sets
     `deferred`.
 
       -> attach {run, worker_id}
@@ -114,7 +114,7 @@ class _FeatureEnumTypeWrapper(google.protobuf.internal.enum_type_wrapper._EnumTy
     FEATURE_PLACEMENTS: _Feature.ValueType  # 2
     """Attached.placements with addresses: parts of the vector are served elsewhere."""
     FEATURE_LANE: _Feature.ValueType  # 3
-    """A faster way than gRPC between a client and a server on one host."""
+    """A faster way than gRPC between a client and a server on one host. No run needs it; it is asked for by Attach.lane."""
     FEATURE_REASONED_WAIT: _Feature.ValueType  # 4
     """To be told, while waiting, what is waited for."""
     FEATURE_SERIES: _Feature.ValueType  # 5
@@ -130,7 +130,7 @@ FEATURE_SHARED_RUN: Feature.ValueType  # 1
 FEATURE_PLACEMENTS: Feature.ValueType  # 2
 """Attached.placements with addresses: parts of the vector are served elsewhere."""
 FEATURE_LANE: Feature.ValueType  # 3
-"""A faster way than gRPC between a client and a server on one host."""
+"""A faster way than gRPC between a client and a server on one host. No run needs it; it is asked for by Attach.lane."""
 FEATURE_REASONED_WAIT: Feature.ValueType  # 4
 """To be told, while waiting, what is waited for."""
 FEATURE_SERIES: Feature.ValueType  # 5
@@ -155,6 +155,7 @@ class Attach(google.protobuf.message.Message):
     LEADS_FIELD_NUMBER: builtins.int
     BASE_STEP_FIELD_NUMBER: builtins.int
     SESSION_FIELD_NUMBER: builtins.int
+    LANE_FIELD_NUMBER: builtins.int
     run: builtins.str
     """Resource name `runs/NAME`."""
     worker_id: builtins.str
@@ -186,6 +187,8 @@ class Attach(google.protobuf.message.Message):
     `resumes` it is refused with FENCED where another one has attached as this worker since: what waits or was answered
     under that number is not its own. At most 128 bytes; empty: nobody looks.
     """
+    lane: builtins.bool
+    """The client would move the stream's messages to a socket of this host, see Lane."""
     @property
     def understands(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[global___Feature.ValueType]:
         """What the client understands, in any order. A run that needs something that is not here is refused with reason
@@ -209,21 +212,77 @@ class Attach(google.protobuf.message.Message):
         leads: builtins.bool = ...,
         base_step: builtins.int | None = ...,
         session: builtins.str = ...,
+        lane: builtins.bool = ...,
     ) -> None: ...
     def HasField(self, field_name: typing.Literal["_base_step", b"_base_step", "base_step", b"base_step"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["_base_step", b"_base_step", "base_step", b"base_step", "gradient_encoding", b"gradient_encoding", "leads", b"leads", "parameter_encoding", b"parameter_encoding", "resumes", b"resumes", "run", b"run", "run_uid", b"run_uid", "session", b"session", "shared_memory", b"shared_memory", "takeover", b"takeover", "understands", b"understands", "worker_id", b"worker_id"]) -> None: ...
+    def ClearField(self, field_name: typing.Literal["_base_step", b"_base_step", "base_step", b"base_step", "gradient_encoding", b"gradient_encoding", "lane", b"lane", "leads", b"leads", "parameter_encoding", b"parameter_encoding", "resumes", b"resumes", "run", b"run", "run_uid", b"run_uid", "session", b"session", "shared_memory", b"shared_memory", "takeover", b"takeover", "understands", b"understands", "worker_id", b"worker_id"]) -> None: ...
     def WhichOneof(self, oneof_group: typing.Literal["_base_step", b"_base_step"]) -> typing.Literal["base_step"] | None: ...
 
 global___Attach = Attach
+
+@typing.final
+class Lane(google.protobuf.message.Message):
+    """A socket by which the messages of this stream may go instead of gRPC's, between a client and a server of the same user
+    on one host. It is the same stream: the same messages in the same order, refused for the same reasons. gRPC keeps its
+    attachment, its status, and its end.
+
+    The client connects to a unix socket of type SOCK_SEQPACKET, and sends `nonce` as the first packet, within ten seconds
+    of Attached. The server answers with one packet, of the byte 0; the region's memory file, if there is one, comes with
+    it (SCM_RIGHTS), so that nobody need look for it under /proc. Then the client says Moved on the gRPC stream, and from
+    there on every message goes by the socket, both ways. A client that cannot connect, or has no answer, says nothing and
+    goes on as if nothing had been offered.
+
+    A packet is one byte and a part of a message, up to 65,536 bytes of it: 0, and it ends the message; 1, and the next
+    packet goes on with it. No message is larger than one of gRPC.
+
+    - Who shuts the socket for writing has ended the stream in order, as gRPC's half-close does.
+    - The server closes the socket after its last answer, and only then ends the stream with its status. So a client that
+      finds the socket at its end waits for the status, which says why.
+    - Either side may die or be stopped and leave the socket open: gRPC's keepalive notices. A client shuts its socket when
+      its call has ended, however it has ended.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: builtins.int
+    NONCE_FIELD_NUMBER: builtins.int
+    path: builtins.str
+    """Absolute path of the socket. Empty: that of the unix socket by which the client has come, with `.lane` after it."""
+    nonce: builtins.bytes
+    """Says which stream it is, once."""
+    def __init__(
+        self,
+        *,
+        path: builtins.str = ...,
+        nonce: builtins.bytes = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["nonce", b"nonce", "path", b"path"]) -> None: ...
+
+global___Lane = Lane
+
+@typing.final
+class Moved(google.protobuf.message.Message):
+    """The last message of the client on the gRPC stream: what follows goes by the socket of Attached.lane, by which the
+    server has answered.
+    """
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+
+global___Moved = Moved
 
 @typing.final
 class SharedRegion(google.protobuf.message.Message):
     """Memory of the server that a client of the same user on the same host may map, so that values need not pass through
     gRPC. It belongs to one stream and ends with it. Its size is fixed: a header of 4,096 bytes, then what the fields name.
 
-    The client opens `/proc/PID/fd/FILE_DESCRIPTOR`, maps the file, and compares the region's first 32 bytes with `nonce`:
-    in another namespace of processes the path may lead to another file, or to none. It says with Mapped how that ended.
-    Either side may still send any slice as `data`; what is written here has no effect until a message names it.
+    The client opens `/proc/PID/fd/FILE_DESCRIPTOR`, or takes the file that has come with Attached.lane, maps it, and compares
+    the region's first 32 bytes with `nonce`: in another namespace of processes the path may lead to another file, or to
+    none. It says with Mapped how that ended. Either side may still send any slice as `data`; what is written here has no
+    effect until a message names it.
     """
 
     DESCRIPTOR: google.protobuf.descriptor.Descriptor
@@ -359,6 +418,7 @@ class Attached(google.protobuf.message.Message):
     LAST_ACCEPTED_SEQUENCE_FIELD_NUMBER: builtins.int
     WAITING_SEQUENCE_FIELD_NUMBER: builtins.int
     LEADS_FIELD_NUMBER: builtins.int
+    LANE_FIELD_NUMBER: builtins.int
     SUPPORTS_FIELD_NUMBER: builtins.int
     LAST_LOG_FIELD_NUMBER: builtins.int
     step: builtins.int
@@ -401,6 +461,10 @@ class Attached(google.protobuf.message.Message):
         """Set where the client asked for it, the server has it to give, and the client seems to be on the server's host."""
 
     @property
+    def lane(self) -> global___Lane:
+        """Set where the client asked for it, and it seems to be of the server's host."""
+
+    @property
     def supports(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[global___Feature.ValueType]:
         """What the server knows that an older one would pass over in silence. Send BlockHeader.scalars only where
         FEATURE_SERIES is here.
@@ -420,11 +484,12 @@ class Attached(google.protobuf.message.Message):
         last_accepted_sequence: builtins.int = ...,
         waiting_sequence: builtins.int = ...,
         leads: builtins.bool = ...,
+        lane: global___Lane | None = ...,
         supports: collections.abc.Iterable[global___Feature.ValueType] | None = ...,
         last_log: builtins.int = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["region", b"region"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "last_accepted_sequence", b"last_accepted_sequence", "last_log", b"last_log", "last_sequence", b"last_sequence", "leads", b"leads", "perhaps_forgotten", b"perhaps_forgotten", "placements", b"placements", "region", b"region", "run_uid", b"run_uid", "server_instance", b"server_instance", "step", b"step", "supports", b"supports", "waiting_sequence", b"waiting_sequence"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["lane", b"lane", "region", b"region"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["epoch", b"epoch", "lane", b"lane", "last_accepted_sequence", b"last_accepted_sequence", "last_log", b"last_log", "last_sequence", b"last_sequence", "leads", b"leads", "perhaps_forgotten", b"perhaps_forgotten", "placements", b"placements", "region", b"region", "run_uid", b"run_uid", "server_instance", b"server_instance", "step", b"step", "supports", b"supports", "waiting_sequence", b"waiting_sequence"]) -> None: ...
 
 global___Attached = Attached
 
@@ -693,6 +758,7 @@ class TrainRequest(google.protobuf.message.Message):
     MAPPED_FIELD_NUMBER: builtins.int
     TAKEN_FIELD_NUMBER: builtins.int
     LEAVE_FIELD_NUMBER: builtins.int
+    MOVED_FIELD_NUMBER: builtins.int
     @property
     def attach(self) -> global___Attach:
         """Exactly once, first."""
@@ -713,6 +779,10 @@ class TrainRequest(google.protobuf.message.Message):
     def leave(self) -> global___Leave:
         """Shared runs, last: the worker leaves."""
 
+    @property
+    def moved(self) -> global___Moved:
+        """After an Attached with a lane, and only there."""
+
     def __init__(
         self,
         *,
@@ -721,10 +791,11 @@ class TrainRequest(google.protobuf.message.Message):
         mapped: global___Mapped | None = ...,
         taken: global___Taken | None = ...,
         leave: global___Leave | None = ...,
+        moved: global___Moved | None = ...,
     ) -> None: ...
-    def HasField(self, field_name: typing.Literal["attach", b"attach", "gradients", b"gradients", "leave", b"leave", "mapped", b"mapped", "message", b"message", "taken", b"taken"]) -> builtins.bool: ...
-    def ClearField(self, field_name: typing.Literal["attach", b"attach", "gradients", b"gradients", "leave", b"leave", "mapped", b"mapped", "message", b"message", "taken", b"taken"]) -> None: ...
-    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["attach", "gradients", "mapped", "taken", "leave"] | None: ...
+    def HasField(self, field_name: typing.Literal["attach", b"attach", "gradients", b"gradients", "leave", b"leave", "mapped", b"mapped", "message", b"message", "moved", b"moved", "taken", b"taken"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["attach", b"attach", "gradients", b"gradients", "leave", b"leave", "mapped", b"mapped", "message", b"message", "moved", b"moved", "taken", b"taken"]) -> None: ...
+    def WhichOneof(self, oneof_group: typing.Literal["message", b"message"]) -> typing.Literal["attach", "gradients", "mapped", "taken", "leave", "moved"] | None: ...
 
 global___TrainRequest = TrainRequest
 

@@ -27,6 +27,7 @@ from gradwire.server.rpc.methods import add_to_server
 from gradwire.server.rpc.service import OptimizerServicer
 from gradwire.server.runs.expiry import Expiry
 from gradwire.server.runs.registry import Registry
+from gradwire.server.runs.stalls import Stalls
 from gradwire.server.store.base import Store, StoreError
 from gradwire.server.web.watched import Watched
 from gradwire.wire.service import MESSAGE_OPTIONS, SERVICE_NAME
@@ -109,11 +110,13 @@ class Server:
             reflection.enable_server_reflection(names, self._grpc)
         await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
         self.addresses += [listen(self._grpc, address, self._credentials) for address in self.config.listen]
+        self._open_lanes()
         await self._grpc.start()
         await self._open_door()
         loop = asyncio.get_running_loop()
         servicer = self.servicer
-        watches = (servicer.loop_lag.watch, servicer.watch_access, servicer.handshakes.watch)
+        stalls = Stalls(self.registry.living)
+        watches = (servicer.loop_lag.watch, servicer.watch_access, servicer.handshakes.watch, stalls.watch)
         self._tasks = [loop.create_task(watch()) for watch in watches]
         self._prepared.clear()
         try:
@@ -135,6 +138,13 @@ class Server:
     def draining(self) -> bool:
         """Whether the server has been told to stop."""
         return self._draining
+
+    def _open_lanes(self) -> None:
+        """For clients of this host, where memory is shared with them too."""
+        config = self.config
+        if config.shared_memory:
+            # Where clients are not trusted, only those of a unix socket are certainly of this host.
+            self.servicer.lanes.open(self.addresses, loopback=not (config.tls_cert or config.access))
 
     async def _open_door(self) -> None:
         """Lets those in who watch, where that is wanted. Raises ConfigError."""
@@ -198,6 +208,7 @@ class Server:
         if self.registry.stored_runs is not None:
             await self._expiry.note_all()
             await self.registry.stored_runs.snapshotter.save_last()
+        self.servicer.lanes.close()
         await self._grpc.stop(_LAST_WORDS_SECONDS)
         if self._door is not None:
             await self._door.close()
@@ -208,6 +219,7 @@ class Server:
         """Ends a server that could not be started."""
         for task in self._tasks:
             task.cancel()
+        self.servicer.lanes.close()
         await self._grpc.stop(None)
         if self._door is not None:
             await self._door.close()

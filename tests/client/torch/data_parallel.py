@@ -1,15 +1,19 @@
-"""One of N processes that train one network together: ``python -m tests.client.torch.data_parallel HOW RANK N WHERE``.
+"""N processes that train one network together: ``python -m tests.client.torch.data_parallel HOW N WHERE``.
 
 HOW is ``ddp`` (torch's DistributedDataParallel over gloo, WHERE a file to meet at) or ``shared`` (RemoteOptimizer on a
-shared run, WHERE a server). Prints the process's losses as JSON.
+shared run, WHERE a server). Prints the losses of each process as JSON. They are forked: torch is imported once.
 """
 
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import sys
+from collections.abc import Callable
 from datetime import timedelta
+from multiprocessing.connection import Connection
+from multiprocessing.synchronize import Barrier
 from typing import Any
 
 import torch
@@ -50,15 +54,15 @@ def train(model: nn.Module, optimizer: Any, rank: int = 0, workers: int = 1) -> 
 
 
 def with_ddp(rank: int, workers: int, meeting_place: str) -> Losses:
+    """The process group is left to the end of the process. To destroy it is to wait, with the interpreter held, for a
+    thread of gloo's that may still want the interpreter to drop its last tensors: then both wait for ever.
+    """
     os.environ["GLOO_SOCKET_IFNAME"] = "lo"  # not whatever this machine's name leads to
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{meeting_place}", rank=rank, world_size=workers, timeout=timedelta(seconds=60)
     )
-    try:
-        model = nn.parallel.DistributedDataParallel(make_model())
-        return train(model, torch.optim.Adam(model.parameters(), lr=LR, amsgrad=True), rank, workers)
-    finally:
-        torch.distributed.destroy_process_group()
+    model = nn.parallel.DistributedDataParallel(make_model())
+    return train(model, torch.optim.Adam(model.parameters(), lr=LR, amsgrad=True), rank, workers)
 
 
 def with_shared_run(rank: int, workers: int, target: str) -> Losses:
@@ -70,11 +74,29 @@ def with_shared_run(rank: int, workers: int, target: str) -> Losses:
         return train(model, optimizer, rank, workers)
 
 
+Train = Callable[[int, int, str], Losses]
+
+
+def work(function: Train, rank: int, workers: int, where: str, losses: Connection, all_done: Barrier) -> None:
+    """One of the processes. It ends when all have done their part, and nobody needs its connections any more."""
+    os.environ["RANK"] = str(rank)
+    losses.send(function(rank, workers, where))
+    all_done.wait()
+
+
 def main() -> None:
-    how, rank, workers, where = sys.argv[1:]
+    how, count, where = sys.argv[1], int(sys.argv[2]), sys.argv[3]
     torch.set_num_threads(1)
-    function = with_ddp if how == "ddp" else with_shared_run
-    print(json.dumps(function(int(rank), int(workers), where)))
+    forking = multiprocessing.get_context("fork")
+    all_done = forking.Barrier(count)
+    receivers = []
+    for rank in range(count):
+        receiver, sender = forking.Pipe(duplex=False)
+        function = with_ddp if how == "ddp" else with_shared_run
+        forking.Process(target=work, args=(function, rank, count, where, sender, all_done), daemon=True).start()
+        sender.close()
+        receivers.append(receiver)
+    print(json.dumps([receiver.recv() for receiver in receivers]))
 
 
 if __name__ == "__main__":

@@ -179,6 +179,22 @@ def test_ranks_are_known_from_whoever_has_started_the_processes(monkeypatch: pyt
     assert known_rank() == 3
 
 
+def test_a_rank_is_one_worker_of_a_run_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Threads of one process have one rank; the second would end the first one's stream."""
+    monkeypatch.setenv("RANK", "3")
+    with ScriptedRounds(answers(), answers(), answers(), answers()) as server:
+        first = server.attach(worker_id=None)
+        with pytest.raises(ValueError, match=r"is worker 'rank-3' of runs/x already, .* a worker_id for each"):
+            server.attach(worker_id=None)
+        server.attach(worker_id="thread-1").close()
+        first.close()
+        with server.attach(worker_id=None) as again:
+            assert again.worker_id == "rank-3"
+        del again  # nobody refers to it any more, closed or not
+        assert server.attach(worker_id=None).worker_id == "rank-3"
+    assert [attach.worker_id for attach in server.attaches] == ["rank-3", "thread-1", "rank-3", "rank-3"]
+
+
 def test_of_a_run_that_goes_on_whoever_comes_first_leads(monkeypatch: pytest.MonkeyPatch) -> None:
     for variable in RANK_VARIABLES:
         monkeypatch.delenv(variable, raising=False)

@@ -298,6 +298,34 @@ def test_an_answer_that_a_fence_cuts_is_no_conflict_afterwards() -> None:
         assert run.step(ONES).applied
 
 
+@pytest.mark.parametrize("double_buffer", [False, True])
+def test_after_half_an_answer_a_gradient_is_of_no_parameters_that_there_have_been(double_buffer: bool) -> None:
+    half = answer(1, 7.0)
+    half.parameters.ClearField("receipt")
+    half.parameters.data = half.parameters.data[:4]
+
+    def cut(requests: Requests) -> Answers:
+        yield attached()
+        requests.block()
+        yield half
+        requests.refuse(Fenced("the values have been replaced", applied=False, epoch=2, sequence=1))
+
+    again = answers(answer(2, 8.0, step=2, epoch=2), last_sequence=1, epoch=2)
+    script = ScriptedRounds(cut, again, newest=(5.0, 1, 2))
+    with script as server, server.attach(double_buffer=double_buffer) as run:
+        with pytest.raises(Fenced):
+            run.step(ONES)
+        if double_buffer:
+            assert run.params["w"].tolist() == [0, 0]
+        else:
+            assert run.params["w"].tolist() == [7, 0]
+            with pytest.raises(ValueError, match=r"mix old and new values .* expected refresh\(\) first"):
+                run.step(ONES)
+            run.refresh()
+        assert run.step(ONES).applied
+    assert server.blocks[-1].header.contribution.base_step == (0 if double_buffer else 1)
+
+
 def test_who_closes_while_a_step_waits_ends_it(monkeypatch: pytest.MonkeyPatch) -> None:
     """It may wait for workers that never come."""
     monkeypatch.setattr("gradwire.client.training.shared_attachment.PATIENCE_SECONDS", 0.01)
@@ -321,3 +349,25 @@ def test_who_closes_while_a_step_waits_ends_it(monkeypatch: pytest.MonkeyPatch) 
                 waiting.result()
         assert caught.value.applied is None
         assert run.step(ONES).applied, "a run that was closed can go on"
+
+
+def test_who_closes_while_a_step_attaches_anew_to_a_server_that_says_nothing_ends_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("gradwire.client.training.shared_attachment.PATIENCE_SECONDS", 0.01)
+
+    def silent(requests: Requests) -> Answers:
+        yield from ()
+        requests.until_it_ends()
+
+    retry = RetryPolicy(deadline_seconds=3600, initial_backoff_seconds=0.01)
+    with (
+        ScriptedRounds(cut_while_it_waits, silent, answers()) as server,
+        server.attach(retry=retry) as run,
+        InBackground(lambda: run.step(ONES)) as waiting,
+    ):
+        eventually(lambda: len(server.attaches) == 2, "the step attaches anew")
+        run.close()
+        with pytest.raises(ConnectionLost, match="was closed while worker rank-0 waited") as caught:
+            waiting.result()
+        assert caught.value.applied is None

@@ -241,7 +241,7 @@ class Contributor:
         except NoAnswer as error:
             self.wrong(str(error))
             raise Cut from error
-        self._moments.pass_by("answered, not noted")
+        self._moments.pass_by("answered and not noted")
         self._notes.add(told)
         if repeated and not told.repeated:
             self.wrong(f"the answer to contribution {sent.sequence} was asked for again, and it counted anew")

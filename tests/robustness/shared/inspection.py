@@ -89,7 +89,7 @@ class SharedRun:
 
     def _lives(self, world: World, log: str, seen: set[int]) -> Lives:
         """The servers of one uid, with the steps at which the run began on them, as they have said."""
-        lives = Lives({min(seen): 0}, set(world.lossy), set(world.orderly))
+        lives = Lives({min(seen): 0}, set(world.orderly))
         if self.setting.durability == "MEMORY":
             return lives
         for text in log.split(SERVER_MARK)[1:]:
@@ -97,8 +97,6 @@ class SharedRun:
             back = re.search(rf"runs/{self.setting.name} is back at step (\d+),", text)
             if back:
                 lives.bases[number] = int(back.group(1))
-            if "cannot note what has been acknowledged" in text:  # then nobody can know of a loss
-                lives.lossy.add(number)
         return lives
 
     def write(self, world: World, seed: int) -> None:

@@ -44,8 +44,6 @@ class Lives:
 
     bases: dict[int, int] = field(default_factory=dict)
     """The run's step when the server had brought it back."""
-    lossy: set[int] = field(default_factory=set)
-    """After whose end something may have been lost without a trace: it had not been flushed, or not been marked."""
     orderly: set[int] = field(default_factory=set)
     """Those that have ended in order."""
 

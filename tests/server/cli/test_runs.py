@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -45,12 +46,30 @@ def runs(hosted: HostedServer, *arguments: str, code: int = 0) -> Result:
 
 
 def test_list_and_show(hosted: HostedServer, server: Server) -> None:
-    assert runs(hosted, "list").output.split() == ["x", "step", "1", "6", "float64", "JOURNAL"]
+    header, line = runs(hosted, "list").output.splitlines()
+    assert header.split() == [
+        "NAME",
+        "STATE",
+        "STEP",
+        "STEPS/S",
+        "WORKERS",
+        "SIZE",
+        "DURABILITY",
+        "PROGRESS",
+        "WAITS",
+        "FOR",
+    ]
+    assert re.fullmatch(r"x +idle +1 +\S+ +- +6 float64 +JOURNAL +\d+ s ago +-", line)
     shown = json.loads(runs(hosted, "show", "x").output)
     assert (shown["step"], shown["spec"]["name"], shown["durability"]) == ("1", "runs/x", "DURABILITY_JOURNAL")
     assert shown["digest"] == server.attach("x").digest()
     assert [snapshot["step"] for snapshot in shown["snapshots"]] == [0]
-    assert "attached: worker-" in runs(hosted, "list").output
+    (listed,) = json.loads(runs(hosted, "list", "--json").output)
+    assert (listed["name"], listed["step"], listed["workers"], listed["waits_for"]) == ("x", 1, 1, "block 1")
+    assert listed["worker_id"].startswith("worker-")
+    (worker,) = json.loads(runs(hosted, "show", "x").output)["workers"]
+    assert worker["wait"].items() >= {"kind": "WAITS_FOR_BLOCK", "text": "block 1"}.items()
+    assert worker["wait"]["seconds"] >= 0
 
 
 def test_what_a_saved_snapshot_outlives_is_said(hosted: HostedServer, server: Server) -> None:
@@ -104,8 +123,10 @@ def test_names_of_others_cannot_add_lines(hosted: HostedServer, server: Server) 
     with server.create_run("real", {"w": np.ones(1)}, AMSGrad(), worker_id=forged) as run:
         run.step({"w": np.ones(1)})
         lines = runs(hosted, "list").output.splitlines()
-    assert [line.split()[0] for line in lines] == ["real", "x"]
-    assert lines[0].endswith(r"attached: me\nmade-up   step 999\x1b[2J\u202e")
+        (real, _) = json.loads(runs(hosted, "list", "--json").output)
+    assert [line.split()[0] for line in lines] == ["NAME", "real", "x"]
+    assert r"me\nmade-up   step 999\x1b[2J\u202e" in lines[1]
+    assert real["worker_id"] == forged
 
 
 def test_an_export_needs_not_read_what_it_writes(

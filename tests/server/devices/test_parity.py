@@ -17,7 +17,7 @@ from tests.server.devices.harness import FLOATS, SIMULATED, Tensor, download, do
 
 RTOL = {np.dtype(np.float32): 2e-6, np.dtype(np.float64): 2e-14}
 each_float = pytest.mark.parametrize("dtype", FLOATS, ids=str)
-quick = settings(derandomize=True, database=None, max_examples=8 if SIMULATED else 40)
+quick = settings(derandomize=True, database=None, max_examples=8 if SIMULATED else 24)
 
 
 @st.composite

@@ -107,6 +107,50 @@ def test_steps_that_were_lost_are_told(lasting: LastingServer, bare: BareClient)
     assert (receipt.contribution.kind, receipt.contribution.reason) == (STALE, "HISTORY_CHANGED")
 
 
+def test_steps_that_a_power_cut_took_with_their_marks_are_told(lasting: LastingServer, bare: BareClient) -> None:
+    """What was acknowledged is noted without a flush: the older marks are back after a power cut."""
+    shared = Shared(bare, quorum=1, spec=SNAPSHOT)
+    marks = lasting.data / "acknowledged"
+    before = marks.read_bytes()
+    a = shared.attach("a")
+    a.step_alone([1.0, 1.0])
+    step, epoch = a.step, a.epoch
+    lasting.kill()
+    marks.write_bytes(before)
+    lasting.start()
+    b = shared.attach("b")
+    assert (b.stream.attached.step, bare.get(shared.name).loss) == (0, "")
+    assert b.stream.attached.epoch > epoch
+    receipt = b.step_alone([1.0, 1.0], base={"base_step": step, "base_epoch": epoch})
+    assert (receipt.contribution.kind, receipt.contribution.reason) == (STALE, "HISTORY_CHANGED")
+
+
+def test_after_an_orderly_end_workers_go_on_and_after_the_next_crash_they_are_told(
+    lasting: LastingServer, bare: BareClient
+) -> None:
+    shared = Shared(bare, quorum=1, spec=SNAPSHOT)
+    a = shared.attach("a")
+    a.step_alone([1.0, 1.0])
+    lasting.stop()
+    lasting.start()
+    base = {"base_step": a.step, "base_epoch": a.epoch}
+    a = shared.attach("a")
+    assert a.step_alone([1.0, 1.0], base=base).contribution.kind == ACCEPTED
+    epoch = a.epoch
+    lasting.restart()
+    assert shared.attach("a").stream.attached.epoch > epoch
+
+
+def test_a_run_whose_epoch_cannot_rise_is_not_served(lasting: LastingServer, bare: BareClient) -> None:
+    shared = Shared(bare, quorum=1, spec=SNAPSHOT)
+    epoch = shared.attach("a").epoch
+    lasting.kill()
+    lasting.start("journal.before-commit=full@2")  # the first one is of the journal, of which nothing is cut off
+    refused("RUN_DAMAGED", lambda: bare.get(shared.name))
+    lasting.restart()
+    assert shared.attach("a").epoch > epoch
+
+
 def test_a_shared_run_goes_back_forks_and_travels(lasting: LastingServer, bare: BareClient) -> None:
     shared = Shared(bare, quorum=1, spec=JOURNAL)
     a = shared.attach("a")

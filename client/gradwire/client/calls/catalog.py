@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from gradwire.client.calls.waits import Wait, decode_wait, idle_seconds
 from gradwire.client.options import durability_name
 from gradwire.client.transport.link import Link
 from gradwire.client.transport.retry import RetryPolicy, retrying
@@ -26,6 +27,14 @@ class RunSummary:
     """See `Receipt.durability`."""
     damage: str
     """Why the run cannot be served; empty: it is well."""
+    steps_per_second: float
+    """Now; 0: nothing moves, or the server is too old to say."""
+    idle_seconds: float | None
+    """Since a block or a round was applied; None: none has been since the start of the server, or it is too old to
+    say."""
+    wait: Wait | None
+    """What its worker waits for, or, of a shared run, its open round; see `Run.workers` for more. None: nobody is
+    there, nothing is waited for, or the server is too old to say."""
 
 
 def get_run(link: Link, retry: RetryPolicy, name: str) -> run_pb2.Run:
@@ -64,4 +73,7 @@ def _summary(run: service_pb2.RunSummary) -> RunSummary:
         attached_workers=run.attached_workers,
         durability=durability_name(run.durability),
         damage=run.damage,
+        steps_per_second=run.steps_per_second,
+        idle_seconds=idle_seconds(run),
+        wait=decode_wait(run),
     )

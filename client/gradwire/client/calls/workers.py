@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from gradwire.client.calls.remote_values import RemoteValues
+from gradwire.client.calls.waits import Wait, decode_wait, idle_seconds
 from gradwire.client.transport.retry import retrying
 from gradwire.v1 import service_pb2
 
@@ -39,6 +40,8 @@ class Worker:
     dropped: int
     share: float
     """Its part of the total weight of all rounds since the server knows it."""
+    wait: Wait | None
+    """What it waits for, or the server for it. None: it is not connected, or the server is too old to say."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,11 @@ class Workers:
     """For how long it has been open."""
     round: int
     """Its number, or that of the next one."""
+    steps_per_second: float
+    """Now; 0: nothing moves, or the server is too old to say."""
+    idle_seconds: float | None
+    """Since a block or a round was applied; None: none has been since the start of the server, or it is too old to
+    say."""
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(self.workers)
@@ -65,7 +73,14 @@ def list_workers(values: RemoteValues) -> Workers:
     """See `Run.workers`."""
     request = service_pb2.ListWorkersRequest(name=values.name, run_uid=values.uid)
     found = retrying(lambda: values.link.stub.ListWorkers(request), values.retry, values.link)
-    return Workers(tuple(map(_worker, found.workers)), found.waiting_for, found.open_seconds, found.round)
+    return Workers(
+        tuple(map(_worker, found.workers)),
+        found.waiting_for,
+        found.open_seconds,
+        found.round,
+        found.steps_per_second,
+        idle_seconds(found),
+    )
 
 
 def _worker(message: service_pb2.Worker) -> Worker:
@@ -85,4 +100,5 @@ def _worker(message: service_pb2.Worker) -> Worker:
         refused=message.refused,
         dropped=message.dropped,
         share=message.share,
+        wait=decode_wait(message),
     )

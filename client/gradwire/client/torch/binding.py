@@ -162,7 +162,7 @@ class Binding:
         ahead: Collection[str],
         weight: float,
     ) -> Receipt:
-        return self.run.step(gradients, overrides=overrides, ahead=ahead, weight=weight)
+        return self.run._step(gradients, overrides=overrides, ahead=ahead, weight=weight)
 
     def _answered(self, gradients: Mapping[str, Array]) -> list[RemoteTensor]:
         """Those that the answer to these gradients holds."""

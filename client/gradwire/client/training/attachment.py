@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import grpc
@@ -100,7 +100,7 @@ class Attachment:
             self.token = self.link.token
             self._announce(resuming)
             try:
-                stream = TrainStream(self.link.train, self.message, attempts.seconds_left, vector)
+                stream = TrainStream(self._train, self.message, attempts.seconds_left, vector, self.link.target)
             except grpc.RpcError as error:
                 failure = translate(error, self.link.target)
                 failure.applied = None if resuming else False  # of the step; the server speaks of the attachment
@@ -116,6 +116,8 @@ class Attachment:
             self._attached.add(self)
             if stream.attached.HasField("region") and stream.memory is None:
                 self.message.shared_memory = False  # it will not work the next time either
+            if stream.attached.HasField("lane") and stream.lane is None:
+                self.message.lane = False
             self.encodings.begin_stream()
             try:
                 self._compare(stream.attached, resuming)
@@ -123,6 +125,10 @@ class Attachment:
                 self.drop()
                 raise
         return self.stream
+
+    def _train(self, requests: Iterator[bytes]) -> Any:
+        """See `TrainMethod`."""
+        return self.link.train(requests)
 
     def _yields(self, failure: GradwireError) -> bool:
         """Whether to try again at once, without what this is a refusal of."""
@@ -234,6 +240,8 @@ class Attachment:
         """Without the stream, whatever is on its way."""
         self.early.forget()
         if self.stream is not None:
+            if self.stream.lane_broke:
+                self.message.lane = False
             self.stream.abandon()
             self.stream = None
             self._attached.discard(self)

@@ -80,7 +80,7 @@ class Delivery:
         """The block, or what is missing of it; where it was applied before the connection broke, a question."""
         if stream.attached.last_sequence == sequence:
             again = train_pb2.Gradients(sequence=sequence, last=True)
-            stream.send([train_pb2.TrainRequest(gradients=again).SerializeToString()])
+            stream.send([train_pb2.TrainRequest(gradients=again).SerializeToString()], at_once=True)
             return
         block, header, early = self._block, self._block.header, self._attachment.early
         there = early.tensors & block.ahead & block.present  # none, where the stream is a new one
@@ -89,7 +89,8 @@ class Delivery:
             early.forget()
         missing = self._parameters.layout.present_ranges(block.absent | there) if there else block.ranges
         self._data = self._encodings.gradients.block(self._rows, missing, header.steps, self._data, stream.slice_bytes)
-        stream.send(block_messages(sequence, header, self._data, begun=header.deferred, memory=stream.memory))
+        messages = block_messages(sequence, header, self._data, begun=header.deferred, memory=stream.memory)
+        stream.send(messages, at_once=len(self._data.parts) <= 1)
 
     def _accept(self, reply: train_pb2.Parameters, data: Data) -> None:
         """Takes a part of the answer."""

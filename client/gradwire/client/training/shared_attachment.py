@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
 import grpc
+import numpy.typing as npt
 
 from gradwire.client.errors import ConnectionLost, RunRolledBack, WorkerConflict, WorkerForgotten
 from gradwire.client.training.attachment import Attachment
+from gradwire.client.transport.call_threads import begin
+from gradwire.client.transport.retry import Attempts
 from gradwire.client.transport.stream import TrainStream
 from gradwire.v1 import train_pb2
 from gradwire.wire.errors import GradwireError, LeaderBusy
@@ -47,6 +51,9 @@ class SharedAttachment(Attachment):
         """Whether the server may wait for this worker: it has attached, and not said that it leaves."""
         self.contested = False
         """Whether somebody else uses this worker's id, or has taken its lead: what it says would be of that one."""
+        self._begun: grpc.Call | None = None
+        """The call of the newest stream, which may wait for the server to take it up."""
+        self._closed = False
 
     def close(self, *, leaves: bool = True) -> None:
         """As `Attachment.close`. It ends a step of another thread, which may wait for workers that never come."""
@@ -54,9 +61,11 @@ class SharedAttachment(Attachment):
             return
         while not self.lock.acquire(timeout=PATIENCE_SECONDS):
             self.ending = True
-            stream = self.stream
+            stream, begun = self.stream, self._begun
             if stream is not None:
                 stream.abandon()
+            elif begun is not None:
+                begin(begun.cancel)
         try:
             self.ending = False
             stream = self.stream
@@ -66,8 +75,27 @@ class SharedAttachment(Attachment):
             if leaves and self.awaited and not (told or self.contested):
                 self._say_that_it_leaves()
             self.awaited = self.awaited and not leaves
+            self._closed = self._closed or leaves
         finally:
             self.lock.release()
+
+    @property
+    def given_up(self) -> bool:
+        """Whether it has left, could not be had in the first place, or is that of the process that this one was forked
+        from."""
+        return self._closed or not self.owner.here
+
+    def open(self, attempts: Attempts, *, resuming: bool, vector: npt.NDArray[Any] | None = None) -> TrainStream:
+        """As `Attachment.open`."""
+        try:
+            return super().open(attempts, resuming=resuming, vector=vector)
+        except BaseException:
+            self._closed = not self.awaited
+            raise
+
+    def _train(self, requests: Iterator[bytes]) -> Any:
+        self._begun = call = super()._train(requests)
+        return call
 
     def drop(self) -> None:
         """As `Attachment.drop`; closing the connection must still close it."""
@@ -79,7 +107,8 @@ class SharedAttachment(Attachment):
         """On a stream for that alone: others would wait for a whole lease. What had waited is withdrawn."""
         message = train_pb2.Attach()
         message.CopyFrom(self.message)
-        message.resumes, message.leads, message.takeover, message.shared_memory = 0, False, False, False
+        message.resumes, message.leads, message.takeover = 0, False, False
+        message.shared_memory = message.lane = False
         with suppress(grpc.RpcError, GradwireError):  # then its lease has to end
             TrainStream(self.link.train, message, LEAVE_SECONDS).close(leaves=True)
 
@@ -92,6 +121,7 @@ class SharedAttachment(Attachment):
             )
 
     def _yields(self, failure: GradwireError) -> bool:
+        self.check()
         if not (isinstance(failure, LeaderBusy) and self.message.leads and self.leads_if_free):
             return False
         self.message.leads = False  # nobody has asked for it here
@@ -108,7 +138,7 @@ class SharedAttachment(Attachment):
 
     def _compare(self, attached: train_pb2.Attached, resuming: bool) -> None:
         self.leads = attached.leads
-        self.awaited, self.contested = True, False
+        self.awaited, self.contested, self._closed = True, False, False
         self.message.takeover = False  # it is one act: who has lost the lead since does not take it back on the way
         self._compare_accepted(attached, resuming)
         self._compare_answered(attached, resuming)

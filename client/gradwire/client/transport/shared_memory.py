@@ -47,16 +47,17 @@ class SharedMemory:
 
     Args:
         vector: all parameters are to come to their places in a vector like this one, if there is room for it.
+        file_descriptor: of the memory file, where it has come by a lane; below 0: it is to be looked for. It is closed.
 
     Raises OSError where the file cannot be opened or is not the server's.
     """
 
-    def __init__(self, offer: train_pb2.SharedRegion, vector: Array | None = None) -> None:
+    def __init__(self, offer: train_pb2.SharedRegion, vector: Array | None = None, file_descriptor: int = -1) -> None:
         self._offer = offer
         self._itemsize = 0
         if vector is not None and vector.nbytes <= offer.parameter_bytes:
             self._itemsize = vector.itemsize
-        self._region = _open(offer)
+        self._region = _mapped(offer, file_descriptor if file_descriptor >= 0 else _open(offer))
         self._ring = Ring(offer.gradient_bytes)
         self._changed = threading.Condition()
         self._news = False  # something has changed since the sender has found no room
@@ -179,17 +180,21 @@ class SharedMemory:
         self._changed.notify_all()
 
 
-def _open(offer: train_pb2.SharedRegion) -> Region:
-    """Maps the file that the server has named. Raises OSError when it is another one, or none."""
+def _open(offer: train_pb2.SharedRegion) -> int:
+    """Opens the file that the server has named. Raises OSError when it is another one, or none."""
     if sys.platform != "linux":
         raise OSError("only Linux has memory files")
-    import fcntl  # not on Windows
-
     path = f"/proc/{offer.pid}/fd/{offer.file_descriptor}"
     found = os.readlink(path)
     if found != f"/memfd:{FILE_NAME} (deleted)":  # opening a device or a pipe of a stranger is not harmless
         raise OSError(f"{path} is {found!r}; expected the server's memory file")
-    file_descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+    return os.open(path, os.O_RDWR | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY)
+
+
+def _mapped(offer: train_pb2.SharedRegion, file_descriptor: int) -> Region:
+    """Maps the file, and closes it. Raises OSError when it is not the one that the server has offered."""
+    import fcntl  # not on Windows
+
     try:
         about = os.fstat(file_descriptor)
         end = max(
@@ -198,14 +203,14 @@ def _open(offer: train_pb2.SharedRegion) -> Region:
             offer.parameter_offset + offer.parameter_bytes,
         )
         if not stat.S_ISREG(about.st_mode) or about.st_size < end:
-            raise OSError(f"{path} has {about.st_size} bytes; expected {end} at least")
+            raise OSError(f"the memory file has {about.st_size} bytes; expected {end} at least")
         # A file that could shrink would kill this process where it reads what is no more.
         if not fcntl.fcntl(file_descriptor, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK:
-            raise OSError(f"{path} is not sealed against shrinking")
+            raise OSError("the memory file is not sealed against shrinking")
         region = Region(file_descriptor, end)
     finally:
         os.close(file_descriptor)
     if not hmac.compare_digest(region.nonce, offer.nonce):
         region.close()
-        raise OSError(f"{path} is the memory of somebody else; is the server in another container?")
+        raise OSError("the memory file is somebody else's; is the server in another container?")
     return region

@@ -1,17 +1,23 @@
-"""One Train stream: messages out from a thread of gRPC's, messages in from a thread of its own."""
+"""One Train stream: messages out from a thread of gRPC's, messages in from a thread of its own.
+
+On one host they may go by a lane, and then mostly from the caller's own thread, without any other.
+"""
 
 from __future__ import annotations
 
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from typing import Any
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from gradwire.client.transport.call_threads import begin, take
+from gradwire.client.transport.call_threads import POLL_SECONDS, begin, take
+from gradwire.client.transport.lane import Lane
 from gradwire.client.transport.shared_memory import SharedMemory
 from gradwire.v1 import train_pb2
 from gradwire.wire.encoding import SLICE_BYTES, Array
@@ -22,12 +28,17 @@ from gradwire.wire.shared import Bytes
 log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_SECONDS = 2.0
+STATUS_SECONDS = 10.0
+"""For which the status of a stream whose lane has ended may stay away. It is sent at once."""
 READ_AHEAD = 4
 """Answers that may wait for the caller; then the stream is not read, and flow control holds the server."""
 
 TrainMethod = Callable[[Iterator[bytes]], Any]
 """Begins a Train call that sends serialized requests; its result iterates over serialized responses."""
 
+
+Jobs = queue.SimpleQueue[Iterable["bytes | None"] | None]
+"""Messages to be sent, as they are made; None: the end."""
 
 Accept = Callable[[train_pb2.Parameters, "bytes | memoryview | Bytes"], None]
 """Takes a part of an answer and copies its data."""
@@ -61,6 +72,7 @@ class TrainStream:
 
     Args:
         vector: see `SharedMemory`.
+        target: that ``train`` calls; see `Lane`.
 
     Raises grpc.RpcError, also from the constructor, which waits for the attachment: up to ``timeout_seconds``, or as
     long as the connection lasts.
@@ -72,10 +84,18 @@ class TrainStream:
         attach: train_pb2.Attach,
         timeout_seconds: float | None = None,
         vector: Array | None = None,
+        target: str = "",
     ) -> None:
         self.memory: SharedMemory | None = None
         """Shared with the server; None: all values go in messages."""
-        self._jobs: queue.SimpleQueue[Iterable[bytes | None] | None] = queue.SimpleQueue()
+        self.lane: Lane | None = None
+        """By which all messages go that follow the attachment; None: through gRPC."""
+        self.lane_broke = False
+        """Whether it has ended by itself: then it was of no use."""
+        self._lane_over = False
+        self._jobs: Jobs = queue.SimpleQueue()
+        self._grpc_jobs = self._jobs
+        self._queued = self._sent = 0  # jobs for a lane's sending thread, which there is from the first one on
         self._answers: queue.SimpleQueue[bytes | BaseException] = queue.SimpleQueue()
         self._room: queue.SimpleQueue[None] = queue.SimpleQueue()  # one for each answer that may be read
         for _ in range(READ_AHEAD):
@@ -91,7 +111,7 @@ class TrainStream:
             if timer is not None:
                 timer.start()
             self.attached = self.receive().message.attached
-            self.memory = self._mapped(vector)
+            self._take_offers(target, vector)
         except BaseException as error:
             self.abandon()
             if late.is_set() and isinstance(error, grpc.RpcError):
@@ -101,10 +121,28 @@ class TrainStream:
             if timer is not None:
                 timer.cancel()
 
-    def send(self, messages: Iterable[bytes | None]) -> None:
+    def send(self, messages: Iterable[bytes | None], *, at_once: bool = False) -> None:
         """Hands serialized messages to the sending thread, which makes them one by one as the connection takes them;
-        None where the next one has to wait for `SharedMemory.wait`."""
-        self._jobs.put(messages)
+        None where the next one has to wait for `SharedMemory.wait`.
+
+        ``at_once``: it is not worth a thread; the server answers none of them before the last one has left.
+        """
+        if self.lane is None:
+            self._jobs.put(messages)
+        elif at_once and self._queued == self._sent:
+            self._send_here(self.lane, iter(messages))
+        else:
+            self._queued += 1
+            if self._queued == 1:
+                begin(self._send_by_lane)
+            self._jobs.put(messages)
+
+    def _send_here(self, lane: Lane, messages: Iterator[bytes | None]) -> None:
+        for message in messages:
+            if message is None:
+                self.send(messages)  # who waits for room has to read what the server says
+                return
+            lane.send(message)
 
     @property
     def slice_bytes(self) -> int:
@@ -113,16 +151,31 @@ class TrainStream:
 
     def receive(self) -> Opened[train_pb2.TrainResponse]:
         """The next message."""
+        if self.lane is not None:
+            return self._receive_by(self.lane)
         if self._end is not None and self._answers.empty():
             raise self._end  # whoever asks once more, after Ctrl-C perhaps, must not wait
         answer = take(self._answers)
         if isinstance(answer, BaseException):
             raise answer
         self._room.put(None)
-        try:
-            return open_response(answer)
-        except DecodeError as error:
-            raise ProtocolViolation(f"the server sent what is no TrainResponse: {error}", applied=None) from None
+        return _opened(answer)
+
+    def _receive_by(self, lane: Lane) -> Opened[train_pb2.TrainResponse]:
+        if not self._lane_over:
+            message = lane.receive()
+            if message is not None:
+                return _opened(message)
+            self._lane_over = True
+        give_up_at = time.monotonic() + STATUS_SECONDS
+        while self._end is None:  # the status says why
+            if time.monotonic() > give_up_at:
+                self._cancel()
+                raise StreamEnded("the lane has ended, and the stream has not")
+            with suppress(queue.Empty):
+                self._answers.get(timeout=POLL_SECONDS)
+        self.lane_broke = isinstance(self._end, StreamEnded)
+        raise self._end
 
     def collect(self, sequence: int, accept: Accept, wait: Wait | None = None) -> train_pb2.Receipt:
         """Passes the answer to block ``sequence`` on, message by message, and returns its receipt. Waits for it as long
@@ -167,8 +220,8 @@ class TrainStream:
         ``leaves``: a shared run's other workers need not wait for this one.
         """
         if leaves:
-            self.send([train_pb2.TrainRequest(leave=train_pb2.Leave()).SerializeToString()])
-        self._jobs.put(None)
+            self.send([train_pb2.TrainRequest(leave=train_pb2.Leave()).SerializeToString()], at_once=True)
+        self._end_sending()
         timer = threading.Timer(CLOSE_TIMEOUT_SECONDS, self._cancel)
         timer.start()
         try:
@@ -184,7 +237,16 @@ class TrainStream:
         """Drops the stream as it is."""
         begin(self._cancel)
         self._let_go()
-        self._jobs.put(None)
+        self._end_sending()
+
+    def _end_sending(self) -> None:
+        """When all that is queued has been sent."""
+        self._grpc_jobs.put(None)
+        if self.lane is not None:
+            if self._queued:
+                self._jobs.put(None)
+            else:
+                self.lane.finish()
 
     def _give_up(self, late: threading.Event) -> None:
         late.set()
@@ -199,7 +261,7 @@ class TrainStream:
     def _read(self, train: TrainMethod) -> None:
         """Begins the call; passes on what the server answers, as long as there is room, and the error that ends it."""
         try:
-            self._call = call = train(self._requests())
+            self._call = call = train(self._messages(self._grpc_jobs))
             if self._over:  # cancelled before there was a call
                 call.cancel()
             while True:
@@ -210,29 +272,76 @@ class TrainStream:
         except BaseException as error:  # for the caller's thread to raise
             self._end = error
         self._answers.put(self._end)
+        if self.lane is not None:
+            self.lane.shut()  # its server may have been stopped, and would keep it open
 
-    def _requests(self) -> Iterator[bytes]:
-        while (job := self._jobs.get()) is not None:
-            for message in job:
-                if message is not None:
-                    yield message
-                elif self.memory is not None:
-                    self.memory.wait()
-                yield from self._owed()
+    def _messages(self, jobs: Jobs) -> Iterator[bytes]:
+        while (job := jobs.get()) is not None:
+            yield from self._messages_of(job)
+
+    def _messages_of(self, job: Iterable[bytes | None]) -> Iterator[bytes]:
+        for message in job:
+            if message is not None:
+                yield message
+            elif self.memory is not None:
+                self.memory.wait()
             yield from self._owed()
+        yield from self._owed()
+
+    def _send_by_lane(self) -> None:
+        """In a thread of its own: what has to wait, or is made while others compute."""
+        assert self.lane is not None
+        try:
+            while (job := self._jobs.get()) is not None:
+                for message in self._messages_of(job):
+                    self.lane.send(message)
+                self._sent += 1
+            self.lane.finish()
+        except BaseException:
+            log.exception("a message to the server could not be made")
+            self._cancel()
 
     def _owed(self) -> Iterator[bytes]:
         taken = None if self.memory is None else self.memory.owed()
         if taken is not None:
             yield train_pb2.TrainRequest(taken=taken).SerializeToString()
 
-    def _mapped(self, vector: Array | None) -> SharedMemory | None:
+    def _take_offers(self, target: str, vector: Array | None) -> None:
+        """Takes what the server has offered with the attachment, as far as that can be had."""
+        lane = self._lane_to(target)
+        try:
+            self.memory = self._mapped(vector, lane)
+            if lane is not None:
+                self._move(lane)
+        except BaseException:
+            if lane is not None:
+                lane.close()
+            raise
+
+    def _lane_to(self, target: str) -> Lane | None:
+        if not self.attached.HasField("lane"):
+            return None
+        try:
+            return Lane(target, self.attached.lane)
+        except OSError as error:
+            log.info("no lane to the server: %s", error)
+            return None
+
+    def _move(self, lane: Lane) -> None:
+        """Says that this was the last message through gRPC. What is queued from now on is for the lane."""
+        self.send([train_pb2.TrainRequest(moved=train_pb2.Moved()).SerializeToString()])
+        self._jobs = queue.SimpleQueue()
+        self.lane = lane
+        if self._end is not None:
+            lane.shut()
+
+    def _mapped(self, vector: Array | None, lane: Lane | None) -> SharedMemory | None:
         """Maps the memory that the server has offered, and says so."""
         if not self.attached.HasField("region"):
             return None
         memory = None
         try:
-            memory = SharedMemory(self.attached.region, vector)
+            memory = SharedMemory(self.attached.region, vector, -1 if lane is None else lane.take_file())
         except (OSError, ValueError) as error:
             log.warning("no memory is shared with the server, values go through gRPC: %s", error)
         mapped = train_pb2.Mapped(
@@ -244,3 +353,12 @@ class TrainStream:
     def _let_go(self) -> None:
         if self.memory is not None:
             self.memory.close()
+        if self.lane is not None:
+            self.lane.close()
+
+
+def _opened(serialized: bytes) -> Opened[train_pb2.TrainResponse]:
+    try:
+        return open_response(serialized)
+    except DecodeError as error:
+        raise ProtocolViolation(f"the server sent what is no TrainResponse: {error}", applied=None) from None

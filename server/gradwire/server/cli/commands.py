@@ -14,6 +14,7 @@ _PLACES = {
     "health": "gradwire.server.cli.health:health_command",
     "runs": "gradwire.server.cli.runs:runs_group",
     "tokens": "gradwire.server.cli.tokens:tokens_group",
+    "top": "gradwire.server.cli.top:top_command",
     "serve": "gradwire.server.cli.serve:serve_command",
     "status": "gradwire.server.cli.about:status_command",
     "whoami": "gradwire.server.cli.about:whoami_command",

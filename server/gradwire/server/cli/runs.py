@@ -14,7 +14,9 @@ from google.protobuf.json_format import MessageToDict
 
 from gradwire.server.cli.calls import Stub, with_stub
 from gradwire.server.cli.numbers import SNAPSHOT_ID
+from gradwire.server.cli.run_rows import COLUMNS, SHRINKS, data_of, durability_name, row_of, summaries
 from gradwire.server.cli.series import series_command
+from gradwire.server.cli.table import lines_of, terminal_width
 from gradwire.v1 import run_pb2, service_pb2
 from gradwire.wire.layout import run_resource
 from gradwire.wire.printable import printable
@@ -40,24 +42,19 @@ def _command(name: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
 
 
 @_command("list")
-def list_command(stub: Stub) -> None:
-    """All runs: name, step, elements, dtype, durability, and who is attached."""
-    token = ""
-    while True:
-        page = stub.ListRuns(service_pb2.ListRunsRequest(page_token=token))
-        for run in page.runs:
-            name = run.name.removeprefix("runs/")
-            if run.damage:
-                click.echo(printable(f"{name:<24} DAMAGED: {run.damage}"))
-                continue
-            dtype = run_pb2.Dtype.Name(run.dtype).removeprefix("DTYPE_").lower()
-            durability = _durability_name(run.durability)
-            who = run.attached_worker_id or (f"{run.attached_workers} workers" if run.attached_workers else "")
-            attached = f"  attached: {who}" if who else ""
-            click.echo(printable(f"{name:<24} step {run.step:<10} {run.elements} {dtype}  {durability}{attached}"))
-        token = page.next_page_token
-        if not token:
-            return
+@click.option("--json", "as_json", is_flag=True, help="One JSON array, with an object for each run.")
+def list_command(stub: Stub, as_json: bool) -> None:
+    """All runs, by name: how far, how fast, who works on them, and what they wait for.
+
+    In columns, cut to the width of a terminal and whole elsewhere.
+    """
+    if as_json:
+        click.echo(json.dumps([data_of(run) for run in summaries(stub)], indent=2))
+        return
+    rows = [row_of(run) for run in summaries(stub)]
+    if rows:
+        for line in lines_of(COLUMNS, rows, terminal_width(), shrinks=SHRINKS):
+            click.echo(line)
 
 
 @_command("show")
@@ -196,12 +193,8 @@ def _durability(word: str | None) -> run_pb2.Durability.ValueType:
 
 
 def _say(run: run_pb2.Run) -> None:
-    durability = _durability_name(run.durability)
+    durability = durability_name(run.durability)
     click.echo(printable(f"{run.spec.name.removeprefix('runs/')} is at step {run.step}, {durability}"))
-
-
-def _durability_name(value: run_pb2.Durability.ValueType) -> str:
-    return run_pb2.Durability.Name(value).removeprefix("DURABILITY_")
 
 
 def _snapshot(snapshot: service_pb2.Snapshot) -> dict[str, Any]:
@@ -212,5 +205,5 @@ def _snapshot(snapshot: service_pb2.Snapshot) -> dict[str, Any]:
         "created": created.isoformat(timespec="seconds"),
         "size_bytes": snapshot.size_bytes,
         "label": snapshot.label,
-        "durability": _durability_name(snapshot.durability),
+        "durability": durability_name(snapshot.durability),
     }

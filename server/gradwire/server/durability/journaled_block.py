@@ -41,10 +41,11 @@ async def commit_journaled(
         memory = run.budget.reserve(run.spec.vector_bytes * block.header.steps, f"the journal of {run.spec.name}")
         try:
             gradients, prepared, entry = await run.lock.inside(prepare, work=work)
-            began = time.perf_counter()
+            block.journaling_at = began = time.perf_counter()
             row = storage.store.append(run.uid, entry)
             interrupted = await outlast(row)
             block.journal_seconds = time.perf_counter() - began
+            block.journaling_at = 0.0
         finally:
             memory.release()
         refusal = row.exception()

@@ -27,6 +27,9 @@ _STEPS_BYTES = 8
 USED = "used"
 """When a run was used last, in seconds since 1970."""
 
+ENDED = "ended_at_step"
+"""The step of a shared run when its server ended in order: the newest snapshot is of then, and nothing came after."""
+
 
 @dataclass(eq=False)
 class RunStorage:
@@ -86,6 +89,10 @@ class RunStorage:
         """The run with this uid was used last at ``used``, in seconds since 1970."""
         self.extra = self.extra | {USED: used}
         return self.store.note_extra(uid, json.dumps(self.extra))
+
+    def note_end(self, uid: str, step: int) -> Future[None]:
+        """The server ends in order, and the run with this uid is saved as of ``step``."""
+        return self.store.note_extra(uid, json.dumps(self.extra | {ENDED: step}))
 
     def due(self, step: int) -> bool:
         """Whether a snapshot is due, however recent the last one is."""

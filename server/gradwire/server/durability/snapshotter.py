@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 from gradwire.server.devices.base import State
-from gradwire.server.durability.changes import record
+from gradwire.server.durability.changes import on_disk, record
 from gradwire.server.durability.run_snapshot import copied, room_for, snapshot_of
 from gradwire.server.durability.run_storage import RunStorage, storage_of
 from gradwire.server.engine.run import Run
@@ -215,6 +215,8 @@ class Snapshotter:
                     storage.free_room()
                     if run.changes != storage.saved_version:
                         await self._save_in_place(run, storage)
+                    if run.spec.shared is not None and not storage.journals:
+                        await on_disk(storage.note_end(run.uid, run.step))
             except GradwireError as error:
                 what = "its journal remains" if storage.journals else f"it is stored as of step {storage.saved_step}"
                 log.error("%s could not be saved: %s; %s", run.spec.name, error, what)

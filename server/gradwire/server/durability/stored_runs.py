@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 from gradwire.server.config import ServerConfig
 from gradwire.server.devices.base import Device
@@ -15,14 +17,14 @@ from gradwire.server.durability.fingerprint import fingerprint, read_sources
 from gradwire.server.durability.records import read_record, spec_to_text
 from gradwire.server.durability.restorer import Restorer, spec_of
 from gradwire.server.durability.run_snapshot import snapshot_of
-from gradwire.server.durability.run_storage import RunStorage, reserved_bytes, used_at
+from gradwire.server.durability.run_storage import ENDED, RunStorage, reserved_bytes, used_at
 from gradwire.server.durability.snapshotter import Snapshotter
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.spec import Durability, RunSpec
 from gradwire.server.engine.threads import in_thread
 from gradwire.server.store.base import MAX_ENTRY_BYTES, Position, Store, StoredRun, Written
 from gradwire.server.store.recovery import Unrecoverable, recover
-from gradwire.wire.errors import InvalidSpec
+from gradwire.wire.errors import GradwireError, InvalidSpec
 
 log = logging.getLogger(__name__)
 
@@ -53,8 +55,8 @@ class FirstSnapshot:
 
 
 LOST_EPOCHS = 2**32
-"""By so much the epoch of a shared run rises where steps were lost. They may have been in epochs of which nothing is
-left, and no worker may take what comes now for what it knows of those."""
+"""By so much the epoch of a shared run rises where steps were lost, or may have been. They may have been in epochs of
+which nothing is left, and no worker may take what comes now for what it knows of those."""
 
 
 class StoredRuns:
@@ -159,16 +161,38 @@ class StoredRuns:
                 found.replayed,
                 time.perf_counter() - started,
             )
-            if found.loss and spec.shared is not None:
-                run.epoch += LOST_EPOCHS
-                self.store.raise_epoch(run.uid, run.epoch).result()
+            extra = read_record(stored.extra, "what is stored of it")
+            if spec.shared is not None:
+                try:
+                    self._begin_epoch(run, extra, found.loss)
+                except GradwireError as error:
+                    run.delete()
+                    log.error("%s cannot be brought back: %s", stored.name, error)
+                    yield DamagedRun(stored.name, stored.uid, str(error), self._snapshot_bytes(stored.uid))
+                    continue
             storage = self._note(run, own, found.loss)
-            storage.extra = read_record(stored.extra, "what is stored of it")
+            storage.extra = extra
             if run.spec.ttl_seconds is not None:
                 run.used_at = used_at(storage.extra, run.spec.ttl_seconds)
             if found.replayed or found.notes:
                 storage.saved_version = -1  # due: what it was made from is older
             yield run
+
+    def _begin_epoch(self, run: Run, extra: dict[str, Any], loss: str) -> None:
+        """Lets the epoch of a shared run rise where workers may know of steps that are gone. Raises StorageFull,
+        StorageFailed.
+
+        Of a run that is not journaled nobody can tell after a power cut: the marks of what had been acknowledged may be
+        gone too. So whatever did not end in order counts as lost. That it did is noted once, and taken back for good
+        before the run is served again.
+        """
+        ended = extra.pop(ENDED, None)
+        taken_back = None if ended is None else self.store.note_extra(run.uid, json.dumps(extra))
+        if loss or (run.spec.durability is Durability.SNAPSHOT and ended != run.step):
+            run.epoch += LOST_EPOCHS
+            self.store.raise_epoch(run.uid, run.epoch).result()
+        if taken_back is not None:
+            taken_back.result()
 
     def _snapshot_bytes(self, uid: str) -> int:
         return sum(info.size_bytes for info in self.store.snapshots(uid))

@@ -28,6 +28,11 @@ class Coverage:
         self._starts: list[int] = []
         self._stops: list[int] = []
 
+    @property
+    def allowed_elements(self) -> int:
+        """Of which any may come."""
+        return sum(part.stop - part.start for part in self._allowed)
+
     def add(self, part: Range) -> None:
         """Notes that ``part`` has arrived. Raises InvalidSlice, and then has noted nothing."""
         start, stop = part

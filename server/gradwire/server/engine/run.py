@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradwire.server.devices.base import Bools, Device, State
+from gradwire.server.engine.activity import Activity, Attached
 from gradwire.server.engine.applied_round import AppliedRound
 from gradwire.server.engine.block import Receipt
 from gradwire.server.engine.gradients import Gradients, non_finite_text
@@ -105,8 +106,7 @@ class Run:
         """How it is stored; None: it is in memory only."""
         self.used_at = time.monotonic()
         """When somebody did anything with the run last; while a worker holds it that is always."""
-        self.applied_at = 0.0
-        """When a block was applied last since the server began, by `time.perf_counter`; 0: never."""
+        self.activity = Activity()
         self.users = 0
         """Calls about the run that have not ended."""
         self.on_delete: list[Callable[[], object]] = []
@@ -184,6 +184,13 @@ class Run:
         return shared + (self.holder is not None)
 
     @property
+    def holders(self) -> Sequence[Attached]:
+        """Of the workers who have a stream now."""
+        if self.shared_workers is not None:
+            return self.shared_workers.holders
+        return [] if self.holder is None else [self.holder]
+
+    @property
     def expired(self) -> bool:
         """Whether nobody has used it for its time to live."""
         ttl_seconds = self.spec.ttl_seconds
@@ -248,6 +255,7 @@ class Run:
         Raises Fenced when the hold is lost or the run has changed since the block began, NonFiniteGradient when the
         policy is REJECT, Draining when the run has been saved for good.
         """
+        block.locked = True
         self.require_open()
         self.require_holder(holder)
         if block.version != self.version:

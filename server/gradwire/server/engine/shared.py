@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from math import isfinite
 from typing import Protocol
 
+from gradwire.server.engine.activity import Attached
 from gradwire.wire.errors import GradwireError, InvalidSpec
 
 MAX_WORKERS = 1024
@@ -20,6 +22,15 @@ class Workers(Protocol):
     @property
     def attached(self) -> int:
         """How many have a stream now."""
+
+    @property
+    def holders(self) -> Sequence[Attached]:
+        """Of those."""
+
+    @property
+    def overdue_seconds(self) -> float:
+        """For how long a round has been past its deadline that is open still, or about to be applied; 0: none is. Any
+        thread may ask."""
 
     def end(self, error: GradwireError) -> None:
         """The history of the run has changed, or the run has ended: drops the open round, and ends all streams with

@@ -50,6 +50,10 @@ class StagedBlock:
     """Of ``result_memory``, what is for a receipt that names every step as skipped."""
     received_bytes: int = 0
     """Size of its gradients as they arrived; known when it is whole."""
+    locked: bool = False
+    """Whether its commit has the run's lock."""
+    journaling_at: float = 0.0
+    """Since when its commit waits for the disk, by `time.perf_counter`; 0: it does not."""
     journal_seconds: float = 0.0
     """For which its commit waited for the disk."""
     round: AppliedRound | None = None

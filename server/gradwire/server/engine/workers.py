@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from gradwire.server.devices.base import DeviceArray
+from gradwire.server.engine.activity import Wait, wait_for_pace
 from gradwire.server.engine.block import Kind, Receipt, Returns
 from gradwire.server.engine.staged_block import SKIPPED_BYTES, StagedBlock
 from gradwire.server.memory.budget import Reservation
@@ -81,6 +82,15 @@ class Holder:
     on_end: Callable[[GradwireError], None] = field(default=lambda error: None)
     perhaps_forgotten: bool = False
     """Whether the worker is not known, and may have been."""
+    paced_at: float = 0.0
+    """Since when no more of its blocks is read, by `time.perf_counter`; 0: more is."""
+    waits: Callable[[], Wait | None] = field(default=lambda: None)
+    """What it waits for; set by whoever serves its stream. On the event loop."""
+    stall_told: bool = False
+    """See `activity.Attached`."""
+
+    def wait(self) -> Wait | None:
+        return wait_for_pace(self.paced_at) if self.paced_at else self.waits()
 
 
 def check_id(field: str, value: str) -> None:

@@ -82,16 +82,29 @@ class BlockCounters:
 class BlockWatch:
     """The blocks of one stream, one after another: `begin`, `whole`, `committed`, `answered`."""
 
-    __slots__ = ("_applied", "_counters", "_journal_seconds", "_noted", "_skipped", "_steps", "_whole", "began")
+    __slots__ = (
+        "_counters",
+        "_journal_seconds",
+        "_noted",
+        "_skipped",
+        "_steps",
+        "applied_at",
+        "began",
+        "ended_at",
+        "whole_at",
+    )
 
     def __init__(self, counters: BlockCounters) -> None:
         self._counters = counters
         self._noted = counters.noted
         self.began = 0.0
         """When the first message of the block under way came, by `time.perf_counter`; 0: there is none."""
-        self._whole = 0.0
+        self.whole_at = 0.0
         """When its last message had come; 0: it has not, or was the first one."""
-        self._applied = 0.0
+        self.applied_at = 0.0
+        """When it was applied; 0: it has not been."""
+        self.ended_at = perf_counter()
+        """When the last one was answered, or the stream was opened."""
         self._journal_seconds = 0.0
         self._steps = 1
         self._skipped = 0
@@ -103,7 +116,7 @@ class BlockWatch:
 
     def whole(self) -> None:
         """The last of several messages has come, and what was to be done with it before a commit has been done."""
-        self._whole = perf_counter()
+        self.whole_at = perf_counter()
 
     def committed(self, steps: int, skipped: int, journal_seconds: float) -> float:
         """The block has been applied; returns when, by `time.perf_counter`.
@@ -115,39 +128,41 @@ class BlockWatch:
         self._steps = steps
         self._skipped = skipped
         self._journal_seconds = journal_seconds
-        self._applied = now = perf_counter()
+        self.applied_at = now = perf_counter()
         return now
 
     def answered(self) -> None:
         """The last message of its answer has been handed to gRPC."""
-        began, applied = self.began, self._applied
+        began, applied = self.began, self.applied_at
         if not applied:  # it has failed meanwhile
             return
-        whole, journal = self._whole or began, self._journal_seconds
-        self._noted.append((began, whole, applied, perf_counter(), journal, self._steps, self._skipped))
-        self.began = self._whole = self._applied = 0.0
+        whole, journal = self.whole_at or began, self._journal_seconds
+        self.ended_at = now = perf_counter()
+        self._noted.append((began, whole, applied, now, journal, self._steps, self._skipped))
+        self.began = self.whole_at = self.applied_at = 0.0
         if len(self._noted) >= FOLDED_AT_ONCE:
             self._counters.fold()
 
     def repeated(self) -> None:
         """A block that had been applied before has been answered again."""
         self._counters.repeated += 1
+        self.ended_at = perf_counter()
         self._end()
 
     def refused(self) -> None:
         """The stream ends with an error; the block under way, if there is one, with it."""
-        if self.began and not self._applied:
+        if self.began and not self.applied_at:
             self._counters.refused += 1
         self._end()
 
     def close(self) -> None:
         """The stream has ended."""
-        if self.began and not self._applied:
+        if self.began and not self.applied_at:
             self._counters.abandoned += 1
         self._end()
         self._counters.watches.discard(self)
 
     def _end(self) -> None:
-        if self._applied:
+        if self.applied_at:
             self._counters.count_unanswered(self._steps, self._skipped)
-        self.began = self._whole = self._applied = 0.0
+        self.began = self.whole_at = self.applied_at = 0.0

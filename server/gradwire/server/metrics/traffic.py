@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-STREAM, SHARED, CALL = "stream", "shared_memory", "call"
-"""In messages of a Train stream; in memory that is shared with the client; in the messages of any other call."""
+STREAM, LANE, SHARED, CALL = "stream", "lane", "shared_memory", "call"
+"""In messages of a Train stream, by gRPC or by a lane; in memory that is shared with the client; in the messages of any
+other call."""
 
 RECEIVED, SENT = "received", "sent"
 
@@ -23,9 +24,16 @@ class StreamBytes(NamedTuple):
     """Of the streams that have the same encodings."""
 
     received: ByteCount
+    received_lane: ByteCount
     received_shared: ByteCount
     sent: ByteCount
+    sent_lane: ByteCount
     sent_shared: ByteCount
+
+    @property
+    def by_lane(self) -> StreamBytes:
+        """Of those whose messages go by a lane."""
+        return self._replace(received=self.received_lane, sent=self.sent_lane)
 
 
 class Traffic:
@@ -41,10 +49,8 @@ class Traffic:
     def stream(self, gradients: str, parameters: str) -> StreamBytes:
         """For a stream with these encodings, by name."""
         return StreamBytes(
-            self._count(RECEIVED, gradients, STREAM),
-            self._count(RECEIVED, gradients, SHARED),
-            self._count(SENT, parameters, STREAM),
-            self._count(SENT, parameters, SHARED),
+            *(self._count(RECEIVED, gradients, path) for path in (STREAM, LANE, SHARED)),
+            *(self._count(SENT, parameters, path) for path in (STREAM, LANE, SHARED)),
         )
 
     def _count(self, direction: str, encoding: str, path: str) -> ByteCount:

@@ -73,9 +73,14 @@ class Members:
         return [member for member in self if self.leased(member, now)]
 
     @property
+    def holders(self) -> list[Holder]:
+        """Of those who have a stream, by id."""
+        return [member.hold for member in self if member.hold is not None]
+
+    @property
     def attached(self) -> int:
-        """How many have a stream."""
-        return sum(member.hold is not None for member in self._members.values())
+        """How many have a stream. Any thread may ask."""
+        return sum(member.hold is not None for member in list(self._members.values()))
 
     def next_lease_end(self, now: float) -> float | None:
         """When the next one is waited for no more who has no stream; None: there is none such."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from gradwire.server.engine.activity import Wait, WaitsFor
 from gradwire.server.engine.block import Kind
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.workers import WorkerRecord
@@ -28,6 +29,7 @@ class WorkerReport:
     waiting: bool
     outcomes: Mapping[Kind, int]
     share: float
+    wait: Wait | None
 
 
 @dataclass(frozen=True)
@@ -38,6 +40,20 @@ class Report:
     waiting_for: str
     open_seconds: float
     round: int
+
+
+def wait_of(run: Run) -> Wait | None:
+    """What a run waits for, in few words; None: nobody is attached, or there is nothing that it waits for. Cheap also
+    where there are many workers. On the event loop."""
+    if run.spec.shared is None:
+        return None if run.holder is None else run.holder.wait()
+    if run.shared_workers is None:
+        return None
+    here, open_seconds = rounds_of(run).contributed
+    if not here:
+        return None
+    text = f"round {run.rounds + 1}, with {here} of {run.attached_workers} workers here"
+    return Wait(WaitsFor.ROUND, text, open_seconds)
 
 
 def reported(run: Run) -> Report:
@@ -64,4 +80,5 @@ def _of(rounds: Rounds, member: Member) -> WorkerReport:
         waiting=rounds.has_contributed(member.worker_id),
         outcomes=dict(member.outcomes),
         share=member.weight / total if total else 0.0,
+        wait=None if member.hold is None else member.hold.wait(),
     )

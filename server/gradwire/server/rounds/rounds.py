@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import Callable
 from dataclasses import replace
+from time import perf_counter
 
 from gradwire.server.engine.block import Kind, Receipt
 from gradwire.server.engine.run import Run
@@ -56,6 +57,17 @@ class Rounds:
     @property
     def attached(self) -> int:
         return self.leases.members.attached
+
+    @property
+    def holders(self) -> list[Holder]:
+        return self.leases.members.holders
+
+    @property
+    def overdue_seconds(self) -> float:
+        round = self._applied or self._open
+        if round is None or not self.leases.started:  # until there are enough workers, no time runs
+            return 0.0
+        return max(0.0, self._loop.time() - round.opened - self.options.deadline_seconds)
 
     def end(self, error: GradwireError) -> None:
         if threading.get_ident() != self._thread:
@@ -305,6 +317,7 @@ class Rounds:
                 raise
         else:
             self.generations.publish()
+            self.run.activity.applied(1, perf_counter())
             self.counters.rounds += 1
             for contribution, own in zip(contributions, applied.receipts(receipt), strict=True):
                 self._answer(contribution, own)
@@ -335,6 +348,13 @@ class Rounds:
             round.told = True
             log.info("%s, round %d: %s", self.run.spec.name, self.run.rounds + 1, reason)
         return reason, now - round.opened
+
+    @property
+    def contributed(self) -> tuple[int, float]:
+        """How many contributions wait for a round to close or to be applied, and since when that is open, in
+        seconds."""
+        round = self._applied or self._open
+        return (0, 0.0) if round is None else (len(round.contributions), self._loop.time() - round.opened)
 
     async def pin(self, reader: str) -> Generation:
         """The newest parameters, for `Generations.unpin`."""

@@ -6,10 +6,18 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from concurrent.futures import Executor
 from dataclasses import replace
+from time import perf_counter
 from typing import Any
 
 from gradwire.server.encodings.decoders import Decoder
 from gradwire.server.encodings.encoders import Encoder
+from gradwire.server.engine.activity import (
+    Wait,
+    WaitsFor,
+    wait_for_block,
+    wait_for_gradients,
+    wait_for_reader,
+)
 from gradwire.server.engine.block import GradientSlice, Kind, Receipt, Reply, Waiting
 from gradwire.server.engine.features import Feature, require_understood
 from gradwire.server.engine.run import Run
@@ -74,6 +82,8 @@ class SharedSession:
         self._watch = counters.blocks.watch()  # it is a stream; what it waits for is no block
         rounds.counters = counters.contributions
         self._left = False
+        self._whole_at = self._sending_at = 0.0
+        holder.waits = self._wait
 
     @classmethod
     async def attach(
@@ -129,6 +139,10 @@ class SharedSession:
         """There is no straight path."""
         return None
 
+    def receive_at_once(self, part: GradientSlice) -> Reply | None:
+        """Nor this one."""
+        return None
+
     async def receive(self, part: GradientSlice) -> AsyncIterator[Reply | Waiting]:
         """Takes one message; after the last one of a contribution yields why it waits, and in the end its answer.
 
@@ -147,7 +161,7 @@ class SharedSession:
         contribution = await self._upload.take(part)
         if contribution is None:
             return
-        self._waiting = contribution
+        self._waiting, self._whole_at = contribution, perf_counter()
         try:
             async for waiting in self._settled():
                 yield waiting
@@ -224,6 +238,20 @@ class SharedSession:
             return True
         return self.rounds.withdraw(contribution)
 
+    def _wait(self) -> Wait:
+        """What this worker waits for."""
+        last = self.holder.record.last_sequence
+        if self._sending_at:
+            return wait_for_reader(last, self._sending_at)
+        if self._waiting is not None:
+            reason, open_seconds = self.rounds.why_it_waits()
+            seconds = perf_counter() - self._whole_at if self._whole_at else open_seconds
+            return Wait(WaitsFor.ROUND, f"its round: {reason}" if reason else "its round", seconds)
+        here = self._upload.here
+        if here is not None:
+            return wait_for_gradients(last + 1, here.received_bytes, here.expected_bytes, here.last_at)
+        return wait_for_block(last + 1, self._watch.ended_at)
+
     async def _parameters(self, sequence: int, receipt: Receipt) -> AsyncIterator[Reply]:
         """All parameters as they are now, and the receipt, which says so."""
         self._pinned = generation = await self.rounds.pin(self.holder.worker_id)
@@ -236,14 +264,18 @@ class SharedSession:
                 values = await generation.encoded(self._encoder.dense, self._executor)
             tiles = self._encoder.tiles(whole, 1) if whole.stop else iter(())
             tile = next(tiles, None)
+            self._sending_at = perf_counter()
             if tile is None:
                 yield Reply(sequence, receipt=receipt)
             while tile is not None:
                 part = generation.part(tile) if values is None else values[:, tile.start : tile.stop]
                 this, tile = tile, next(tiles, None)
+                self._sending_at = perf_counter()
                 yield Reply(sequence, this.start, part, receipt if tile is None else None)
             self._answering = None
         finally:
+            self._sending_at = 0.0
+            self._watch.ended_at = perf_counter()
             self._unpin()
 
     def _unpin(self) -> None:

@@ -18,7 +18,7 @@ from gradwire.server.engine.workers import Holder
 from gradwire.server.failpoints import failpoint
 from gradwire.server.rounds.rounds import Rounds
 from gradwire.server.rounds.staged import StagedContribution, Staging
-from gradwire.server.training.incoming_block import ArrivedSlice, IncomingBlock
+from gradwire.server.training.incoming_block import ArrivedSlice, Here, IncomingBlock
 from gradwire.wire.errors import LeaderBusy, ProtocolViolation, SequenceMismatch
 from gradwire.wire.layout import Range
 
@@ -46,6 +46,11 @@ class Upload:
     def idle(self) -> bool:
         """Whether nothing is arriving."""
         return self._incoming is None
+
+    @property
+    def here(self) -> Here | None:
+        """How much of a contribution is; None: none is arriving."""
+        return None if self._incoming is None else self._incoming.here(self._decoder)
 
     async def take(self, part: GradientSlice) -> StagedContribution | None:
         """Checks and keeps a slice; the contribution when that was the last one of it. Raises what the error table

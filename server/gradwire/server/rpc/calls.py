@@ -22,6 +22,7 @@ from gradwire.server.rounds.rounds import require_leader
 from gradwire.server.rpc.call import Call, action_of
 from gradwire.server.rpc.handshakes import Handshakes
 from gradwire.server.rpc.identify import identify
+from gradwire.server.rpc.lanes import Lanes
 from gradwire.server.rpc.loop_lag import LoopLag
 from gradwire.server.rpc.run_message import report
 from gradwire.server.rpc.stream_guard import StreamGuard
@@ -94,6 +95,7 @@ class Calls:
         self.certificates = certificates
         self.loop_lag = LoopLag()
         self.handshakes = Handshakes()
+        self.lanes = Lanes()
         self.started = time.monotonic()
         self._guards: dict[StreamGuard, Identity] = {}
         self._requests: dict[StreamGuard, Identity] = {}

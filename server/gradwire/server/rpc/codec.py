@@ -28,6 +28,7 @@ from gradwire.server.engine.spec import Durability, NonFinitePolicy, RunSpec
 from gradwire.server.memory.shared_memory import SharedMemory, SharedSlice
 from gradwire.server.optimizers.base import Hyperparameters
 from gradwire.server.rpc.hyperparameters import choice, decode_group, decode_numbers
+from gradwire.server.rpc.lanes import Offer
 from gradwire.server.rpc.series import decode_scalars
 from gradwire.server.rpc.shared_run import decode_shared
 from gradwire.v1 import run_pb2, train_pb2
@@ -218,6 +219,11 @@ def encode_waiting(waiting: Waiting) -> bytes:
 def encode_taken(slices: int) -> bytes:
     """A serialized TrainResponse."""
     return train_pb2.TrainResponse(taken=train_pb2.Taken(slices=slices)).SerializeToString()
+
+
+def encode_lane(offer: Offer) -> train_pb2.Lane:
+    """Where the client finds a lane."""
+    return train_pb2.Lane(path=offer.path, nonce=offer.nonce)
 
 
 def encode_region(memory: SharedMemory) -> train_pb2.SharedRegion:

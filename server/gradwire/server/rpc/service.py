@@ -15,8 +15,10 @@ from gradwire.server.encodings.decoders import Decoder
 from gradwire.server.encodings.encoders import Encoder
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.threads import in_thread, pieces, unless_short
+from gradwire.server.rounds.report import wait_of
 from gradwire.server.rounds.rounds import note_read
 from gradwire.server.rounds.session import SharedSession
+from gradwire.server.rpc.activity_message import encode_wait
 from gradwire.server.rpc.call import Call
 from gradwire.server.rpc.calls import first_of, open_stream, require
 from gradwire.server.rpc.codec import (
@@ -24,12 +26,14 @@ from gradwire.server.rpc.codec import (
     decode_request,
     decode_spec,
     durability_of,
+    encode_lane,
     encode_region,
     encoding_names,
     encodings_of,
     placements,
     spec_pieces,
 )
+from gradwire.server.rpc.lanes import Offer
 from gradwire.server.rpc.series_calls import SeriesCalls
 from gradwire.server.rpc.server_calls import ServerCalls
 from gradwire.server.rpc.shared_run import decode_attach
@@ -98,7 +102,11 @@ class OptimizerServicer(SnapshotCalls, WorkerCalls, SeriesCalls, ServerCalls):
     async def ListRuns(self, request: service_pb2.ListRunsRequest, call: Call) -> service_pb2.ListRunsResponse:
         # What is said outside is in the order of the names inside: the tenant's own names all have the same beginning.
         after = call.who.after(request.page_token) if request.page_token else ""
-        runs, token = self.registry.page(after, request.page_size, call.who.sees)
+        if request.name:
+            only = call.run(request.name)
+            runs, token = self.registry.page("", 1, lambda name: name == only and call.who.sees(name))
+        else:
+            runs, token = self.registry.page(after, request.page_size, call.who.sees)
         summaries = [_summary(run, call.who.outside(_name_of(run))) for run in runs]
         return service_pb2.ListRunsResponse(runs=summaries, next_page_token=call.who.outside(token) if token else "")
 
@@ -119,14 +127,19 @@ class OptimizerServicer(SnapshotCalls, WorkerCalls, SeriesCalls, ServerCalls):
             streams.enter_context(self.registry.ledger.stream(tenant_of(run.spec.name), run.spec.name))
             session = await self._attach(run, attach, guard, call, decoder, encoder)
             try:
-                if attach.shared_memory and self._may_share_memory(call.peer):
+                near = self._may_share_memory(call.peer)
+                if attach.shared_memory and near:
                     await session.share_memory()
+                offer = self.lanes.offer(call.peer, partial(_file_of, session)) if attach.lane and near else None
                 self.note(call.context, call, "Train")
                 call.action = "Detach"
                 traffic = self.registry.counters.traffic.stream(*encoding_names(attach, run))
-                stream = TrainStream(guard, call.context, session.memory, encoder, run.budget, pace, traffic)
+                stream = TrainStream(
+                    guard, call.context, session.holder, session.memory, encoder, run.budget, pace, traffic, offer
+                )
                 streams.callback(stream.close)
-                await guard.write(call.context.write, self._attached(session))
+                stream.at_once, stream.on_answered = session.receive_at_once, session.answered
+                await guard.write(call.context.write, self._attached(session, offer))
                 async for reply in session.resume():
                     await stream.send(reply)
                 while (part := await stream.receive()) is not None:
@@ -177,7 +190,7 @@ class OptimizerServicer(SnapshotCalls, WorkerCalls, SeriesCalls, ServerCalls):
             counters=self.registry.counters.blocks,
         )
 
-    def _attached(self, session: Session | SharedSession) -> bytes:
+    def _attached(self, session: Session | SharedSession, offer: Offer | None) -> bytes:
         response = train_pb2.TrainResponse(
             attached=train_pb2.Attached(
                 step=session.holder.step,
@@ -193,6 +206,7 @@ class OptimizerServicer(SnapshotCalls, WorkerCalls, SeriesCalls, ServerCalls):
                 supports=SUPPORTS,
                 last_log=session.holder.record.last_log,
                 region=None if session.memory is None else encode_region(session.memory),
+                lane=None if offer is None else encode_lane(offer),
             )
         )
         return response.SerializeToString()
@@ -256,6 +270,11 @@ class OptimizerServicer(SnapshotCalls, WorkerCalls, SeriesCalls, ServerCalls):
         return service_pb2.WriteStateResponse(step=step, epoch=epoch)
 
 
+def _file_of(session: Session | SharedSession) -> int:
+    """The memory file that the client may still ask for; below 0: there is none."""
+    return -1 if session.memory is None else session.memory.file_descriptor
+
+
 def _name_of(run: Run | DamagedRun) -> str:
     return run.name if isinstance(run, DamagedRun) else run.spec.name
 
@@ -271,6 +290,9 @@ def _summary(run: Run | DamagedRun, name: str) -> service_pb2.RunSummary:
         attached_worker_id=run.holder.worker_id if run.holder else "",
         attached_workers=run.attached_workers,
         durability=durability_of(run.spec),
+        steps_per_second=run.activity.steps_per_second,
+        idle_seconds=run.activity.idle_seconds,
+        wait=encode_wait(wait_of(run)),
     )
 
 

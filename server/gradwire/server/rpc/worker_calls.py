@@ -5,6 +5,7 @@ from __future__ import annotations
 from gradwire.server.engine.block import Kind
 from gradwire.server.engine.run import Run
 from gradwire.server.rounds.report import WorkerReport, reported
+from gradwire.server.rpc.activity_message import encode_wait
 from gradwire.server.rpc.call import Call
 from gradwire.server.rpc.calls import Calls
 from gradwire.v1 import service_pb2
@@ -15,15 +16,18 @@ class WorkerCalls(Calls):
 
     async def ListWorkers(self, request: service_pb2.ListWorkersRequest, call: Call) -> service_pb2.ListWorkersResponse:
         run = self.run_of(call, request.name, request.run_uid)
-        if run.spec.shared is None:
-            return service_pb2.ListWorkersResponse(workers=_sole(run))
-        found = reported(run)
-        return service_pb2.ListWorkersResponse(
-            workers=[_worker(worker) for worker in found.workers],
-            waiting_for=found.waiting_for,
-            open_seconds=found.open_seconds,
-            round=found.round,
+        answer = service_pb2.ListWorkersResponse(
+            steps_per_second=run.activity.steps_per_second, idle_seconds=run.activity.idle_seconds
         )
+        if run.spec.shared is None:
+            answer.workers.extend(_sole(run))
+            return answer
+        found = reported(run)
+        answer.workers.extend(map(_worker, found.workers))
+        answer.waiting_for = found.waiting_for
+        answer.open_seconds = found.open_seconds
+        answer.round = found.round
+        return answer
 
 
 def _sole(run: Run) -> list[service_pb2.Worker]:
@@ -41,6 +45,7 @@ def _sole(run: Run) -> list[service_pb2.Worker]:
             last_sequence=last,
             last_accepted_sequence=last,
             step=run.step,
+            wait=encode_wait(holder.wait()),
         )
     ]
 
@@ -62,4 +67,5 @@ def _worker(worker: WorkerReport) -> service_pb2.Worker:
         refused=worker.outcomes[Kind.REFUSED],
         dropped=worker.outcomes[Kind.DROPPED],
         share=worker.share,
+        wait=encode_wait(worker.wait),
     )

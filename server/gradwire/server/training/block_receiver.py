@@ -22,7 +22,7 @@ from gradwire.server.optimizers.base import Floats
 from gradwire.server.training.arrival_speed import ArrivalSpeed
 from gradwire.server.training.early_update import EarlyUpdate, SpareState
 from gradwire.server.training.gradient_array import GradientArray
-from gradwire.server.training.incoming_block import ArrivedSlice, IncomingBlock
+from gradwire.server.training.incoming_block import ArrivedSlice, Here, IncomingBlock
 from gradwire.server.training.speculative_update import SpeculativeUpdate
 from gradwire.wire.encoding import Array
 from gradwire.wire.errors import ProtocolViolation, SequenceMismatch
@@ -86,6 +86,11 @@ class BlockReceiver:
     def idle(self) -> bool:
         """Whether no block is arriving."""
         return self._incoming is None
+
+    @property
+    def here(self) -> Here | None:
+        """How much of a block is; None: none is arriving."""
+        return None if self._incoming is None else self._incoming.here(self._decoder)
 
     # --- slices ------------------------------------------------------------------------------------------------------
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from time import perf_counter
+from typing import NamedTuple
 
 from gradwire.server.encodings.decoders import Decoder
 from gradwire.server.engine.block import BlockHeader, GradientSlice
@@ -35,6 +37,17 @@ class ArrivedSlice:
         return self.decoder.values(self.place, data, self.steps)
 
 
+class Here(NamedTuple):
+    """How much of a block has arrived."""
+
+    received_bytes: int
+    """Encoded gradients."""
+    expected_bytes: int
+    """Of all of them; of a deferred block those too that may be absent in the end."""
+    last_at: float
+    """When the last message came, by `time.perf_counter`."""
+
+
 @dataclass(eq=False)
 class IncomingBlock:
     """What has arrived of one sequence."""
@@ -46,6 +59,8 @@ class IncomingBlock:
     coverage: Coverage
     received_bytes: int = 0
     """Encoded gradients so far."""
+    last_at: float = 0.0
+    """When a message came last, by `time.perf_counter`."""
 
     @classmethod
     def begun(cls, sequence: int, header: BlockHeader, layout: Layout) -> IncomingBlock:
@@ -60,7 +75,13 @@ class IncomingBlock:
         place = decoder.place(part.offset, size_bytes, self.steps)
         self.coverage.add(place)
         self.received_bytes += size_bytes
+        self.last_at = perf_counter()
         return place
+
+    def here(self, decoder: Decoder) -> Here:
+        """How much of it is."""
+        expected_bytes = self.steps * decoder.vector_bytes(self.coverage.allowed_elements)
+        return Here(self.received_bytes, max(self.received_bytes, expected_bytes), self.last_at)
 
     def check_next(self, part: GradientSlice) -> None:
         """Raises ProtocolViolation unless ``part`` may follow what has arrived."""

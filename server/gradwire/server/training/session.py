@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import Executor
 from dataclasses import replace
+from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
 from gradwire.server.durability import changes
@@ -13,12 +14,14 @@ from gradwire.server.encodings.encoders import Encoder
 from gradwire.server.engine.block import GradientSlice, Receipt, Reply
 from gradwire.server.engine.features import Feature, require_understood
 from gradwire.server.engine.run import Run
+from gradwire.server.engine.staged_block import StagedBlock
 from gradwire.server.engine.threads import unless_short
 from gradwire.server.engine.workers import Holder, check_id
 from gradwire.server.failpoints import failpoint
 from gradwire.server.memory.shared_memory import SharedMemory, share
 from gradwire.server.metrics.blocks import BlockCounters
 from gradwire.server.training.block_receiver import BlockReceiver, WholeBlock
+from gradwire.server.training.block_wait import BlockWait
 from gradwire.server.training.results import Results
 from gradwire.server.training.straight_path import StraightPath
 from gradwire.wire.errors import GradwireError
@@ -84,6 +87,8 @@ class Session:
         self._admission = admission
         self._steps = 1
         self._watch = (counters or BlockCounters()).watch()
+        self._wait = BlockWait(run, holder, self._watch, self._receiver)
+        holder.waits = self._wait.now
 
     @classmethod
     async def attach(
@@ -124,14 +129,31 @@ class Session:
         block = self._straight_path.plan(part) if self._receiver.idle else None
         if block is None:
             return None
+        self._begin_commit()
+        self._wait.block = block
+        return self._applied(block, await self._straight_path.commit(block, part))
+
+    def receive_at_once(self, part: GradientSlice) -> Reply | None:
+        """As `receive_whole`, and without any wait: what is journaled, or counted, is none of this."""
+        if self._admission is not None or not self._receiver.idle or self._straight_path.waits:
+            return None
+        block = self._straight_path.plan(part)
+        if block is None:
+            return None
+        self._watch.begin()
+        self._begin_commit()
+        return self._applied(block, self._straight_path.commit_at_once(block, part))
+
+    def _begin_commit(self) -> None:
         failpoint("stage.before")
         failpoint("stage.after")
         self._answering = COMMITTING
-        reply = await self._straight_path.commit(block, part)
-        skipped = 0 if reply.receipt is None else len(reply.receipt.skipped_steps)
-        self.run.applied_at = self._watch.committed(block.header.steps, skipped, block.journal_seconds)
+
+    def _applied(self, block: StagedBlock, reply: Reply) -> Reply:
+        """Notes that the straight path has ended with ``reply``."""
+        self._note_commit(block, 0 if reply.receipt is None else len(reply.receipt.skipped_steps))
         failpoint("reply.before")
-        self._answering = Answering(True, part.sequence)
+        self._answering = Answering(True, reply.sequence)
         return reply
 
     def _count(self, admission: Admission, part: GradientSlice) -> None:
@@ -162,6 +184,7 @@ class Session:
     def answered(self) -> None:
         """The reply to a block has been sent."""
         self._answering = NOTHING
+        self._wait.block = None
         self._watch.answered()
         failpoint("reply.after")
 
@@ -177,13 +200,19 @@ class Session:
                 self._answering = Answering(True, part.sequence)
                 self._encoder.restart()
                 async for reply in self._results.committed(receipt):
+                    self._wait.reply_at = perf_counter()
                     yield reply
                 self._answering = NOTHING
+                self._wait.reply_at = 0.0
                 self._watch.repeated()
             return
+        self._wait.message_at = perf_counter()
         arrived = await self._receiver.take(part)
+        self._wait.message_at = 0.0
         for tile, values in self._receiver.answers(part, arrived):
+            self._wait.reply_at = perf_counter()
             yield Reply(part.sequence, tile.start, values)
+        self._wait.reply_at = 0.0
         failpoint("stage.after")
         if part.last:
             async for reply in self._commit_block(self._receiver.whole(arrived)):
@@ -199,17 +228,22 @@ class Session:
 
     async def _commit_block(self, whole: WholeBlock) -> AsyncIterator[Reply]:
         """Commits what has arrived whole, and answers what of it is unanswered."""
-        block = whole.block
+        self._wait.block = block = whole.block
         self._answering = COMMITTING
         self._watch.whole()
         receipt = await changes.commit(self.run, self.holder, block, whole.gradients, whole.work)
-        skipped = len(receipt.skipped_steps)
-        self.run.applied_at = self._watch.committed(block.header.steps, skipped, block.journal_seconds)
+        self._note_commit(block, len(receipt.skipped_steps))
         failpoint("reply.before")
         self._answering = Answering(True, block.sequence)
         self._receiver.drop()
         async for reply in self._results.committed(receipt, whole.unanswered, written=whole.written):
+            self._wait.reply_at = perf_counter()
             yield reply
+        self._wait.reply_at = 0.0
+
+    def _note_commit(self, block: StagedBlock, skipped: int) -> None:
+        steps = block.header.steps
+        self.run.activity.applied(steps - skipped, self._watch.committed(steps, skipped, block.journal_seconds))
 
     def complete(self, error: GradwireError) -> None:
         """Says with what ends the stream whether a block was applied, and which one: a client that has its receipt

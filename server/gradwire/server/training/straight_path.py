@@ -10,7 +10,7 @@ from __future__ import annotations
 from gradwire.server.durability import changes
 from gradwire.server.encodings.decoders import Decoder
 from gradwire.server.encodings.encoders import Encoder
-from gradwire.server.engine.block import GradientSlice, Reply, Returns
+from gradwire.server.engine.block import GradientSlice, Receipt, Reply, Returns
 from gradwire.server.engine.block_plan import check_header, plan_block, planning_work
 from gradwire.server.engine.gradients import StagedGradients
 from gradwire.server.engine.run import Run
@@ -60,19 +60,38 @@ class StraightPath:
         block.received_bytes = len(part.data)
         return block
 
+    @property
+    def waits(self) -> bool:
+        """Whether commits wait for the disk."""
+        return changes.waits(self._run)
+
     async def commit(self, block: StagedBlock, part: GradientSlice) -> Reply:
         """Applies what `plan` has just returned for ``part``. The reply is to be encoded before anything else happens.
         Raises as `Run.commit` does."""
-        run, steps = self._run, block.header.steps
-        assert not isinstance(part.data, SharedSlice)
-        values = run.device.stage(self._decoder.values(self._whole, part.data, steps), run.spec.dtype)
-        gradients = StagedGradients(run.spec, run.device, block, values)
+        gradients = self._staged(block, part)
+        work = updates(self._whole.stop, block.header.steps)
         try:
-            receipt = await changes.commit(
-                run, self._holder, block, lambda: gradients, updates(self._whole.stop, steps)
-            )
+            receipt = await changes.commit(self._run, self._holder, block, lambda: gradients, work)
         finally:
             block.drop()
+        return self._reply(block, receipt)
+
+    def commit_at_once(self, block: StagedBlock, part: GradientSlice) -> Reply:
+        """As `commit`, of a run whose commits do not wait."""
+        try:
+            receipt = changes.commit_at_once(self._run, self._holder, block, self._staged(block, part))
+        finally:
+            block.drop()
+        return self._reply(block, receipt)
+
+    def _staged(self, block: StagedBlock, part: GradientSlice) -> StagedGradients:
+        run = self._run
+        assert not isinstance(part.data, SharedSlice)
+        values = run.device.stage(self._decoder.values(self._whole, part.data, block.header.steps), run.spec.dtype)
+        return StagedGradients(run.spec, run.device, block, values)
+
+    def _reply(self, block: StagedBlock, receipt: Receipt) -> Reply:
+        run = self._run
         if block.header.returns is Returns.NONE:
-            return Reply(part.sequence, receipt=receipt)
-        return Reply(part.sequence, 0, run.device.peek(run.state.params, Range(0, 1), self._whole), receipt)
+            return Reply(block.sequence, receipt=receipt)
+        return Reply(block.sequence, 0, run.device.peek(run.state.params, Range(0, 1), self._whole), receipt)

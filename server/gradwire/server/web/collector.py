@@ -95,6 +95,9 @@ class Scrape:
         yield by("gradwire_contributions", about, "outcome", shared.outcomes)
         rounds = {"applied": shared.rounds, "dropped": shared.dropped_rounds}
         yield by("gradwire_rounds", "Rounds of shared runs.", "result", rounds)
+        shared_runs = (run.shared_workers for run in self._watched.registry.living())
+        overdue = sum(workers is not None and workers.overdue_seconds > 0 for workers in shared_runs)
+        yield gauge("gradwire_rounds_overdue", "Rounds past their deadline that have not closed.", overdue)
         about = "How long the block that has been under way longest has been so; 0: none is."
         yield gauge("gradwire_oldest_block_seconds", about, self._oldest_seconds)
         counts = list(self._watched.registry.counters.traffic.counts.items())

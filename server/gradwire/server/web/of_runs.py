@@ -47,12 +47,17 @@ def of_runs(registry: Registry, who: Identity) -> Iterator[Metric]:
         return _OfRuns(f"gradwire_run_{name}", about, samples)
 
     yield family("step", "Steps that have been applied.", lambda run: run.step)
-    yield family("workers", "Workers that are attached.", lambda run: 0 if run.holder is None else 1)
+    yield family("workers", "Workers that are attached.", lambda run: run.attached_workers)
     yield family("memory_bytes", "What is set aside for its values.", lambda run: run.spec.memory_bytes)
     yield family("disk_bytes", "What it takes of the disk, or may any time.", _disk_bytes)
     since = time.time() - time.perf_counter()
     about = "When a block was applied last, in seconds since 1970; not there if none was since the server began."
-    yield family("last_block_timestamp_seconds", about, lambda run: since + run.applied_at if run.applied_at else None)
+    yield family("last_block_timestamp_seconds", about, lambda run: _last_block(run, since))
+
+
+def _last_block(run: Run, since: float) -> float | None:
+    applied_at = run.activity.applied_at
+    return since + applied_at if applied_at else None
 
 
 def _disk_bytes(run: Run) -> int:

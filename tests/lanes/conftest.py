@@ -1,0 +1,76 @@
+"""A server in the test's own process, and clients of it whose messages go by lanes, or do not."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from gradwire.client import Run, Server, connect
+from gradwire.server.rpc import codec, service
+from gradwire.server.rpc.lanes import Offer
+from gradwire.v1 import train_pb2
+from tests.faults.conftest import check_nothing_is_left, proxy  # noqa: F401
+from tests.faults.gated import GatedDevice
+from tests.faults.hosted import HostedServer
+from tests.lanes.proxy import LaneProxy
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if sys.platform != "linux":
+        for item in items:
+            if "lanes" in item.nodeid:
+                item.add_marker(pytest.mark.skip(reason="only Linux has lanes"))
+
+
+@pytest.fixture
+def device() -> GatedDevice:
+    return GatedDevice()
+
+
+@pytest.fixture
+def hosted(device: GatedDevice, caplog: pytest.LogCaptureFixture) -> Iterator[HostedServer]:
+    """A server that gives stalled peers up after a second. At its end nothing may be left, or logged as an error."""
+    caplog.set_level(logging.INFO, "gradwire")
+    with HostedServer(device, stall_timeout_seconds=1.0) as server:
+        yield server
+        check_nothing_is_left(server)
+    errors = [record for record in caplog.get_records("call") if record.levelno >= logging.ERROR]
+    assert not errors, [record.getMessage() for record in errors]
+
+
+@pytest.fixture
+def server(hosted: HostedServer) -> Iterator[Server]:
+    """Its runs have lanes."""
+    with connect(hosted.target, shared_memory=True) as connection:
+        yield connection
+
+
+@pytest.fixture
+def plain(hosted: HostedServer) -> Iterator[Server]:
+    """Its runs have none."""
+    with connect(hosted.target, shared_memory=False) as connection:
+        yield connection
+
+
+@pytest.fixture
+def between(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LaneProxy]:
+    """In the way of all lanes."""
+    with LaneProxy(tmp_path / "between") as lane_proxy:
+
+        def encode(offer: Offer) -> train_pb2.Lane:
+            lane = codec.encode_lane(offer)
+            lane_proxy.server, lane.path = lane.path, lane_proxy.path
+            return lane
+
+        monkeypatch.setattr(service, "encode_lane", encode)
+        yield lane_proxy
+
+
+def has_lane(run: Run) -> bool:
+    """Whether the messages of the present stream go by a lane."""
+    stream = run._attachment.stream
+    return stream is not None and stream.lane is not None

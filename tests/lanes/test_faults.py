@@ -1,0 +1,204 @@
+"""Promise: a step by a lane is applied exactly once, whatever breaks, and nobody waits for what does not come."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gradwire.client import AMSGrad, Draining, Fenced, RetryPolicy, Run, RunOptions, Server, connect
+from tests.faults.bare import fresh_name
+from tests.faults.gated import BULK, GatedDevice, gradient
+from tests.faults.hosted import HostedServer, InBackground, eventually
+from tests.faults.proxy import Direction, Proxy
+from tests.lanes.conftest import has_lane
+from tests.lanes.proxy import LaneProxy
+
+SMALL, SEVERAL, LARGE = (3, 1), (9_000, 5), (BULK, 1)
+"""(elements, steps) of blocks: of one packet; of several; with its data in the region."""
+
+
+@pytest.fixture
+def server(proxy: Proxy, between: LaneProxy) -> Iterator[Server]:
+    """Both its ways lead through proxies."""
+    with connect(proxy.target, shared_memory=True) as connection:
+        yield connection
+
+
+def blocks(size: int, steps: int) -> list[dict[str, np.ndarray]]:
+    return [{"w": gradient(size, seed, steps)} for seed in (1, 2, 3)]
+
+
+def expected_after(plain: Server, size: int, steps: int) -> list[bytes]:
+    """The parameters after each of `blocks`, where nothing happens."""
+    with plain.create_run(fresh_name("twin"), {"w": gradient(size, 0)}, AMSGrad(lr=0.01)) as twin:
+        return [twin.step_many(block)["w"].tobytes() for block in blocks(size, steps)]
+
+
+def packets_of_a_block(run: Run, block: dict[str, np.ndarray], between: LaneProxy) -> dict[Direction, int]:
+    run.step_many(block)
+    before = dict(between.passed)
+    run.step_many(block)
+    return {direction: between.passed[direction] - before[direction] for direction in Direction}
+
+
+@pytest.mark.parametrize("both", [False, True], ids=["the lane", "the lane and gRPC"])
+@pytest.mark.parametrize("direction", Direction)
+@pytest.mark.parametrize("block", [SMALL, SEVERAL, LARGE], ids=["small", "several packets", "in the region"])
+def test_a_block_whose_lane_is_cut_anywhere_is_applied_once(
+    server: Server,
+    plain: Server,
+    proxy: Proxy,
+    between: LaneProxy,
+    block: tuple[int, int],
+    direction: Direction,
+    both: bool,
+) -> None:
+    size, steps = block
+    expected = expected_after(plain, size, steps)
+    with server.create_run(fresh_name("measured"), {"w": gradient(size, 0)}, AMSGrad(lr=0.01)) as measured:
+        packets = packets_of_a_block(measured, blocks(size, steps)[0], between)[direction]
+    assert packets == (3 if block == SEVERAL and direction is Direction.UP else 1)
+    for cut in range(packets + 1):
+        run = server.create_run(fresh_name("cut"), {"w": gradient(size, 0)}, AMSGrad(lr=0.01))
+        one, two, three = blocks(size, steps)
+        run.step_many(one)
+        assert has_lane(run)
+        between.cut_after(direction, cut)
+        if both:
+
+            def cut_grpc_too() -> None:
+                assert between.was_cut.wait(10)
+                proxy.cut()
+
+            with InBackground(cut_grpc_too):
+                values = run.step_many(two)
+        else:
+            values = run.step_many(two)
+        assert values["w"].tobytes() == expected[1]
+        assert run.step_count == 2 * steps
+        assert run.step_many(three)["w"].tobytes() == expected[2]
+        assert run.step_count == 3 * steps
+        if not both:
+            assert between.was_cut.is_set()
+            assert not has_lane(run)  # one that broke by itself is not tried again
+        run.close()
+
+
+def test_only_grpc_breaks(
+    server: Server, plain: Server, hosted: HostedServer, device: GatedDevice, proxy: Proxy
+) -> None:
+    """While the block is committed: the client waits on its lane, on which nothing comes, and is woken."""
+    expected = expected_after(plain, BULK, 1)
+    run = server.create_run(fresh_name("cut"), {"w": gradient(BULK, 0)}, AMSGrad(lr=0.01))
+    one, two, three = blocks(BULK, 1)
+    run.step_many(one)
+    with device.hold("commit") as gate:
+
+        def cut() -> None:
+            gate.wait_entered()
+            proxy.cut()
+            hosted.wait_cancelled()
+            gate.release()
+
+        with InBackground(cut):
+            values = run.step_many(two)
+    assert values["w"].tobytes() == expected[1]
+    assert run.step_count == 2
+    assert run.step_many(three)["w"].tobytes() == expected[2]
+    assert has_lane(run)  # it has done nothing wrong
+
+
+@pytest.mark.parametrize("size", [3, BULK])
+def test_a_drain_answers_what_has_arrived_whole(
+    caplog: pytest.LogCaptureFixture, device: GatedDevice, size: int
+) -> None:
+    retry = RetryPolicy(deadline_seconds=0.0)
+    with HostedServer(device) as hosted, connect(hosted.target) as server:
+        run = server.create_run("whole", {"w": gradient(size, 0)}, AMSGrad(lr=0.01), retry=retry)
+        assert has_lane(run)
+        if size == BULK:
+            with device.hold("commit") as gate, InBackground(lambda: run.step({"w": gradient(size, 1)})) as step:
+                gate.wait_entered()
+                with InBackground(hosted.refuse_work):
+                    eventually(lambda: hosted.registry.draining, "it drains")
+                    gate.release()
+                assert step.result().step == 1
+        else:
+            run.step({"w": gradient(size, 1)})
+            hosted.refuse_work()
+        with pytest.raises(Draining) as caught:
+            run.step({"w": gradient(size, 2)})
+        assert caught.value.applied is False
+        assert run.step_count == 1
+
+
+def test_a_newer_stream_fences_the_older_one(server: Server, plain: Server) -> None:
+    older = server.create_run(fresh_name("fenced"), {"w": gradient(3, 0)}, AMSGrad(lr=0.01), worker_id="one")
+    older.step({"w": gradient(3, 1)})
+    newer = plain.attach(older.name, worker_id="two", takeover=True)
+    newer.step({"w": gradient(3, 2)})
+    with pytest.raises(Fenced) as caught:
+        older.step({"w": gradient(3, 3)})
+    assert caught.value.applied is False
+    assert newer.step({"w": gradient(3, 4)}).step == 3
+
+
+def test_values_that_are_written_end_it(server: Server, plain: Server) -> None:
+    """The same worker goes on, by a new lane, from what was written."""
+    run = server.create_run(fresh_name("written"), {"w": gradient(3, 0)}, AMSGrad(lr=0.01))
+    run.step({"w": gradient(3, 1)})
+    run.write({"w": gradient(3, 9)})
+    assert run.step({"w": gradient(3, 2)}).step == 2
+    assert has_lane(run)
+    assert np.array_equal(run.params["w"], run.read()["w"])
+
+
+def test_a_client_that_is_gone_leaves_nothing(
+    hosted: HostedServer, server: Server, proxy: Proxy, between: LaneProxy
+) -> None:
+    """A machine that is switched off: nothing of it is heard any more, on either way."""
+    run = server.create_run(fresh_name("gone"), {"w": gradient(BULK, 0)}, AMSGrad(lr=0.01))
+    run.step({"w": gradient(BULK, 1)})
+    proxy.refuse()
+    eventually(lambda: hosted.handlers() == 0, "the stream has ended")
+    proxy.welcome()
+    assert run.step({"w": gradient(BULK, 2)}).step == 2
+
+
+def test_hundreds_of_attachments_leave_nothing(hosted: HostedServer, plain: Server) -> None:
+    """Client and server are this process."""
+    with connect(hosted.target, shared_memory=True) as server:
+        run = server.create_run(fresh_name("often"), {"w": gradient(BULK, 0)}, AMSGrad(lr=0.01))
+        run.step({"w": gradient(BULK, 1)})
+        run.close()
+        eventually(lambda: hosted.handlers() == 0, "the stream has ended")
+        before = open_files()
+        for number in range(100):
+            run.step({"w": gradient(BULK, 1)})
+            if number % 2:
+                run._attachment.drop()
+            else:
+                run.close()
+        run.close()
+        eventually(lambda: hosted.handlers() == 0, "the streams have ended")
+        eventually(lambda: open_files() <= before, f"{open_files()} files are open, and {before} were")
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+def test_the_options_that_turn_it_off(hosted: HostedServer, plain: Server) -> None:
+    with connect(hosted.target) as server:
+        run = server.create_run(fresh_name("off"), {"w": gradient(3, 0)}, AMSGrad(), shared_memory=False)
+        run.step({"w": gradient(3, 1)})
+        assert not has_lane(run)
+    assert RunOptions().shared_memory is None
+    with HostedServer(shared_memory=False) as closed, connect(closed.target) as server:
+        run = server.create_run("off", {"w": gradient(3, 0)}, AMSGrad())
+        run.step({"w": gradient(3, 1)})
+        assert not has_lane(run)
+        assert not closed.server.servicer.lanes._listeners
