@@ -89,7 +89,8 @@ class RunSeries:
     """The series of a run. Methods may be called from any thread, and none of them waits.
 
     Args:
-        budget: what the buckets take is counted there. Where it is full, buckets become wider instead of more.
+        budget: what the buckets take is counted there. Where less than a quarter of it would be left, they become wider
+            instead of more.
         purpose: whose they are, for refusals.
     """
 
@@ -166,6 +167,9 @@ class RunSeries:
         self._series[name] = Buckets(self._may_grow)
 
     def _may_grow(self, size_bytes: int) -> bool:
+        """Sets memory aside, where there is plenty: what steps need comes first."""
+        if self._budget.free_bytes - size_bytes < self._budget.limit_bytes // 4:
+            return False
         try:
             self._reservations.append(self._budget.reserve(size_bytes, f"series of {self._purpose}"))
         except NO_ROOM:
