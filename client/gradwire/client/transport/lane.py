@@ -60,9 +60,8 @@ class Lane:
         _lanes.add(self)
 
     def __del__(self) -> None:
-        taken = self.take_file()
-        if taken >= 0:
-            os.close(taken)
+        if self.file_descriptor >= 0:  # nobody has taken it
+            os.close(self.file_descriptor)
 
     def send(self, message: bytes) -> None:
         """Waits for room as long as the lane lasts. To one that is over nothing is sent, and `receive` says so."""
