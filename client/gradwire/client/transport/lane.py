@@ -36,10 +36,10 @@ class Lane:
     """
 
     def __init__(self, target: str, offer: train_pb2.Lane) -> None:
-        if not AVAILABLE:
-            raise OSError("only Linux has lanes")
         self.file_descriptor = -1
         """Of the region's memory file, for who takes it; below 0: none has come."""
+        if not AVAILABLE:
+            raise OSError("only Linux has lanes")
         self._assembler = Assembler()
         self._socket = _Connection(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.settimeout(_CONNECT_SECONDS)
