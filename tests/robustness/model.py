@@ -63,6 +63,8 @@ class Shape:
     bias: int = 3
     blocks: tuple[int, ...] = (1, 1, 1, 2, 3, 8)
     """K is one of these."""
+    near: bool = False
+    """Its client has no proxy before it, shares memory with the server, and has a lane."""
     whole: float = 0.8
     """Share of the blocks in which both tensors have gradients. Others are not computed before they are journaled."""
 
