@@ -1,6 +1,7 @@
 // Numbers, sizes and times as people read them.
 
 const whole = new Intl.NumberFormat("en-US");
+const digits = new Intl.NumberFormat("en-US", { maximumSignificantDigits: 5 });
 
 /** A count, in groups of three digits. */
 export const count = (value) => whole.format(value);
@@ -20,7 +21,8 @@ export function value(found) {
   if (found === null || found === undefined) return "not finite";
   if (found === 0) return "0";
   const size = Math.abs(found);
-  if (size >= 1e5 || size < 1e-3) return found.toExponential(3).replace(/\.?0*e\+?/, "e");
+  if (size >= 1e5 && size < 1e9) return digits.format(found);
+  if (size >= 1e9 || size < 1e-3) return found.toExponential(3).replace(/\.?0*e\+?/, "e");
   return trim(found.toPrecision(5));
 }
 

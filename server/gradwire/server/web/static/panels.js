@@ -22,12 +22,12 @@ export function drawWorkers(panel, { workers, worker_count: total, round }) {
   const list = h("ul.workers", {}, ...workers.map((worker) => {
     const states = [worker.leads && "leads", !worker.attached && (worker.leased ? "its stream broke" : "left"), worker.aside && "set aside", worker.contributed && "has contributed"].filter(Boolean);
     const { outcomes, blocks } = worker;
-    const taken = blocks ? `a block: ${bytes(blocks.received_bytes)} in ${["p50", "p90", "p99"].map((each) => duration(blocks[each])).join(" · ")}` : "";
+    const taken = blocks ? `${["p50", "p90", "p99"].map((each) => duration(blocks[each])).join(" · ")} a block` : "";
     const waits = worker.waits_seconds >= LONG_SECONDS ? `waits for ${worker.waits_for} · ${span(worker.waits_seconds)}` : "";
     const told = outcomes ? Object.entries(outcomes).filter(([, found]) => found).map(([kind, found]) => `${count(found)} ${kind}`).join(" · ") : "";
     return h("li", { "data-attached": String(worker.attached) },
       h("div", {}, h("i.dot", { "data-state": worker.attached ? "training" : "idle" }), h("b", {}, worker.id), h("small", {}, states.join(" · "))),
-      h("small", {}, [`sequence ${count(worker.sequence)}`, outcomes ? `step ${count(worker.step)}` : "", worker.share ? `${(100 * worker.share).toFixed(0)}% of the weight` : ""].filter(Boolean).join(" · ")),
+      h("small", {}, [`sequence ${count(worker.sequence)}`, blocks ? `${bytes(blocks.received_bytes)} a block` : "", outcomes ? `step ${count(worker.step)}` : "", worker.share ? `${(100 * worker.share).toFixed(0)}% of the weight` : ""].filter(Boolean).join(" · ")),
       taken ? h("small", { title: `median, 90 and 99 per cent of the last ${blocks.count} blocks` }, taken) : "",
       told ? h("small", {}, told) : "", waits ? h("small.waits", {}, waits) : "");
   }));
