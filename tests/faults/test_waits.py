@@ -38,11 +38,16 @@ class Watched:
         return next(run for run in runs if run.name == f"runs/{self.name}")
 
     def eventually(self, kind: service_pb2.WaitsFor.ValueType, text: str) -> None:
-        """Both calls say so."""
-        eventually(lambda: self.worker().wait.kind == kind, f"it waits for {service_pb2.WaitsFor.Name(kind)}")
-        for wait in (self.worker().wait, self.summary().wait):
-            assert (wait.kind, wait.text) == (kind, text)
-            assert wait.seconds >= 0
+        """Both calls say so, and that it lasts."""
+
+        def said() -> bool:
+            waits = (self.worker().wait, self.summary().wait)
+            return (
+                all((wait.kind, wait.text) == (kind, text) for wait in waits)
+                and 0 < waits[0].seconds < waits[1].seconds
+            )
+
+        eventually(said, f"it waits for {text}")
 
 
 @pytest.fixture
