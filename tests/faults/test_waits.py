@@ -92,14 +92,15 @@ def test_for_the_device(run: Watched, device: GatedDevice) -> None:
     assert run.stream.answer()[1].step == 1
 
 
-def test_for_a_reader(hosted: HostedServer, connect_bare: Callable[[str], Stub]) -> None:
-    run = Watched(connect_bare(hosted.target), 2**22)
-    stub = connect_bare(hosted.target)
-    run.stub = stub  # its own connection is full
-    run.stream.send_block(1, gradient(2**22, 1))
-    run.eventually(service_pb2.WAITS_FOR_READER, "its reader, to take the answer to block 1")
-    run.stream.cancel()
-    attach_when_free(stub, run.name, "other").finish()
+def test_for_a_reader(connect_bare: Callable[[str], Stub]) -> None:
+    with HostedServer() as hosted:  # which does not give it up while it is looked at
+        run = Watched(connect_bare(hosted.target), 2**22)
+        stub = connect_bare(hosted.target)
+        run.stub = stub  # its own connection is full
+        run.stream.send_block(1, gradient(2**22, 1))
+        run.eventually(service_pb2.WAITS_FOR_READER, "its reader, to take the answer to block 1")
+        run.stream.cancel()
+        attach_when_free(stub, run.name, "other").finish()
 
 
 @pytest.mark.parametrize("size", [10, BULK], ids=["straight", "the long way"])
