@@ -8,7 +8,6 @@ and parameters and state are read and written once.
 from __future__ import annotations
 
 import asyncio
-import functools
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -31,7 +30,7 @@ from gradwire.server.rounds.closing import close_round, combine
 from gradwire.server.rounds.leases import AttachShared
 from gradwire.server.rounds.rounds import Rounds, rounds_of
 from gradwire.server.rounds.staged import StagedContribution
-from gradwire.wire.layout import Layout, Range
+from gradwire.wire.layout import Layout
 
 TARGET = 1.3
 """Closing may take this many times the floor."""
@@ -41,7 +40,7 @@ STATE_BYTES = 24
 """That a step reads and writes of parameters and two slots, for each element."""
 
 COPY, CLOSE = "a copy of the same bytes", "closing a round"
-COMBINE, SUMS = "of that: combining", "of that: sum of squares"
+COMBINE = "of that: combining, with sums of squares"
 HEADER = ("", "workers", "median [middle half]", "x floor")
 
 
@@ -100,11 +99,6 @@ class Site:
         """``[1, elements]`` each."""
         return [staging.array for staging in self._stagings]
 
-    @property
-    def combined(self) -> DeviceArray:
-        """What the last round's gradients have become."""
-        return self._rounds.stagings.combined
-
     def close_round(self) -> None:
         """One more."""
         run, rounds = self._run, self._rounds
@@ -161,7 +155,6 @@ def run(backend: Backend, workers: int, elements: int, rounds: int) -> Result:
             COPY: floor,
             CLOSE: place.close_round,
             COMBINE: place.combine,
-            SUMS: functools.partial(backend.device.square_sums, place.combined, 0, [Range(0, elements)]),
         }
         timings = interleave({name: timed(call) for name, call in contenders.items()}, rounds, warm_up=2)
     return Result(workers, elements, timings, difference)

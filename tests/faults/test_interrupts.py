@@ -63,7 +63,7 @@ def test_ctrl_c_during_a_step(
 
 class Interruption:
     """Raises KeyboardInterrupt at the n-th line that runs of the client's ``run.py``, ``training/``, ``stream`` and
-    ``lane``."""
+    ``lane``, but for those of a ``__del__``."""
 
     CLIENT = str(Path(gradwire.client.__file__).parent)
     PLACES = (f"{CLIENT}/run.py", f"{CLIENT}/training/", f"{CLIENT}/transport/stream.py", f"{CLIENT}/transport/lane.py")
@@ -73,8 +73,8 @@ class Interruption:
         self.place = ""
 
     def __call__(self, frame: FrameType, event: str, argument: object) -> Any:
-        if not frame.f_code.co_filename.startswith(self.PLACES):
-            return None
+        if not frame.f_code.co_filename.startswith(self.PLACES) or frame.f_code.co_name == "__del__":
+            return None  # what is raised in a __del__ nobody sees but whoever reads stderr
         if event == "line":
             self.left -= 1
             if self.left == 0:

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
 
 from tests.robustness.model import Violation
 from tests.robustness.shared.account import Account, check_each
+from tests.robustness.shared.connection import digest_of
+from tests.robustness.shared.encodings import INT8, Held
 from tests.robustness.shared.events import Attached, Event, Failed, Gone, Told
 from tests.robustness.shared.past import Lives, Write
 from tests.robustness.shared.replay import Replay, combined
@@ -62,8 +65,18 @@ def verify(
     writes: Sequence[Write] = (),
 ) -> Verification:
     lives = lives or Lives({1: 0})
-    account = Account(setting, UID, {"rank-0": first, "rank-1": second}, lives, writes)
-    return Verification(account, None if replay is None else Found(max(lives.bases), replay.keep(), {}))
+    found = None if replay is None else Found(max(lives.bases), replay.keep(), {})
+    return Verification(account(first, second, setting, lives, writes), found)
+
+
+def account(
+    first: Sequence[Event],
+    second: Sequence[Event],
+    setting: Setting = SETTING,
+    lives: Lives | None = None,
+    writes: Sequence[Write] = (),
+) -> Account:
+    return Account(setting, UID, {"rank-0": first, "rank-1": second}, lives or Lives({1: 0}), writes)
 
 
 def test_what_is_true_passes() -> None:
@@ -154,6 +167,71 @@ def test_other_values_than_the_rounds_make() -> None:
     replay.write(bytes(4 * SETTING.elements))
     with pytest.raises(Violation, match="the server holds other params"):
         verify(first, second, replay)
+
+
+@pytest.mark.parametrize(
+    "choice",
+    [
+        {"clip_value": 0.5},
+        {"clip_norm": 0.5},
+        {"clip_value": 0.5, "clips_rounds": True},
+        {"clip_norm": 0.5, "clips_rounds": True},
+        {"gradients": "BFLOAT16"},
+        {"gradients": INT8},
+        {"answers": "BFLOAT16"},
+    ],
+)
+def test_what_a_run_does_with_its_numbers_is_part_of_them(choice: dict[str, Any]) -> None:
+    first, second, replay = two_rounds()
+    with pytest.raises(Violation, match="an answer of step 1, epoch 0, has other parameters"):
+        verify(first, second, replay, setting=replace(SETTING, **choice))
+
+
+def test_a_learning_rate_holds_from_its_round_on() -> None:
+    first, second, _ = two_rounds()
+    replay = Replay(SETTING)
+    parts = contributions(1, 2)
+    changed = [replace(parts[0][0], lr=0.3), parts[0][1]]
+    replay.apply(changed)
+    first[1:3] = [changed[0], accepted(1, replay.digest)]
+    second[2] = accepted(1, replay.digest)
+    replay.apply(parts[1])
+    first[4] = second[4] = accepted(2, replay.digest)
+    assert verify(first, second, replay).compared == 4
+    kept = replay.keep()
+    with pytest.raises(Violation, match="the server holds other lr"):
+        Verification(account(first, second), Found(1, replace(kept, lr=0.05), {}))
+
+
+def test_a_round_that_is_not_finite_and_was_applied() -> None:
+    setting = replace(SETTING, sums=True, overflows=True)
+    history: list[Event] = [attached(), sent(1, kind="huge"), accepted(1)]
+    with pytest.raises(Violation, match="round 1 was applied, and its gradient is not finite"):
+        verify(history, history, setting=setting)
+    dropped = replace(refused(1, "DROPPED", "ROUND_NOT_FINITE"), digest=Replay(setting).digest)
+    verify([*history[:2], dropped], [attached()], setting=setting)
+    with pytest.raises(Violation, match="what is not true"):
+        verify([attached(), sent(1), dropped], [attached()])
+
+
+def test_a_round_without_the_weight_that_it_should_have() -> None:
+    first, second, _ = two_rounds()
+    with pytest.raises(Violation, match="round 1 closed with a weight of 2"):
+        verify(first, second, setting=replace(SETTING, quorum_weight=2.5))
+
+
+def test_an_answer_of_differences_adds_to_what_the_worker_holds() -> None:
+    setting = replace(SETTING, answers=INT8)
+    first, second, replay = two_rounds()
+    one = Replay(setting)
+    one.apply(contributions(1)[0])
+    held = Held(setting)
+    held.values[:] = one.params
+    held.advance(replay.params)
+    told = replace(accepted(2, digest_of(held.values.tobytes())), differs=True)
+    assert verify([*first[:-1], told], second, replay, setting=setting).compared == 4
+    with pytest.raises(Violation, match="an answer of step 2, epoch 0, has other parameters"):
+        verify([*first[:-1], replace(told, digest="")], second, replay, setting=setting)
 
 
 def test_an_answer_that_is_mixed_of_two_rounds() -> None:

@@ -11,11 +11,13 @@ from tests.robustness.episode import Episode
 from tests.robustness.model import Reference
 from tests.robustness.plan import ENDS_WITHOUT_POINTS, Life, at_points, at_random, shared_points
 from tests.robustness.servers import Zygote
+from tests.robustness.shared.encodings import INT8
 from tests.robustness.shared.setting import any_settings
 from tests.robustness.tally import Tally
 
 POINTS = shared_points()
-SEEDS = (402, 403)
+SEEDS = (865, 1010)
+"""Whose runs are of all kinds, see below."""
 LIVES = 13
 RANDOM_KILLS = 20
 """At no point that has a name: all seeds together."""
@@ -34,6 +36,20 @@ def test_the_points_of_rounds_are_among_them() -> None:
     assert {"round.before-commit", "round.before-answers"} <= set(POINTS)
     for word in ("stage.", "commit.", "journal.", "reply."):
         assert any(word in point for point in POINTS), word
+
+
+def test_the_runs_of_these_seeds_are_of_all_kinds() -> None:
+    settings = [setting for seed in SEEDS for setting in any_settings(seed)]
+    for name in ("gradients", "answers"):
+        assert {getattr(setting, name) for setting in settings} == {"FLOAT32", "BFLOAT16", INT8}
+    clipping = {(bool(s.clip_value), bool(s.clip_norm), s.clips_rounds) for s in settings}
+    for rounds in (False, True):
+        assert any(value and whole == rounds for value, _, whole in clipping)
+        assert any(norm and whole == rounds for _, norm, whole in clipping)
+    assert {setting.skips for setting in settings if setting.overflows and not setting.clip_value} == {False, True}
+    assert any(setting.leads for setting in settings)
+    assert any(setting.quorum_weight for setting in settings)
+    assert any(setting.shares_memory and setting.size > 10_000 for setting in settings)  # small slices go in messages
 
 
 @pytest.mark.timeout(300)

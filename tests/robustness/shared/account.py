@@ -97,7 +97,8 @@ class Account:
             "STALE HISTORY_CHANGED": told.epoch != sent.base_epoch,
             "REFUSED NON_FINITE_GRADIENT": sent.kind == "nan" and not setting.skips,
             "DROPPED NO_QUORUM": (setting.fails or told.contributors < setting.at_least)
-            and (not setting.quorum or told.contributors < setting.quorum),
+            and (not setting.quorum or told.contributors < setting.quorum or bool(setting.quorum_weight)),
+            "DROPPED ROUND_NOT_FINITE": setting.overflows,
         }
         if not true.get(reason, False):
             raise self.wrong(f"{what} was answered with what is not true: {told}; it was {sent}")
@@ -120,6 +121,9 @@ class Account:
             raise self.wrong(f"round {number} closed with {one.contributors} contributors, {one.reason}")
         if not self.complete(round):
             return
+        weight = math.fsum(each.sent.weight for each in round.values())
+        if one.reason != "DEADLINE" and weight < setting.quorum_weight:
+            raise self.wrong(f"round {number} closed with a weight of {weight}, {one.reason}")
         adding = [round[name].sent.weight for name in sorted(round) if not round[name].sent.passes(setting)]
         if not math.isclose(one.total_weight, sum(adding)):
             raise self.wrong(f"round {number} has a total weight of {one.total_weight}; expected {sum(adding)}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from typing import Any
 
 import grpc
@@ -50,6 +49,11 @@ class Connection:
         run: run_pb2.Run = self.call("GetRun", service_pb2.GetRunRequest(name=f"runs/{setting.name}")).run
         return run
 
+    def lr(self, setting: Setting) -> float:
+        """The learning rate that is in force."""
+        (group,) = self.get(setting).spec.groups
+        return float(getattr(group, str(group.WhichOneof("optimizer"))).lr)
+
     def accepted(self, setting: Setting) -> dict[str, int]:
         """The last accepted sequence of each worker that the server has seen since its start."""
         found = self.call("ListWorkers", service_pb2.ListWorkersRequest(name=f"runs/{setting.name}"))
@@ -90,14 +94,3 @@ class Connection:
             return list(getattr(self.stub, method)(request, timeout=TIMEOUT_SECONDS))
         except grpc.RpcError as error:
             raise Refusal(error) from None
-
-
-def answer_of(stream: BareStream) -> Iterator[train_pb2.Parameters]:
-    """The parts of an answer as they come, the one with the receipt last. Raises Refusal."""
-    while True:
-        response = stream.receive()
-        if response.WhichOneof("message") == "waiting":
-            continue
-        yield response.parameters
-        if response.parameters.HasField("receipt"):
-            return

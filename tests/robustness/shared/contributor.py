@@ -7,11 +7,12 @@ import time
 from collections.abc import Sequence
 
 from gradwire.v1 import train_pb2
-from tests.contract.bare import BareStream, Refusal
+from tests.contract.bare import Refusal
 from tests.robustness.shared import events
 from tests.robustness.shared.connection import Connection
+from tests.robustness.shared.encodings import number
 from tests.robustness.shared.events import Event, Notes
-from tests.robustness.shared.exchange import NoAnswer, receive, upload
+from tests.robustness.shared.exchange import Exchange, NoAnswer
 from tests.robustness.shared.moments import Cut, Moments, Orders, Recklessness
 from tests.robustness.shared.past import lasting
 from tests.robustness.shared.setting import Sent, Setting, any_contribution
@@ -35,13 +36,14 @@ class Contributor:
         self.setting = setting
         self.worker_id = setting.worker_ids[rank]
         self._rank = rank
+        self._leads = setting.leads and rank == 0
         self._target = target
         self._notes = notes
         self._orders = orders
         self._chance = random.Random(f"{setting.seed} {rank} {len(past)}")
         self._moments = Moments(orders, recklessness, notes, self._chance)
         self._connection: Connection | None = None
-        self._stream: BareStream | None = None
+        self._stream: Exchange | None = None
         self._attached = train_pb2.Attached()
         self._uid = ""
         self._pending: Sent | None = None
@@ -117,7 +119,7 @@ class Contributor:
         """As if its connection had broken, or only its stream."""
         stream, self._stream = self._stream, None
         if stream is not None:
-            stream.call.cancel()
+            stream.drop()
             if self._chance.random() < 0.3:
                 return
         if self._connection is not None:
@@ -130,10 +132,9 @@ class Contributor:
             self._notes.add(events.Idle(order))
         time.sleep(0.01)
 
-    def _leave(self, stream: BareStream) -> None:
+    def _leave(self, stream: Exchange) -> None:
         """Says so: nobody waits for it while it is away."""
-        stream.send(train_pb2.TrainRequest(leave=train_pb2.Leave()))
-        stream.close()
+        stream.leave()
         self._notes.add(events.Moment("left", killed=False))
         self._drop()
         time.sleep(self._chance.uniform(0.0, 0.05))
@@ -151,9 +152,13 @@ class Contributor:
             understands=UNDERSTANDS,
             resumes=pending.sequence if pending is not None and self._chance.random() < 0.7 else 0,
             base_step=None if self._base is None else self._base[0],
+            leads=self._leads,
+            gradient_encoding=number(self.setting.gradients),
+            parameter_encoding=number(self.setting.answers),
+            shared_memory=self.setting.shares_memory,
         )
         try:
-            stream = self._connection.attach(request)
+            stream = Exchange(self._connection.attach(request), self.setting, self._moments)
         except Refusal as refusal:
             if refusal.reason == "RUN_NOT_FOUND" and not self._uid:
                 self._connection.create(self.setting)
@@ -170,10 +175,13 @@ class Contributor:
                 about.last_sequence,
                 about.last_accepted_sequence,
                 about.waiting_sequence,
+                stream.shares_memory,
             )
         )
         if self._uid and about.run_uid != self._uid:
             self.wrong(f"asked for the run {self._uid} and got {about.run_uid}")
+        if about.leads != self._leads:
+            self.wrong(f"asked to lead: {self._leads}, and leads: {about.leads}")
         self._uid = about.run_uid
         if about.waiting_sequence and about.waiting_sequence != request.resumes:
             self.wrong(f"resumed {request.resumes}, and {about.waiting_sequence} is said to wait")
@@ -189,7 +197,7 @@ class Contributor:
         if pending is None and self._answered is not None and self._chance.random() < 0.3:
             self._ask_again(stream, self._answered)
 
-    def _resolve(self, stream: BareStream, pending: Sent) -> None:
+    def _resolve(self, stream: Exchange, pending: Sent) -> None:
         """What became of a contribution that was not answered is known now, or will be answered on this stream."""
         about, sequence = self._attached, pending.sequence
         if self._not_applied and sequence in (about.waiting_sequence, about.last_accepted_sequence):
@@ -200,9 +208,9 @@ class Contributor:
             self._answer(stream, pending, repeated=False)
         elif about.last_sequence == sequence:
             if self._chance.random() < 0.5:
-                stream.send(train_pb2.Gradients(sequence=sequence, last=True))
+                stream.ask_again(sequence)
             else:
-                upload(stream, self.setting, pending, self._chance, self._moments)
+                stream.upload(pending, self._chance)
             self._answer(stream, pending, repeated=True)
         elif self._chance.random() < 0.6:
             self._not_applied = False
@@ -215,7 +223,7 @@ class Contributor:
 
     # --- contributing ------------------------------------------------------------------------------------------------
 
-    def _contribute(self, stream: BareStream) -> None:
+    def _contribute(self, stream: Exchange) -> None:
         assert self._base is not None
         self._keys += 1
         self._sequence = max(self._sequence, self._attached.last_sequence) + 1
@@ -224,8 +232,8 @@ class Contributor:
         self._pending, self._not_applied = sent, False
         self._send(stream, sent)
 
-    def _send(self, stream: BareStream, sent: Sent) -> None:
-        upload(stream, self.setting, sent, self._chance, self._moments)
+    def _send(self, stream: Exchange, sent: Sent) -> None:
+        stream.upload(sent, self._chance)
         self._moments.pass_by("sent")
         if self._chance.random() < 0.02:
             time.sleep(self._chance.uniform(0.0, 0.03))
@@ -234,10 +242,10 @@ class Contributor:
         if self._chance.random() < 0.05:
             self._ask_again(stream, sent)
 
-    def _answer(self, stream: BareStream, sent: Sent, *, repeated: bool) -> None:
+    def _answer(self, stream: Exchange, sent: Sent, *, repeated: bool) -> None:
         """Waits for the outcome, and notes it with the parameters that came with it."""
         try:
-            told = receive(stream, self.setting, sent, self._attached, self._moments)
+            told = stream.receive(sent)
         except NoAnswer as error:
             self.wrong(str(error))
             raise Cut from error
@@ -250,15 +258,15 @@ class Contributor:
         self._attached.last_sequence = max(self._attached.last_sequence, sent.sequence)
         self._moments.pass_by("answered")
 
-    def _ask_again(self, stream: BareStream, sent: Sent) -> None:
+    def _ask_again(self, stream: Exchange, sent: Sent) -> None:
         """The same contribution once more, which is no second one. A server that was started anew knows accepted ones
         only."""
         if self._attached.last_sequence != sent.sequence:
             return
         if self._chance.random() < 0.5:
-            upload(stream, self.setting, sent, self._chance, self._moments)
+            stream.upload(sent, self._chance)
         else:
-            stream.send(train_pb2.Gradients(sequence=sent.sequence, last=True))
+            stream.ask_again(sent.sequence)
         before = self._outcome
         self._answer(stream, sent, repeated=True)
         after = self._outcome

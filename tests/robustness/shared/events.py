@@ -22,6 +22,7 @@ class Attached:
     last: int
     accepted: int
     waiting: int
+    shares_memory: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,8 @@ class Told:
     digest: str
     skipped: bool
     repeated: bool
+    differs: bool = False
+    """Whether the parameters came as differences; ``digest`` is of what the worker holds then."""
 
 
 @dataclass(frozen=True)

@@ -114,6 +114,8 @@ class Fleet:
             self.counts.unknown += event.repeated
         elif isinstance(event, events.Wrong):
             raise Violation(event.what)
+        elif isinstance(event, events.Attached):
+            self.kinds["attached with shared memory"] += event.shares_memory
         elif isinstance(event, events.Moment):
             name = event.name if event.name == "left" else f"{'killed' if event.killed else 'cut'} when {event.name}"
             self.kinds[name] += 1

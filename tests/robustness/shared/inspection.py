@@ -80,7 +80,7 @@ class SharedRun:
             about = connection.get(self.setting)
             step, _, params = connection.read(self.setting)
             tensor_steps, slots = connection.state(self.setting)
-            kept = Kept(step, params, slots, tuple(tensor_steps))
+            kept = Kept(step, params, slots, tuple(tensor_steps), connection.lr(self.setting))
             return about.uid, Found(life_of(about.server_instance), kept, connection.accepted(self.setting))
         except Refusal as refusal:
             raise Violation(f"{self.setting.name} cannot be read: {refusal}") from refusal

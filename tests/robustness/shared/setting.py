@@ -13,8 +13,14 @@ from gradwire.v1 import run_pb2
 
 Floats = npt.NDArray[np.float32]
 
+LR = 0.05
+"""Learning rate that a run begins with."""
+
 HUGE = np.float32(2.0**40)
 """Size of the large gradients: beside them the others are lost in a float64, unless two have cancelled before."""
+
+
+NEARLY_TOO_LARGE = np.float32(3e38)
 
 
 @dataclass(frozen=True)
@@ -44,6 +50,22 @@ class Setting:
     """What is not finite is skipped; else it is refused."""
     cancels: bool = False
     """Of each three workers the first and the second send large gradients that cancel each other."""
+    overflows: bool = False
+    """Some gradients are so large that a sum of two is no number of float32 any more."""
+    quorum_weight: float = 0.0
+    """0: any."""
+    clip_value: float = 0.0
+    """0: none."""
+    clip_norm: float = 0.0
+    clips_rounds: bool = False
+    """What is clipped; else each contribution."""
+    leads: bool = False
+    """The first worker leads, and changes the learning rate now and then."""
+    gradients: str = "FLOAT32"
+    """Their encoding."""
+    answers: str = "FLOAT32"
+    shares_memory: bool = False
+    """Workers ask for memory that they have in common with the server."""
 
     @property
     def elements(self) -> int:
@@ -56,15 +78,15 @@ class Setting:
     def initial(self) -> Floats:
         return np.random.default_rng(self.seed).standard_normal(self.elements).astype(np.float32)
 
-    def group(self) -> run_pb2.Group:
+    def group(self, lr: float = LR) -> run_pb2.Group:
         """One group. The optimizers are those of `model.Shape`; bounds let no large gradient take what follows away."""
         tensors = [run_pb2.Tensor(name="w", shape=[self.size]), run_pb2.Tensor(name="b", shape=[self.bias])]
-        if self.cancels:
-            return run_pb2.Group(tensors=tensors, sgd=run_pb2.Sgd(lr=0.05, low=-8.0, high=8.0))
+        if self.cancels or self.overflows:
+            return run_pb2.Group(tensors=tensors, sgd=run_pb2.Sgd(lr=lr, low=-8.0, high=8.0))
         made: list[dict[str, Any]] = [
-            {"adam": run_pb2.Adam(lr=0.05, amsgrad=True, weight_decay=0.01)},
-            {"sgd": run_pb2.Sgd(lr=0.05, momentum=0.9)},
-            {"yogi": run_pb2.Yogi(lr=0.05)},
+            {"adam": run_pb2.Adam(lr=lr, amsgrad=True, weight_decay=0.01)},
+            {"sgd": run_pb2.Sgd(lr=lr, momentum=0.9)},
+            {"yogi": run_pb2.Yogi(lr=lr)},
         ]
         return run_pb2.Group(tensors=tensors, **made[self.seed % len(made)])
 
@@ -76,8 +98,12 @@ class Setting:
             groups=[self.group()],
             durability=run_pb2.Durability.Value(f"DURABILITY_{self.durability}"),
             non_finite_policy=skip if self.skips else reject,
+            clip_value=self.clip_value or None,
+            clip_norm=self.clip_norm or None,
             shared=shared(
                 quorum=self.quorum,
+                quorum_weight=self.quorum_weight or None,
+                clip=shared.CLIP_ROUND if self.clips_rounds else shared.CLIP_CONTRIBUTION,
                 max_staleness=self.max_staleness,
                 stale=shared.STALE_REJECT if self.rejects else shared.STALE_PACE,
                 combine=shared.COMBINE_SUM if self.sums else shared.COMBINE_MEAN,
@@ -95,16 +121,29 @@ def any_setting(name: str, durability: str, seed: int, size: int = 40) -> Settin
     """One of many. A quorum is of one, of some, or of all."""
     chance = random.Random(f"{name} {seed}")
     workers = chance.choice((2, 3, 3, 4))
+    sums, cancels = chance.random() < 0.4, chance.random() < 0.3
+    clips_rounds = chance.random() < 0.5
+    clips = clips_rounds or not cancels  # what cancels must be large when it is added
     return Setting(
         name,
         durability,
         seed,
         size=size,
         workers=workers,
+        quorum_weight=chance.choice((0.0, 0.0, 0.0, chance.uniform(0.5, 0.7 * workers))),
+        clip_value=chance.choice((0.0, 0.0, chance.uniform(0.1, 2.0))) if clips else 0.0,
+        clip_norm=chance.choice((0.0, 0.0, chance.uniform(0.1, 20.0))) if clips else 0.0,
+        clips_rounds=clips_rounds,
+        overflows=sums and not cancels and chance.random() < 0.5,
+        leads=chance.random() < 0.5,
+        gradients=chance.choice(("FLOAT32", "FLOAT32", "BFLOAT16", "INT8")),
+        answers=chance.choice(("FLOAT32", "FLOAT32", "BFLOAT16", "INT8")),
+        shares_memory=chance.random() < 0.5,
+        sums=sums,
+        cancels=cancels,
         quorum=chance.choice((0, 0, 1, 2, workers)),
         max_staleness=chance.choice((0, 0, 1, 2, 3)),
         rejects=chance.random() < 0.5,
-        sums=chance.random() < 0.4,
         fails=chance.random() < 0.4,
         at_least=chance.choice((1, 1, 2)),
         start_with=chance.choice((1, 1, workers)),
@@ -112,7 +151,6 @@ def any_setting(name: str, durability: str, seed: int, size: int = 40) -> Settin
         deadline=chance.uniform(0.1, 0.4),
         lease=chance.uniform(0.1, 0.3),
         skips=chance.random() < 0.5,
-        cancels=chance.random() < 0.3,
     )
 
 
@@ -133,12 +171,14 @@ class Sent:
     sequence: int
     seed: int
     kind: str
-    """``plain``, ``plus`` and ``minus`` (large), ``nan``, ``pass`` (no gradient at all)."""
+    """``plain``, ``plus`` and ``minus`` (large), ``huge`` (nearly too large), ``nan``, ``pass`` (no gradient)."""
     weight: float
     has_bias: bool
     """Otherwise the second tensor has no gradient."""
     base_step: int
     base_epoch: int
+    lr: float = 0.0
+    """The learning rate from now on, if it is above 0."""
 
     def passes(self, setting: Setting) -> bool:
         """Whether it adds nothing."""
@@ -150,12 +190,14 @@ class Sent:
 
 
 def gradient_of(setting: Setting, sent: Sent) -> Floats:
-    """Of the present tensors, one after the other."""
+    """Of the present tensors, one after the other, before it is encoded."""
     elements = 0 if sent.kind == "pass" else setting.elements if sent.has_bias else setting.size
     if sent.kind in ("plus", "minus"):
         values = np.random.default_rng(setting.seed + 1).standard_normal(setting.elements).astype(np.float32)[:elements]
         return values * (HUGE if sent.kind == "plus" else -HUGE)
     values = np.random.default_rng(sent.seed).standard_normal(elements, np.float32)
+    if sent.kind == "huge":
+        return np.where(values < 0, -NEARLY_TOO_LARGE, NEARLY_TOO_LARGE)
     if sent.kind == "nan":
         values[sent.seed % elements] = np.nan
     return values
@@ -168,6 +210,9 @@ def any_contribution(
     kind, weight = "plain", chance.choice((1.0, 1.0, chance.uniform(0.5, 3.0)))
     if setting.cancels:
         kind, weight = ("plus", "minus", "plain")[rank % 3], 1.0
+    if setting.overflows and chance.random() < 0.1:
+        kind, weight = "huge", 1.0
     if chance.random() < 0.06:
         kind = chance.choice(("nan", "pass", "pass"))
-    return Sent(key, sequence, chance.getrandbits(48), kind, weight, chance.random() < 0.85, *base)
+    lr = chance.uniform(0.01, 0.1) if setting.leads and rank == 0 and chance.random() < 0.2 else 0.0
+    return Sent(key, sequence, chance.getrandbits(48), kind, weight, chance.random() < 0.85, *base, lr=lr)

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from gradwire.server import jit
 from gradwire.server.devices.base import Device
+from gradwire.server.devices.chunks import NORM_CHUNK
 from gradwire.server.devices.combining import Piece
 from gradwire.server.devices.cpu import CpuDevice
 from gradwire.wire.layout import Range
@@ -158,6 +159,25 @@ def test_what_receives_may_be_one_of_the_sources(device: Device, length: int, dt
     assert_same_bits(device.peek(arrays[which], Range(0, 1), Range(0, length))[0], expected)
     for k in {0, 1, 2} - {which}:
         assert_same_bits(download(device, arrays[k])[0], values[k])
+
+
+@each_float
+@pytest.mark.parametrize("count", [2, 5, 9])
+@pytest.mark.parametrize(
+    "place", [Range(0, 70), Range(0, NORM_CHUNK + 300), Range(NORM_CHUNK, 9 * NORM_CHUNK + 3)], ids=str
+)
+def test_sums_of_squares_that_come_with_it_are_those_that_can_be_asked_for(
+    place: Range, count: int, dtype: np.dtype[Any]
+) -> None:
+    device = CpuDevice(2)
+    values = draw(count, place.stop + 5, dtype)
+    out = np.zeros((1, place.stop + 5), dtype)
+    terms = tuple((index, 1.0 + index) for index in range(count))
+    sums = device.combine(out, [value[None] for value in values], [Piece(place, terms, 2.5)])
+    assert (sums is not None) == (place.stop > NORM_CHUNK), "small ones are not worth the ceremony"
+    if sums is not None:
+        assert_same_bits(sums, device.chunk_sums(out, 0, [place]))
+    device.close()
 
 
 @each_float

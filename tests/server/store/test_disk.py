@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Iterator
 from concurrent.futures import wait
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -49,6 +51,29 @@ def test_the_lock_ends_with_its_process(tmp_path: Path) -> None:
     program += "DiskStore(Path(sys.argv[1])); os.kill(os.getpid(), 9)"
     subprocess.run([sys.executable, "-c", program, tmp_path / "data"], check=False, timeout=60)
     DiskStore(tmp_path / "data").close()
+
+
+def test_what_a_killed_server_has_not_flushed_is_safe_before_it_is_read(
+    store: DiskStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It may have written a block and not flushed it: the next server knows of it, and tells others."""
+    append(store, create(store), 1)
+    left = killed(store.directory, tmp_path / "left")
+    done: list[str] = []
+    fsync, connect = os.fsync, sqlite3.connect
+
+    def noted(descriptor: int) -> None:
+        done.append(Path(os.readlink(f"/proc/self/fd/{descriptor}")).name)
+        fsync(descriptor)
+
+    def opened(path: Any, **options: Any) -> Any:
+        done.append("opened")
+        return connect(path, **options)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(sqlite3, "connect", opened)
+    DiskStore(left).close()
+    assert "journal.sqlite3-wal" in done[: done.index("opened")]
 
 
 def test_a_directory_that_cannot_be_made_is_an_error(tmp_path: Path) -> None:

@@ -36,10 +36,10 @@ class Lane:
     """
 
     def __init__(self, target: str, offer: train_pb2.Lane) -> None:
-        if not AVAILABLE:
-            raise OSError("only Linux has lanes")
         self.file_descriptor = -1
         """Of the region's memory file, for who takes it; below 0: none has come."""
+        if not AVAILABLE:
+            raise OSError("only Linux has lanes")
         self._assembler = Assembler()
         self._socket = _Connection(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._socket.settimeout(_CONNECT_SECONDS)
@@ -60,9 +60,8 @@ class Lane:
         _lanes.add(self)
 
     def __del__(self) -> None:
-        taken = self.take_file()
-        if taken >= 0:
-            os.close(taken)
+        if self.file_descriptor >= 0:  # nobody has taken it
+            os.close(self.file_descriptor)
 
     def send(self, message: bytes) -> None:
         """Waits for room as long as the lane lasts. To one that is over nothing is sent, and `receive` says so."""

@@ -159,7 +159,9 @@ class Device(ABC):
         A block of K rows equals K blocks of one row, bit for bit.
         """
 
-    def combine(self, out: DeviceArray, sources: Sequence[DeviceArray], pieces: Sequence[Piece]) -> None:
+    def combine(
+        self, out: DeviceArray, sources: Sequence[DeviceArray], pieces: Sequence[Piece]
+    ) -> npt.NDArray[np.float64] | None:
         """``out[0, place] = sum(weight * source[0, place]) / divisor``, each element computed in float64, its terms
         added in their order, and then rounded once to the dtype. Elements outside of the pieces stay as they are.
 
@@ -172,9 +174,11 @@ class Device(ABC):
         themselves within one ulp, and float32 combine to the bits. Infinities and NaN go through as in the plain sum,
         which overflows as that of float64 does, and -0.0 stays where all terms are. Devices agree to the bit.
 
+        Returns the `chunk_sums` of what the pieces are now, where these cost next to nothing; None: ask for them.
+
         Raises ValueError for arrays that are not alike, and for pieces that no vector of that length has.
         """
-        combine_on_host(self._split, out, sources, pieces)
+        return combine_on_host(self._split, out, sources, pieces)
 
     def _split(self, function: Callable[[int, int], object], start: int, stop: int, work: int, grain: int) -> None:
         """Calls ``function(a, b)`` over parts of ``start .. stop``; a device that has threads of its own shares them.

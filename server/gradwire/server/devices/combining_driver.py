@@ -1,8 +1,8 @@
 """Source of the CPU kernel that combines: one for each float type, for any number of sources.
 
-Up to four sources are read side by side and their sum is written at once, at the speed of memory. With more, the sums
-of a tile stay in the first-level cache until all sources have been added. These come as addresses, since numba would
-compile a tuple of arrays anew for each number of workers.
+Some sources are read side by side and their sum is written at once, at the speed of memory. With more, the sums of a
+tile stay in the first-level cache until all sources have been added. These come as addresses, since numba would compile
+a tuple of arrays anew for each number of workers. Squares of what comes out are summed while it is in the cache.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from gradwire.server.devices import combining
+from gradwire.server.devices.chunks import NORM_CHUNK
 from gradwire.server.jit import source_of
 
 TILE = 1024
@@ -22,8 +23,8 @@ TILE = 1024
 LONG_TILE = 16 * TILE
 """Elements, where nothing comes again: each tile's end costs the prefetchers a new start."""
 
-TOGETHER = 4
-"""Sources that one pass adds: fewer passes over the sums, and more streams for the prefetchers."""
+_LANES = 256
+"""As in `driver.SQUARE_SUMS`, whose bits these sums have."""
 
 
 class _Form(NamedTuple):
@@ -32,6 +33,9 @@ class _Form(NamedTuple):
     functions: tuple[Callable[..., Any], ...]
     state: tuple[str, ...]
     """What is kept of each element between passes; arrays have the plural's name."""
+    together: int
+    """Sources that one pass adds: fewer passes over the sums, and more streams for the prefetchers; but each further
+    one is compiled several times."""
     additions: dict[str, str]
     """Adds source ``{s}``: for any weights, and where there is a faster way, for weights of 1."""
     result: str
@@ -40,12 +44,14 @@ class _Form(NamedTuple):
 _NARROW = _Form(
     (combining.add_weighted,),
     ("total",),
+    8,
     {"weighted": "total = add_weighted(total, np.float64(source{s}[i]), weight{s})"},
     "np.float32(total * inverse)",  # as good as the quotient, where 29 bits are then rounded off, and faster
 )
 _WIDE = _Form(
     (combining.add_compensated, combining.add_product, combining.with_lost),
     ("total", "lost"),
+    4,
     {
         "weighted": "total, lost = add_product(total, lost, source{s}[i], weight{s})",
         "unweighted": "total, lost = add_compensated(total, lost, source{s}[i])",
@@ -76,10 +82,29 @@ def run_tile(out, {states}, addresses, weights, unweighted, divisor, offset):
     {calls}
 
 
+@numba.njit(@OPTIONS)
+def add_squares(row, lanes):
+    tail = row.shape[0] // {lanes} * {lanes}
+    for first in range(0, tail, {lanes}):
+        part = row[first : first + {lanes}]
+        for lane in range({lanes}):
+            x = np.float64(part[lane])
+            lanes[lane] += x * x
+    part = row[tail:]
+    for lane in range(part.shape[0]):
+        x = np.float64(part[lane])
+        lanes[lane] += x * x
+
+
 @numba.njit(@OPTIONS, cache=True)
-def combine(out, starts, ends, firsts, addresses, weights, divisors, unweighted, begin, stop):
-    """Elements ``begin .. stop`` of the pieces, as if these lay next to each other. Addresses are a term's each."""
+def combine(out, starts, ends, firsts, addresses, weights, divisors, unweighted, sums, begin, stop):
+    """Elements ``begin .. stop`` of the pieces, as if these lay next to each other. Addresses are a term's each.
+
+    ``sums`` is empty, or has room for the sum of squares of each chunk. Then there is one piece, which begins where a
+    chunk does, and so do ``begin`` and ``stop``, but at the end.
+    """
     {rooms}
+    lanes = np.zeros({lanes} if sums.shape[0] > 0 else 0)
     piece = np.searchsorted(ends, begin, side="right")
     while begin < stop:
         while ends[piece] <= begin:
@@ -93,6 +118,14 @@ def combine(out, starts, ends, firsts, addresses, weights, divisors, unweighted,
             divisors[piece], a * {item_bytes},
         )
         begin += n
+        if sums.shape[0] > 0:
+            add_squares(out[a : a + n], lanes)
+            if begin % {chunk} == 0 or begin == ends[piece]:
+                total = 0.0
+                for lane in range({lanes}):
+                    total += lanes[lane]
+                sums[(begin - 1) // {chunk}] = total
+                lanes[:] = 0.0
 '''
 
 _PASS = """
@@ -134,11 +167,13 @@ def combine_source(dtype: np.dtype[Any]) -> str:
         item_bytes=dtype.itemsize,
         tile=TILE,
         long_tile=LONG_TILE,
-        together=TOGETHER,
+        together=form.together,
+        lanes=_LANES,
+        chunk=NORM_CHUNK,
         functions="\n\n".join(f"@numba.njit(@OPTIONS)\n{source_of(function)}" for function in form.functions),
         passes="".join(_passes(name, form, addition) for name, addition in form.additions.items()),
         states=", ".join(arrays),
-        calls="\n    ".join(_calls(name, ", ".join(arrays), conditions[name]) for name in form.additions),
+        calls="\n    ".join(_calls(name, form, ", ".join(arrays), conditions[name]) for name in form.additions),
         rooms="\n    ".join(f"{array} = np.empty({TILE})" for array in arrays),
         tiles=", ".join(f"{array}[:n]" for array in arrays),
     )
@@ -149,9 +184,9 @@ def _passes(name: str, form: _Form, addition: str) -> str:
     zero = "total = -0.0; lost = 0.0"
     load, store = ("; ".join(form_of.format(s) for s in form.state) for form_of in ("{0} = {0}s[i]", "{0}s[i] = {0}"))
     result = f"out[i] = {form.result}"
-    upto = range(1, TOGETHER + 1)
+    upto = range(1, form.together + 1)
     kinds = [("whole", count, zero, result) for count in upto] + [("last", count, load, result) for count in upto]
-    kinds += [("first", TOGETHER, zero, store), ("middle", TOGETHER, load, store)]
+    kinds += [("first", form.together, zero, store), ("middle", form.together, load, store)]
     return "".join(
         _PASS.format(
             name=f"{name}_{kind}",
@@ -166,21 +201,21 @@ def _passes(name: str, form: _Form, addition: str) -> str:
     )
 
 
-def _calls(name: str, states: str, condition: str) -> str:
+def _calls(name: str, form: _Form, states: str, condition: str) -> str:
     """Of those functions, until all terms of a tile have been added."""
     arguments = f"out, {states}, addresses[first:], weights[first:], divisor, inverse, offset"
 
     def any_of(kind: str) -> str:
         cases = (
             f"if terms - first == {count}:\n            {name}_{kind}_{count}({arguments})"
-            for count in range(1, TOGETHER + 1)
+            for count in range(1, form.together + 1)
         )
         return "\n        ".join(cases)
 
     text = _CALLS.format(
         name=name,
         condition=condition,
-        together=TOGETHER,
+        together=form.together,
         arguments=arguments,
         whole=any_of("whole"),
         last=any_of("last"),

@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gradwire.server.devices.base import Bools, Device, DeviceArray, State, Write
+from gradwire.server.devices.chunks import in_order
 from gradwire.server.engine.clipping import clip
 from gradwire.server.engine.spec import RunSpec
 from gradwire.server.engine.staged_block import StagedBlock
@@ -40,6 +41,7 @@ class StagedGradients:
         out: where the parameters after the block go too, ``[1, elements]`` in the run's dtype; asked for when it is
             written. None: nowhere.
         fresh: a vector that becomes the run's parameters, for the old ones are still read; None: those are written to.
+        chunk_sums: of ``array``, if they are known.
     """
 
     def __init__(
@@ -51,6 +53,7 @@ class StagedGradients:
         start: int = 0,
         out: Callable[[], Floats] | None = None,
         fresh: DeviceArray | None = None,
+        chunk_sums: Sums | None = None,
     ) -> None:
         self._spec = spec
         self._device = device
@@ -59,8 +62,11 @@ class StagedGradients:
         self._start = start
         self._out = out
         self._fresh = fresh
+        self._chunk_sums = chunk_sums
 
     def sums(self) -> Sums:
+        if self._chunk_sums is not None:
+            return in_order(self._chunk_sums)
         return self._device.square_sums(self._array, self._block.first_summed_row, self._block.ranges, self._start)
 
     def first_non_finite(self, row: int) -> tuple[int, float] | None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
+
 from gradwire.server.devices.base import DeviceArray
 from gradwire.server.durability import changes
 from gradwire.server.engine.applied_round import AppliedRound
@@ -73,7 +76,10 @@ async def _commit(
     def gradients() -> StagedGradients:  # under the lock, which is held until the round has been applied
         if fresh is None and generations.read:
             raise _ReadMeanwhile
-        return StagedGradients(run.spec, run.device, block, combine(run, stagings, contributions), fresh=fresh)
+        combined, chunk_sums = combine(run, stagings, contributions)
+        if len(block.ranges) != 1:  # then chunks may be others than those of the pieces
+            chunk_sums = None
+        return StagedGradients(run.spec, run.device, block, combined, fresh=fresh, chunk_sums=chunk_sums)
 
     failpoint("round.before-commit")
     block = await run.lock.run(plan, work=planning_work(run, header))
@@ -96,16 +102,18 @@ def header_of(run: Run, contributions: Sequence[StagedContribution]) -> BlockHea
     return BlockHeader(absent_tensors=absent, overrides=overrides, scalars=scalars)
 
 
-def combine(run: Run, stagings: Stagings, contributions: Sequence[StagedContribution]) -> DeviceArray:
-    """The combined gradient, ``[1, elements]``; that of a single contribution is its own. Under the run's lock."""
+def combine(
+    run: Run, stagings: Stagings, contributions: Sequence[StagedContribution]
+) -> tuple[DeviceArray, npt.NDArray[np.float64] | None]:
+    """The combined gradient, ``[1, elements]``, that of a single contribution being its own; and its sums of squares,
+    if they are known, as `Device.combine` returns them. Under the run's lock."""
     assert run.spec.shared is not None
     mean = run.spec.shared.combine is Combine.MEAN
     parts = [
         (each.says.weight, each.header.absent_tensors, each.staging.array) for each in contributions if each.staging
     ]
     if len(parts) == 1 and (mean or parts[0][0] == 1.0):
-        return parts[0][2]
+        return parts[0][2], None
     out = stagings.combined
     pieces = pieces_of(run.spec.layout, [(weight, absent) for weight, absent, _ in parts], mean)
-    run.device.combine(out, [array for _, _, array in parts], pieces)
-    return out
+    return out, run.device.combine(out, [array for _, _, array in parts], pieces)

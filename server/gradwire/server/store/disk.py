@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import logging
 import os
@@ -34,7 +35,7 @@ from gradwire.server.store.lock import lock_directory
 from gradwire.server.store.marks import Marks
 from gradwire.server.store.presence import Presence
 from gradwire.server.store.schema import open_database
-from gradwire.server.store.snapshots import SUFFIX, read_file, sync_directory, write_file
+from gradwire.server.store.snapshots import SUFFIX, read_file, sync_directory, sync_file, write_file
 from gradwire.server.store.writer import Transaction, Writer, refusing
 from gradwire.wire.errors import RunNotFound
 
@@ -66,6 +67,10 @@ class DiskStore(Store):
                 self._files.mkdir(mode=0o700, exist_ok=True)
                 sync_directory(directory)
                 self._marks = Marks(directory / "acknowledged")
+                # A server that was killed may have written what it has not flushed. Whoever is told of that from now on
+                # must not lose it when the power fails.
+                with contextlib.suppress(FileNotFoundError):
+                    sync_file(directory / "journal.sqlite3-wal")
             except OSError as error:
                 raise StoreError(f"cannot write to {directory}: {error.strerror}") from error
             database = open_database(directory / "journal.sqlite3")
