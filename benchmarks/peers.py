@@ -4,6 +4,7 @@ python benchmarks/peers.py [--quick] [--device cuda] [--table FILE.md] [--pictur
 
 Every contender sends the same gradients to a process of its own on this host and takes the new parameters back. All do
 the same AMSGrad step, with torch's fused kernel wherever the server is a peer's. See `contenders/` for what each does.
+All on one processor: `taskset -c 0 python benchmarks/peers.py --cases 1 1000`.
 """
 
 from __future__ import annotations

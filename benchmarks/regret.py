@@ -64,9 +64,10 @@ def local_loop(amsgrad: bool, steps: int) -> Outcome:
     return Outcome(x.item(), total / steps, seconds, x.item())
 
 
-def interactive(server: Server, amsgrad: bool, steps: int) -> Outcome:
-    """Each gradient is sent when the parameters of the step before have come back: one round trip a step."""
-    with _run(server, amsgrad) as run:
+def interactive(server: Server, amsgrad: bool, steps: int, *, lane: bool = True) -> Outcome:
+    """Each gradient is sent when the parameters of the step before have come back: one round trip a step, by a lane or
+    through gRPC."""
+    with _run(server, amsgrad, shared_memory=lane) as run:
         x = run.params["x"]
         gradient = np.empty(1, np.float32)
         total = 0.0
@@ -128,6 +129,6 @@ def _in_blocks(advance: Callable[[Floats], Floats], steps: int, block: int, at: 
     return Outcome(float(x), total / steps, time.perf_counter() - start, x_at)
 
 
-def _run(server: Server, amsgrad: bool) -> Run:
+def _run(server: Server, amsgrad: bool, **options: Any) -> Run:
     optimizer = TorchAdam(lr=LR, betas=BETAS, amsgrad=amsgrad, bounds=BOUNDS)
-    return server.create_run("regret", {"x": np.zeros(1, np.float32)}, optimizer, on_existing="replace")
+    return server.create_run("regret", {"x": np.zeros(1, np.float32)}, optimizer, on_existing="replace", **options)

@@ -22,8 +22,9 @@ from gradwire.client import connect
 from gradwire.server.devices.cpu import CpuDevice
 
 LOCAL, STEPWISE, BLOCKS = "local loop, torch", "remote, one round trip a step", "remote, blocks"
+STEPWISE_GRPC = "the same through gRPC"
 SCAN, ECHO, ECHO_BLOCKS = "local kernel, blocks", "raw gRPC echo of 16 bytes", "raw gRPC echo of the blocks"
-FLOORS = {STEPWISE: ECHO, BLOCKS: SCAN}
+FLOORS = {STEPWISE: ECHO, STEPWISE_GRPC: ECHO, BLOCKS: SCAN}
 
 KNOWN = {  # (amsgrad, steps) -> x, average regret
     (True, 20_000): (-0.140226, 0.466280),
@@ -45,7 +46,7 @@ class Comparison:
         self._long: int = options.steps
         self._block: int = options.block
         self._rounds: int = options.rounds
-        self.steps = {LOCAL: self._short, STEPWISE: self._short, ECHO: self._short}
+        self.steps = {LOCAL: self._short, STEPWISE: self._short, STEPWISE_GRPC: self._short, ECHO: self._short}
         self.steps |= {BLOCKS: self._long, SCAN: self._long, ECHO_BLOCKS: self._long}
         self._outcomes: dict[str, regret.Outcome] = {}
         self.timings: Mapping[str, Timing] = {}
@@ -61,6 +62,7 @@ class Comparison:
             ways: dict[str, Callable[[], regret.Outcome]] = {
                 LOCAL: functools.partial(regret.local_loop, self._amsgrad, short),
                 STEPWISE: functools.partial(regret.interactive, server, self._amsgrad, short),
+                STEPWISE_GRPC: functools.partial(regret.interactive, server, self._amsgrad, short, lane=False),
                 BLOCKS: functools.partial(regret.blocks, server, *arguments),
                 SCAN: functools.partial(regret.scan, device, *arguments),
             }
@@ -100,6 +102,7 @@ class Comparison:
         short = f"{self._short:,} steps"
         checks = {
             f"x after {short}, remote step by step = remote in blocks, bit for bit": stepwise.x == remote.x_at,
+            f"x after {short}, by a lane = through gRPC, bit for bit": stepwise.x == self._outcomes[STEPWISE_GRPC].x,
             f"x after {short}, remote = torch to 1e-5": math.isclose(stepwise.x, local.x, abs_tol=1e-5),
             f"average regret after {short}, remote = torch to 2e-6": math.isclose(
                 stepwise.average_regret, local.average_regret, abs_tol=2e-6

@@ -11,8 +11,8 @@ BY_HAND = "shared memory by hand"
 OURS = {
     "gradwire, loopback TCP": "gradwire_server:OverTcp",
     "gradwire, unix socket": "gradwire_server:OverUnix",
-    "gradwire, shared memory": "gradwire_server:OverSharedMemory",
-    "gradwire, parameters in shared memory": "gradwire_server:InSharedMemory",
+    "gradwire, lane and shared memory": "gradwire_server:OverSharedMemory",
+    "gradwire, lane, parameters in shared memory": "gradwire_server:InSharedMemory",
 }
 PEERS = {
     "Ray actor": "ray_actor:RayActor",

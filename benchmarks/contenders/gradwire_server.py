@@ -77,7 +77,7 @@ class OverUnix(Gradwire):
 
 
 class OverSharedMemory(Gradwire):
-    """Whatever two sides on one host choose by themselves."""
+    """Whatever two sides on one host choose by themselves: a lane, and shared memory for what is large."""
 
 
 class InSharedMemory(OverSharedMemory):

@@ -101,8 +101,9 @@ class HostedServer:
 
     @property
     def used_bytes(self) -> int:
-        """What the memory budget counts now."""
-        return self.registry.budget.used_bytes
+        """What the memory budget counts now, but for the series of runs, which steps make longer."""
+        registry = self.registry
+        return registry.budget.used_bytes - sum(run.series.size_bytes for run in list(registry._runs.values()))
 
     def handlers(self) -> int:
         """How many calls of OptimizerService are inside their handlers."""

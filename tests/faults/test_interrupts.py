@@ -62,18 +62,19 @@ def test_ctrl_c_during_a_step(
 
 
 class Interruption:
-    """Raises KeyboardInterrupt at the n-th line that runs of the client's ``run.py``, ``training/`` and ``stream``."""
+    """Raises KeyboardInterrupt at the n-th line that runs of the client's ``run.py``, ``training/``, ``stream`` and
+    ``lane``, but for those of a ``__del__``."""
 
     CLIENT = str(Path(gradwire.client.__file__).parent)
-    PLACES = (f"{CLIENT}/run.py", f"{CLIENT}/training/", f"{CLIENT}/transport/stream.py")
+    PLACES = (f"{CLIENT}/run.py", f"{CLIENT}/training/", f"{CLIENT}/transport/stream.py", f"{CLIENT}/transport/lane.py")
 
     def __init__(self, number: int) -> None:
         self.left = number
         self.place = ""
 
     def __call__(self, frame: FrameType, event: str, argument: object) -> Any:
-        if not frame.f_code.co_filename.startswith(self.PLACES):
-            return None
+        if not frame.f_code.co_filename.startswith(self.PLACES) or frame.f_code.co_name == "__del__":
+            return None  # what is raised in a __del__ nobody sees but whoever reads stderr
         if event == "line":
             self.left -= 1
             if self.left == 0:
@@ -110,11 +111,15 @@ def two_steps_with_their_trajectory(run: Run, seed: int) -> None:
 Act = Callable[[Run, int], None]
 
 
-@pytest.mark.parametrize("double_buffer", [False, True], ids=["one buffer", "two buffers"])
+ACTS = (one_step, two_steps, two_steps_of_which_nothing_returns, two_steps_with_their_trajectory)
+
+
 @pytest.mark.parametrize(
-    "act", [one_step, two_steps, two_steps_of_which_nothing_returns, two_steps_with_their_trajectory]
+    ("act", "double_buffer", "lane"),
+    [(act, double_buffer, False) for act in ACTS for double_buffer in (False, True)]
+    + [(one_step, False, True), (two_steps_with_their_trajectory, True, True)],
 )
-def test_ctrl_c_at_every_line(process: ServerProcess, act: Act, double_buffer: bool) -> None:
+def test_ctrl_c_at_every_line(process: ServerProcess, act: Act, double_buffer: bool, lane: bool) -> None:
     """After it comes a step of another gradient, which leaves one tensor out."""
 
     def create(server: Server) -> Run:
@@ -124,7 +129,7 @@ def test_ctrl_c_at_every_line(process: ServerProcess, act: Act, double_buffer: b
     def values(run: Run) -> list[npt.NDArray[Any]]:
         return [run.params["a"], run.params["b"]]
 
-    with connect(process.target) as server:
+    with connect(process.target, shared_memory=lane) as server:
         steps = 1 if act is one_step else 2
         expected = {}
         for applied in (False, True):

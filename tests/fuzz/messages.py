@@ -191,6 +191,16 @@ class Maker:
             "ForkRun": lambda: [
                 request(name=name, new_name=f"runs/{self.random.choice(NAMES)}", request_id="f", replace=True)
             ],
+            "GetSeries": lambda: [request(name=name, resolution=self.random.randrange(3), series=["loss", "lr"])],
+            "LogScalars": lambda: [
+                request(
+                    name=name,
+                    worker_id=f"w{self.random.randrange(2)}",
+                    number=self.random.randrange(1, 3),
+                    epoch=self.random.randrange(4),
+                    scalars=self._scalars(1),
+                )
+            ],
             "RollBack": lambda: [request(name=name, snapshot_id=self.random.randrange(4))],
         }
         if method in makers:
@@ -207,6 +217,26 @@ class Maker:
             service_pb2.CreateRunRequest(slice=run_pb2.Slice(data=struct.pack("<3f", 1, 2, 3))),
         ]
 
+    def _scalars(self, steps: int) -> list[train_pb2.Scalar]:
+        """None, mostly; values, or buckets."""
+        pick = self.random
+        found = []
+        for name in pick.sample(["loss", "accuracy", "a b"], pick.choice([0, 0, 1, 2])):
+            scalar = train_pb2.Scalar(name=name)
+            if pick.random() < 0.5:
+                scalar.values.append(pick.choice(_FLOATS))
+            else:
+                rows = sorted(pick.randrange(-5, steps) for _ in range(pick.randrange(1, 4)))
+                scalar.block_steps.extend(rows)
+                scalar.buckets.bucket_steps = pick.choice([1, 2, 2**20])
+                for field in ("first", "minimum", "maximum", "last", "total"):
+                    getattr(scalar.buckets, field).extend(pick.choice(_FLOATS) for _ in rows)
+                scalar.buckets.count.extend(pick.choice([1, 5, 2**40]) for _ in rows)
+            if pick.random() < 0.1:
+                self._bend(scalar)
+            found.append(scalar)
+        return found
+
     def _train(self, name: str) -> list[Message]:
         attach = train_pb2.Attach(
             run=name, worker_id=f"w{self.random.randrange(2)}", takeover=self.random.random() < 0.7
@@ -217,7 +247,7 @@ class Maker:
             attach.leads, attach.resumes = self.random.random() < 0.2, self.random.randrange(3)
         messages: list[Message] = [train_pb2.TrainRequest(attach=attach)]
         for sequence in range(1, self.random.randrange(1, 5)):
-            header = train_pb2.BlockHeader(steps=1)
+            header = train_pb2.BlockHeader(steps=1, scalars=self._scalars(1))
             if shared:
                 header.contribution.CopyFrom(
                     train_pb2.Contribution(weight=self.random.choice([1.0, 0.5, 1e30]), base_step=max(0, sequence - 1))

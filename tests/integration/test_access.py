@@ -524,8 +524,9 @@ def test_strangers_may_ask_for_health_and_hold_nothing(hosted: HostedServer) -> 
 def test_memory_is_not_shared_with_who_may_be_somebodys_proxy(hosted: HostedServer) -> None:
     with client(hosted, "train") as owner:
         owner.create("large", [group(w=[100_000])], [0.0] * 100_000)
-        with owner.attach("large", shared_memory=True) as stream:
+        with owner.attach("large", shared_memory=True, lane=True) as stream:
             assert not stream.attached.HasField("region")
+            assert not stream.attached.HasField("lane")
 
 
 def test_several_authorizations_are_none(hosted: HostedServer) -> None:

@@ -422,9 +422,9 @@ def test_without_room_for_the_baseline_the_step_is_refused_and_the_run_is_well(
     budget = hosted.registry.budget
     exact: dict[str, Any] = {"gradient_encoding": "float32", "parameter_encoding": "float32"}
     with create(near, **exact) as run:
-        attached = budget.used_bytes
+        attached = hosted.used_bytes
         run.step(tensors(1))
-        needed = budget.used_bytes - attached
+        needed = hosted.used_bytes - attached
     with near.attach(run.name, parameter_encoding="int8") as again:
         rest = budget.reserve(budget.limit_bytes - budget.used_bytes - needed - 2 * SIZE, "something else")
         with pytest.raises(MemoryLimitExceeded, match="are free") as caught:

@@ -89,7 +89,7 @@ def test_bytes_in_shared_memory_are_counted_as_such(hosted: HostedServer) -> Non
 
 
 def test_encodings_have_names(hosted: HostedServer) -> None:
-    with connect(hosted.target) as server:
+    with connect(hosted.target, shared_memory=False) as server:
         run = server.create_run("x", {"w": np.zeros(512, np.float32)}, AMSGrad(), gradient_encoding="int8")
         run.step({"w": np.ones(512)})
         found = Scraped(hosted)

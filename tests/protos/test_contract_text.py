@@ -10,12 +10,14 @@ from google.rpc import code_pb2
 from gradwire.server.config import ServerConfig
 from gradwire.server.engine.shared import MAX_WORKERS
 from gradwire.server.engine.workers import MAX_ID_BYTES
+from gradwire.server.rpc.series_calls import MOST_BUCKETS, SERIES_A_MESSAGE
 from gradwire.server.runs.registry import MAX_PAGE
 from gradwire.server.store.base import MAX_ENTRY_BYTES
 from gradwire.v1 import service_pb2
 from gradwire.wire.encoding import MAX_ROW_BYTES
 from gradwire.wire.errors import DOMAIN, MAX_METADATA_BYTES, STATUS_DETAILS_KEY, TABLE
 from gradwire.wire.layout import MAX_DIMENSIONS, MAX_ELEMENTS, MAX_TENSOR_NAME_BYTES, MAX_TENSORS
+from gradwire.wire.series import MAX_BUCKETS, MAX_NAME_BYTES, MAX_SERIES, OWN_SERIES
 from gradwire.wire.service import MAX_MESSAGE_BYTES, SERVICE_NAME
 from tests.protos.buf import PROTOS
 
@@ -80,6 +82,11 @@ def test_reasons_that_are_named_elsewhere_exist() -> None:
         ("train", f"of each of {MAX_WORKERS:,} workers"),
         ("train", f"stay at or below {MAX_ROW_BYTES // 2**20} MiB;"),
         ("train", f"stay at or below {MAX_ENTRY_BYTES // 2**20} MiB."),
+        ("train", f"1 to {MAX_NAME_BYTES} bytes of printable characters"),
+        ("train", f"A run has at most {MAX_SERIES} series, of which {OWN_SERIES} places"),
+        ("train", f"At most {MAX_SERIES - OWN_SERIES}, each name once"),
+        ("train", f"At most {MAX_BUCKETS:,}: one for each of `block_steps`"),
+        ("service", f"Of more than {SERIES_A_MESSAGE} series at once there are fewer buckets, {MOST_BUCKETS:,} in all"),
         ("run", f"not empty, at most {MAX_TENSOR_NAME_BYTES} bytes"),
         ("run", f"At most {MAX_DIMENSIONS}."),
     ],

@@ -38,12 +38,13 @@ FLAGS = ("--snapshot-steps", "9", "--snapshot-interval", "0.5", "--snapshots-kep
 
 
 def usual_shapes(seed: int) -> list[Shape]:
-    """Small runs, so that much happens to them; blocks of eight of the large one leave the event loop."""
+    """Small runs, so that much happens to them; blocks of eight of the large one leave the event loop. Some of their
+    clients are near."""
     return [
         Shape("journal-a", "JOURNAL", seed),
-        Shape("journal-b", "JOURNAL", seed + 1, size=700),
-        Shape("snapshot-a", "SNAPSHOT", seed + 2),
-        Shape("journal-large", "JOURNAL", seed + 3, size=80_000),
+        Shape("journal-b", "JOURNAL", seed + 1, size=700, near=True),
+        Shape("snapshot-a", "SNAPSHOT", seed + 2, near=seed % 2 == 0),
+        Shape("journal-large", "JOURNAL", seed + 3, size=80_000, near=seed % 2 == 1),
     ]
 
 
@@ -86,7 +87,7 @@ class Episode:
         self._stack = ExitStack()
         self._proxy = RoughProxy(socket)
         self._stack.callback(self._proxy.close)
-        self.world = World(self._proxy.target, self._log)
+        self.world = World(self._proxy.target, socket, self._log)
         self.trainers: list[Trainer | Churn | Branches | Rival | Fleet] = [
             Trainer(self.world, shape) for shape in (usual_shapes(seed) if shapes is None else shapes)
         ]
@@ -320,6 +321,7 @@ class Episode:
         tally.cuts, tally.cut_connections = self._proxy.cuts, self._proxy.cut_connections
         for trainer in self.trainers:
             tally.acknowledged += trainer.counts.acknowledged
+            tally.by_lane += trainer.counts.by_lane
             tally.unknown += trainer.counts.unknown
             tally.rolled_back += trainer.counts.rolled_back
             tally.client_restarts += trainer.counts.restarts

@@ -13,6 +13,9 @@ import numpy.typing as npt
 
 from gradwire.client import SGD, AMSGrad, FedYogi, Optimizer, Run, Server
 
+LOGGED = "seen"
+"""The series that every block logs to."""
+
 
 class Violation(AssertionError):
     """Raised when the server has broken a promise; the message says which, of which run."""
@@ -60,6 +63,8 @@ class Shape:
     bias: int = 3
     blocks: tuple[int, ...] = (1, 1, 1, 2, 3, 8)
     """K is one of these."""
+    near: bool = False
+    """Its client has no proxy before it, shares memory with the server, and has a lane."""
     whole: float = 0.8
     """Share of the blocks in which both tensors have gradients. Others are not computed before they are journaled."""
 
@@ -86,6 +91,11 @@ def gradients_of(shape: Shape, block: Block) -> dict[str, npt.NDArray[np.float32
     """``[K, size]`` each."""
     values = values_of(shape, block.seed, block.steps)
     return values if block.with_bias else {"w": values["w"]}
+
+
+def logged_by(block: Block) -> npt.NDArray[np.float64]:
+    """``[K]`` whole numbers, whose sums are exact in any order."""
+    return np.random.default_rng(block.seed).integers(0, 1000, block.steps).astype(np.float64)
 
 
 def written_by(shape: Shape, write: Write) -> dict[str, npt.NDArray[np.float32]]:
@@ -115,10 +125,11 @@ def apply(run: Run, shape: Shape, operation: Operation) -> int:
     if isinstance(operation, Write):
         run.write(written_by(shape, operation), partial=operation.partial)
         return run.step_count
-    gradients = gradients_of(shape, operation)
+    gradients, logged = gradients_of(shape, operation), logged_by(operation)
     if operation.steps == 1 and operation.returns == "last":
-        return run.step({name: rows[0] for name, rows in gradients.items()}, lr=operation.lr).step
-    run.step_many(gradients, returns=operation.returns, lr=operation.lr)
+        rows = {name: rows[0] for name, rows in gradients.items()}
+        return run.step(rows, lr=operation.lr, log={LOGGED: logged[0]}).step
+    run.step_many(gradients, returns=operation.returns, lr=operation.lr, log={LOGGED: logged})
     assert run.last_receipt is not None
     return run.last_receipt.step
 
@@ -130,12 +141,16 @@ class Fingerprint:
     step: int
     digest: str
     hyperparameters: bytes
+    logged: tuple[bytes, ...]
+    """The buckets of what was logged: each value once, at its step."""
 
 
 def fingerprint(run: Run) -> Fingerprint:
     message = run.describe()
     groups = b"".join(group.SerializeToString(deterministic=True) for group in message.spec.groups)
-    return Fingerprint(message.step, run.digest(), groups)
+    series = run.series(LOGGED) if LOGGED in run.series_names() else None
+    logged = () if series is None else (series.first_step.tobytes(), series.total.tobytes(), series.count.tobytes())
+    return Fingerprint(message.step, run.digest(), groups, logged)
 
 
 class Reference:
@@ -192,7 +207,8 @@ class _Replayed:
             else:
                 parts = [gradients_of(self.shape, block) for block in found if isinstance(block, Block)]
                 rows = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-                self.run.step_many(rows, returns="none")
+                logged = np.concatenate([logged_by(block) for block in found if isinstance(block, Block)])
+                self.run.step_many(rows, returns="none", log={LOGGED: logged})
             self.done += found
 
 

@@ -28,6 +28,7 @@ def table(run: LongRun) -> str:
         ("files damaged", _list(tally.damages)),
         ("... after which a start, or a run, was refused", tally.refused),
         ("operations acknowledged", tally.acknowledged),
+        ("... to clients on the server's host, by a lane", tally.by_lane),
         ("operations whose outcome the client was not told", tally.unknown),
         ("times a SNAPSHOT or damaged run went back, and said so", tally.rolled_back),
         ("clients that vanished and came back", tally.client_restarts),

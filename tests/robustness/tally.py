@@ -26,6 +26,8 @@ class Tally:
     cut_connections: int = 0
     """How many that were."""
     acknowledged: int = 0
+    by_lane: int = 0
+    """Blocks among them whose messages went by a lane."""
     unknown: int = 0
     rolled_back: int = 0
     client_restarts: int = 0

@@ -31,6 +31,7 @@ def play(
         episode.play(lives)
     tally = episode.tally
     assert tally.acknowledged >= 5 * len(lives), f"too little traffic: {tally}"
+    assert tally.by_lane >= len(lives), f"too little by lanes: {tally}"
     assert tally.checks
     return tally
 

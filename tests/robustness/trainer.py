@@ -49,6 +49,8 @@ class World:
     """What trainers must know of their surroundings."""
 
     target: str
+    direct: str
+    """Where nothing stands in between."""
     log: Path
     """Of all servers of the episode."""
     power_cuts: int = 0
@@ -77,6 +79,8 @@ class Counts:
     """What has happened to a trainer."""
 
     acknowledged: int = 0
+    by_lane: int = 0
+    """Blocks among them whose messages have gone by a lane."""
     unknown: int = 0
     """Operations whose outcome the client was not told."""
     rolled_back: int = 0
@@ -181,6 +185,8 @@ class Trainer:
         self._append(operation)
         self._current = isinstance(operation, Block) and operation.returns != "none"
         self.counts.acknowledged += 1
+        stream = None if self._run is None else self._run._attachment.stream
+        self.counts.by_lane += stream is not None and stream.lane is not None
         self._power_cuts = self.world.power_cuts
         self._life_began_at = self.world.life_begins_at
 
@@ -234,8 +240,8 @@ class Trainer:
         shape = self.shape
         worker: dict[str, Any] = {"worker_id": f"worker of {shape.name}", "takeover": True, "retry": RETRY}
         try:
-            # Through gRPC: that large steps survive in shared memory is shown in `tests/shared_memory`.
-            self._connection = connect(self.world.target, shared_memory=False)
+            target = self.world.direct if shape.near else self.world.target
+            self._connection = connect(target, shared_memory=shape.near)
             if self._created:
                 run = self._connection.attach(shape.name, **worker)
             else:

@@ -76,6 +76,7 @@ def test_hundreds_of_attachments_leave_nothing() -> None:
         assert regions_of(os.getpid()) == (0, 0)
 
 
+@pytest.mark.usefixtures("no_lanes")  # by a lane a step may succeed that the proxy has cut
 def test_streams_that_break_leave_nothing(hosted: HostedServer) -> None:
     with Proxy(hosted.target) as proxy, connect(proxy.target) as server:
         run = server.create_run(fresh_name("broken"), {"x": np.zeros(SIZE, np.float32)}, AMSGrad())

@@ -2,7 +2,7 @@
 
 from gradwire.client.calls.catalog import RunSummary
 from gradwire.client.calls.series import Series
-from gradwire.client.calls.server_info import Quota, ServerStatus, WhoAmI
+from gradwire.client.calls.server_info import Quota, Recovery, ServerStatus, WhoAmI
 from gradwire.client.calls.snapshots import SnapshotInfo
 from gradwire.client.calls.waits import Wait
 from gradwire.client.calls.workers import Worker, Workers
@@ -95,6 +95,7 @@ __all__ = [
     "Quota",
     "QuotaExceeded",
     "Receipt",
+    "Recovery",
     "ResultTooLarge",
     "RetryPolicy",
     "Run",

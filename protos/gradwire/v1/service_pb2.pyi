@@ -224,6 +224,7 @@ class GetServerStatusResponse(google.protobuf.message.Message):
     AUDIT_LINES_LOST_FIELD_NUMBER: builtins.int
     UNUSED_HANDSHAKES_FIELD_NUMBER: builtins.int
     CERTIFICATE_REFUSALS_FIELD_NUMBER: builtins.int
+    RECOVERY_FIELD_NUMBER: builtins.int
     version: builtins.str
     """Of gradwire."""
     server_instance: builtins.str
@@ -256,6 +257,10 @@ class GetServerStatusResponse(google.protobuf.message.Message):
     """
     certificate_refusals: builtins.int
     """How often since the server was started files of TLS had changed and were not taken."""
+    @property
+    def recovery(self) -> global___Recovery:
+        """How far the server is, or was at its start, with bringing its runs back. Not set: it stores none, or is older."""
+
     def __init__(
         self,
         *,
@@ -274,10 +279,62 @@ class GetServerStatusResponse(google.protobuf.message.Message):
         audit_lines_lost: builtins.int = ...,
         unused_handshakes: builtins.int = ...,
         certificate_refusals: builtins.int = ...,
+        recovery: global___Recovery | None = ...,
     ) -> None: ...
-    def ClearField(self, field_name: typing.Literal["access_error", b"access_error", "audit_lines_lost", b"audit_lines_lost", "certificate_error", b"certificate_error", "certificate_expires_seconds", b"certificate_expires_seconds", "certificate_refusals", b"certificate_refusals", "damaged_runs", b"damaged_runs", "event_loop_lag_seconds", b"event_loop_lag_seconds", "memory_bytes", b"memory_bytes", "memory_limit_bytes", b"memory_limit_bytes", "recovered", b"recovered", "runs", b"runs", "server_instance", b"server_instance", "unused_handshakes", b"unused_handshakes", "uptime_seconds", b"uptime_seconds", "version", b"version"]) -> None: ...
+    def HasField(self, field_name: typing.Literal["recovery", b"recovery"]) -> builtins.bool: ...
+    def ClearField(self, field_name: typing.Literal["access_error", b"access_error", "audit_lines_lost", b"audit_lines_lost", "certificate_error", b"certificate_error", "certificate_expires_seconds", b"certificate_expires_seconds", "certificate_refusals", b"certificate_refusals", "damaged_runs", b"damaged_runs", "event_loop_lag_seconds", b"event_loop_lag_seconds", "memory_bytes", b"memory_bytes", "memory_limit_bytes", b"memory_limit_bytes", "recovered", b"recovered", "recovery", b"recovery", "runs", b"runs", "server_instance", b"server_instance", "unused_handshakes", b"unused_handshakes", "uptime_seconds", b"uptime_seconds", "version", b"version"]) -> None: ...
 
 global___GetServerStatusResponse = GetServerStatusResponse
+
+@typing.final
+class Recovery(google.protobuf.message.Message):
+    """The stored runs on their way back."""
+
+    DESCRIPTOR: google.protobuf.descriptor.Descriptor
+
+    RUNS_FIELD_NUMBER: builtins.int
+    TOTAL_RUNS_FIELD_NUMBER: builtins.int
+    SNAPSHOT_BYTES_FIELD_NUMBER: builtins.int
+    TOTAL_SNAPSHOT_BYTES_FIELD_NUMBER: builtins.int
+    RUN_FIELD_NUMBER: builtins.int
+    BLOCKS_FIELD_NUMBER: builtins.int
+    TOTAL_BLOCKS_FIELD_NUMBER: builtins.int
+    SECONDS_FIELD_NUMBER: builtins.int
+    TEXT_FIELD_NUMBER: builtins.int
+    runs: builtins.int
+    """That are back, or have been found damaged."""
+    total_runs: builtins.int
+    """Of so many; 0 until they have been counted."""
+    snapshot_bytes: builtins.int
+    """Of snapshots that have been read."""
+    total_snapshot_bytes: builtins.int
+    """Of the newest snapshot of each run, together."""
+    run: builtins.str
+    """Resource name of the run that is being brought back, with its tenant; empty: none is."""
+    blocks: builtins.int
+    """Of its journal that have been applied once more."""
+    total_blocks: builtins.int
+    """Of about so many; 0: not known."""
+    seconds: builtins.float
+    """For how long it has been going on, or did."""
+    text: builtins.str
+    """All of this in words."""
+    def __init__(
+        self,
+        *,
+        runs: builtins.int = ...,
+        total_runs: builtins.int = ...,
+        snapshot_bytes: builtins.int = ...,
+        total_snapshot_bytes: builtins.int = ...,
+        run: builtins.str = ...,
+        blocks: builtins.int = ...,
+        total_blocks: builtins.int = ...,
+        seconds: builtins.float = ...,
+        text: builtins.str = ...,
+    ) -> None: ...
+    def ClearField(self, field_name: typing.Literal["blocks", b"blocks", "run", b"run", "runs", b"runs", "seconds", b"seconds", "snapshot_bytes", b"snapshot_bytes", "text", b"text", "total_blocks", b"total_blocks", "total_runs", b"total_runs", "total_snapshot_bytes", b"total_snapshot_bytes"]) -> None: ...
+
+global___Recovery = Recovery
 
 @typing.final
 class CreateRunHeader(google.protobuf.message.Message):

@@ -466,7 +466,7 @@ class OptimizerServiceServicer(object):
         raise NotImplementedError('Method not implemented!')
 
     def GetServerStatus(self, request, context):
-        """How the server is. For administrators.
+        """How the server is, also while it brings its runs back. For administrators.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

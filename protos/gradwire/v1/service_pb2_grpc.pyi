@@ -249,7 +249,7 @@ class OptimizerServiceStub:
         gradwire.v1.service_pb2.GetServerStatusRequest,
         gradwire.v1.service_pb2.GetServerStatusResponse,
     ]
-    """How the server is. For administrators."""
+    """How the server is, also while it brings its runs back. For administrators."""
 
     ListWorkers: grpc.UnaryUnaryMultiCallable[
         gradwire.v1.service_pb2.ListWorkersRequest,
@@ -507,7 +507,7 @@ class OptimizerServiceAsyncStub:
         gradwire.v1.service_pb2.GetServerStatusRequest,
         gradwire.v1.service_pb2.GetServerStatusResponse,
     ]
-    """How the server is. For administrators."""
+    """How the server is, also while it brings its runs back. For administrators."""
 
     ListWorkers: grpc.aio.UnaryUnaryMultiCallable[
         gradwire.v1.service_pb2.ListWorkersRequest,
@@ -801,7 +801,7 @@ class OptimizerServiceServicer(metaclass=abc.ABCMeta):
         request: gradwire.v1.service_pb2.GetServerStatusRequest,
         context: _ServicerContext,
     ) -> typing.Union[gradwire.v1.service_pb2.GetServerStatusResponse, collections.abc.Awaitable[gradwire.v1.service_pb2.GetServerStatusResponse]]:
-        """How the server is. For administrators."""
+        """How the server is, also while it brings its runs back. For administrators."""
 
     @abc.abstractmethod
     def ListWorkers(

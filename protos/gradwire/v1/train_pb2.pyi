@@ -649,7 +649,7 @@ class ScalarBuckets(google.protobuf.message.Message):
 
     @property
     def count(self) -> google.protobuf.internal.containers.RepeatedScalarFieldContainer[builtins.int]:
-        """How many there are, at least 1."""
+        """How many there are, 1 to 2^32."""
 
     def __init__(
         self,

@@ -133,6 +133,11 @@ class Place(NamedTuple):
     acknowledge: bool
 
 
+def placed_bytes(size_bytes: int) -> int:
+    """What a slice takes of its part."""
+    return max(-(-size_bytes // _ALIGNMENT), 1) * _ALIGNMENT
+
+
 class Ring:
     """Who writes into a part keeps here what the peer has not taken yet. Not safe against concurrent calls.
 
@@ -151,9 +156,9 @@ class Ring:
     def place(self, size_bytes: int, *, last: bool = False) -> Place | None:
         """Room for the next slice; None: there is none now.
 
-        ``last``: `clear` comes before the next slice, so there is nothing to acknowledge.
+        ``last``: `clear` comes before any of what is there is needed again, so there is nothing to acknowledge.
         """
-        size = max(-(-size_bytes // _ALIGNMENT), 1) * _ALIGNMENT
+        size = placed_bytes(size_bytes)
         if not self._places:
             self._head = 0  # again and again the same few bytes, which the cache knows
             self._unasked = 0
@@ -175,6 +180,11 @@ class Ring:
         if acknowledge:
             self._unasked = 0
         return Place(position, acknowledge)
+
+    @property
+    def empty(self) -> bool:
+        """Whether the peer has taken all."""
+        return not self._places
 
     def taken(self, slices: int) -> None:
         """The peer has taken this many since the stream began. Raises ProtocolViolation when there were not as many."""

@@ -119,17 +119,21 @@ class Server:
         watches = (servicer.loop_lag.watch, servicer.watch_access, servicer.handshakes.watch, stalls.watch)
         self._tasks = [loop.create_task(watch()) for watch in watches]
         self._prepared.clear()
+        stored = self.registry.stored_runs
+        telling = None if stored is None else loop.create_task(stored.recovery.tell())
         try:
             for prepare in (self._warm_up, self.registry.recover):
                 if not self._draining:
                     await loop.run_in_executor(self.registry.executor, prepare)
         finally:
+            if telling is not None:
+                telling.cancel()
             self._prepared.set()
         if self._draining:
             return
         self._require_tenants_asked()
-        if self.registry.stored_runs is not None:
-            self._tasks.append(loop.create_task(self.registry.stored_runs.snapshotter.watch()))
+        if stored is not None:
+            self._tasks.append(loop.create_task(stored.snapshotter.watch()))
         self._tasks.append(loop.create_task(self._expiry.watch()))
         await self._set_health(health_pb2.HealthCheckResponse.SERVING)
         self._serving = True

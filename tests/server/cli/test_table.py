@@ -6,11 +6,12 @@ import pytest
 
 from gradwire.server.cli.table import cells, lines_of, padded
 
+SHRINKS = {"waits for": 12, "name": 12}
 ROWS = [("a", "1", "block 3"), ("a-long-name-of-a-run", "20000", "gradients of block 12, 3 of 25 MiB here")]
 
 
 def test_columns_are_aligned() -> None:
-    lines = lines_of(("name", "step", "waits for"), ROWS, None, shrinks=(2, 0))
+    lines = lines_of(("name", "step", "waits for"), ROWS, None, shrinks=SHRINKS)
     assert lines == [
         "NAME                  STEP   WAITS FOR",
         "a                     1      block 3",
@@ -20,7 +21,7 @@ def test_columns_are_aligned() -> None:
 
 @pytest.mark.parametrize("width", [60, 45, 33, 12])
 def test_columns_are_cut_in_their_order(width: int) -> None:
-    lines = lines_of(("name", "step", "waits for"), ROWS, width, shrinks=(2, 0))
+    lines = lines_of(("name", "step", "waits for"), ROWS, width, shrinks=SHRINKS)
     assert max(map(cells, lines)) <= max(width, 12 + 2 + 5 + 2 + 12)
     name, step, *waits = lines[2].split(maxsplit=2)
     assert step == "20000"

@@ -131,7 +131,7 @@ def test_the_fastest_come_first() -> None:
 def drawn(looks: Any, width: int = 100, height: int = 20) -> list[str]:
     console = Console(file=io.StringIO(), width=width, height=height, force_terminal=True, color_system="truecolor")
     with console.capture() as captured:
-        console.print(screen_of(looks, height, datetime(2026, 1, 2, 3, 4, 5)))
+        console.print(screen_of(looks, width, height, datetime(2026, 1, 2, 3, 4, 5)))
     return captured.get().splitlines()
 
 

@@ -8,7 +8,6 @@ from gradwire.server.engine import activity
 from gradwire.server.engine.activity import (
     Activity,
     WaitsFor,
-    amount,
     wait_for_block,
     wait_for_gradients,
 )
@@ -95,17 +94,3 @@ def test_a_wait_says_since_when(clock: Clock) -> None:
     assert (found.kind, found.text) == (WaitsFor.GRADIENTS, "gradients of block 12, 3 of 25 MiB here")
     assert found.seconds == 14
     assert wait_for_block(7, clock.now) == (WaitsFor.BLOCK, "block 7", 0)
-
-
-@pytest.mark.parametrize(
-    ("part", "whole", "text"),
-    [
-        (0, 4, "0 of 4 bytes"),
-        (1023, 1023, "1023 of 1023 bytes"),
-        (512, 1024, "0.5 of 1 KiB"),
-        (1, 25 * 2**20, "0 of 25 MiB"),
-        (3 * 2**29, 5 * 2**40, "1.5 of 5120 GiB"),
-    ],
-)
-def test_amounts(part: int, whole: int, text: str) -> None:
-    assert amount(part, whole) == text

@@ -45,6 +45,18 @@ def test_what_was_added_is_read() -> None:
     assert series.read("other") is None
 
 
+def test_the_newest_step_is_one_of_the_newest_bucket() -> None:
+    series = series_of()
+    table = block([1.0, 2.0]).table
+    assert table is not None
+    table[0] = [-8, -4]
+    series.add_scalars((Scalar("loss", table=table, width=2),), 20, 21)
+    assert part(series).last_step == 17  # of the bucket 16 .. 17
+    fork = series_of()
+    fork.load(series.to_data(21))
+    assert part(fork).last_step == 17
+
+
 def test_a_part_is_read_from_a_step_on_and_no_finer_than_asked_for() -> None:
     series = series_of()
     series.add_scalars((block([float(n) for n in range(100)]),), 0, 100)
@@ -119,15 +131,15 @@ def test_one_series_too_many_is_refused_and_the_servers_own_have_their_place() -
 
 
 def test_memory_is_counted_and_given_back() -> None:
-    budget = MemoryBudget(FIRST_BUCKETS * BUCKET_BYTES * 2)
+    budget = MemoryBudget(FIRST_BUCKETS * BUCKET_BYTES * 3 // 2)
     series = RunSeries(budget, "runs/a")
     for step in range(1000):
         series.add(step, "loss", 1.0)
     with pytest.raises(MemoryLimitExceeded, match="the series 'other' of runs/a needs"):
         series.claim(["other"])
-    assert budget.used_bytes == budget.limit_bytes
+    assert budget.used_bytes == series.size_bytes == FIRST_BUCKETS * BUCKET_BYTES
     assert part(series).count.sum() == 1000
-    series.note_block(1, 1.0, (0.1,))  # finds no room, and says nothing
+    series.note_block(1, 1.0, (0.1,))  # finds too little room, and says nothing
     assert series.names() == ["loss"]
     series.release()
     assert budget.used_bytes == 0

@@ -18,6 +18,7 @@ from gradwire.client.optimizers.numbers import number
 from gradwire.client.optimizers.optimizer import Optimizer
 from gradwire.client.optimizers.param_group import ParamGroup
 from gradwire.client.options import durability_of
+from gradwire.client.transport.progress_log import ProgressLog
 from gradwire.client.workers.shared import Shared
 from gradwire.v1 import run_pb2, service_pb2
 from gradwire.wire.encoding import Array, dtype_of
@@ -147,10 +148,14 @@ class RunUpload:
         if self.state is not None:
             header.state.CopyFrom(self.state.header)
         yield service_pb2.CreateRunRequest(header=header)
+        vectors = [self.values, *(self.state.vectors if self.state is not None else ())]
+        sent = ProgressLog(f"creating {self.spec.name}", sum(vector.nbytes for vector in vectors))
         for part in flat_vector.value_slices(self.values, self.values.dtype):
             yield service_pb2.CreateRunRequest(slice=part)
+            sent.add(len(part.data))
         for slot_part in self.state.slices() if self.state is not None else ():
             yield service_pb2.CreateRunRequest(slot_slice=slot_part)
+            sent.add(len(slot_part.data))
 
 
 def checked_groups(params: Mapping[str, Any] | Sequence[ParamGroup]) -> list[ParamGroup]:

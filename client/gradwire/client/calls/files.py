@@ -11,6 +11,7 @@ from gradwire.client.calls.snapshots import SnapshotInfo, snapshot_id
 from gradwire.client.optimizers.optimizer import Optimizer
 from gradwire.client.options import durability_of
 from gradwire.client.transport.link import Link
+from gradwire.client.transport.progress_log import ProgressLog
 from gradwire.client.transport.retry import RetryPolicy, retrying
 from gradwire.v1 import run_pb2, service_pb2
 from gradwire.wire.layout import run_resource
@@ -31,16 +32,16 @@ def export_run(values: RemoteValues, path: Path, snapshot: SnapshotInfo | int | 
     with whole_file(path) as file:
 
         def call() -> int:
-            step = 0
             if not stream:
                 file.seek(0)
                 file.truncate()
-            for response in values.link.stub.ExportRun(request):
-                if response.WhichOneof("message") == "header":
-                    step = response.header.step
-                else:
-                    file.write(response.data)
-            return step
+            responses = values.link.stub.ExportRun(request)
+            header = next(responses).header
+            written = ProgressLog(f"exporting {values.name}", header.size_bytes)
+            for response in responses:
+                file.write(response.data)
+                written.add(len(response.data))
+            return header.step
 
         return retrying(call, retry, values.link)
 
@@ -75,10 +76,12 @@ def import_run(
 
 def _import_requests(header: service_pb2.ImportRunHeader, path: Path) -> Iterator[service_pb2.ImportRunRequest]:
     """The messages that carry a file."""
+    sent = ProgressLog(f"importing {header.name}", path.stat().st_size)
     yield service_pb2.ImportRunRequest(header=header)
     with path.open("rb") as file:
         while data := file.read(FILE_BYTES):
             yield service_pb2.ImportRunRequest(data=data)
+            sent.add(len(data))
 
 
 def digest_run(values: RemoteValues) -> str:

@@ -39,6 +39,28 @@ class WhoAmI:
 
 
 @dataclass(frozen=True)
+class Recovery:
+    """How far a server is, or was at its start, with bringing its runs back."""
+
+    runs: int
+    """That are back, or have been found damaged."""
+    total_runs: int
+    snapshot_bytes: int
+    """That have been read."""
+    total_snapshot_bytes: int
+    run: str
+    """Resource name of the run that is being brought back, with its tenant; empty: none is."""
+    blocks: int
+    """Of its journal that have been applied once more."""
+    total_blocks: int
+    """About; 0: not known."""
+    seconds: float
+    """For how long it has been going on, or did."""
+    text: str
+    """All of this in words."""
+
+
+@dataclass(frozen=True)
 class ServerStatus:
     """How a server is."""
 
@@ -70,6 +92,8 @@ class ServerStatus:
     """How often since then files of TLS had changed and were not taken."""
     unused_handshakes: int
     """TLS handshakes since then that no call has followed within 15 s: they failed, or nobody used the connection."""
+    recovery: Recovery | None
+    """None: the server stores no runs, or is too old to say."""
 
 
 def who_am_i(link: Link) -> WhoAmI:
@@ -84,7 +108,13 @@ def who_am_i(link: Link) -> WhoAmI:
 def server_status(link: Link) -> ServerStatus:
     """See `Server.status`."""
     answer = retrying(lambda: link.stub.GetServerStatus(service_pb2.GetServerStatusRequest()), RetryPolicy(), link)
-    return ServerStatus(**{field.name: getattr(answer, field.name) for field in fields(ServerStatus)})
+    recovery = answer.recovery if answer.HasField("recovery") else None
+    told = {field.name: getattr(answer, field.name) for field in fields(ServerStatus)}
+    return ServerStatus(**told | {"recovery": None if recovery is None else _recovery(recovery)})
+
+
+def _recovery(message: service_pb2.Recovery) -> Recovery:
+    return Recovery(**{field.name: getattr(message, field.name) for field in fields(Recovery)})
 
 
 def role_name(role: service_pb2.Role.ValueType) -> str:

@@ -152,6 +152,7 @@ class RemoteOptimizer(Optimizer):
         """
         return self._bound.binding.run
 
+    @uncompiled
     def log(self, values: Mapping[str, Any] | None = None, /, *, at: Any = None, **more: Any) -> None:
         """Keeps values, such as ``loss=0.3``, for the next step, and with it; see `gradwire.client.Run.log`."""
         self.run.log(values, at=at, **more)

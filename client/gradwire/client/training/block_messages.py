@@ -28,6 +28,7 @@ def block_messages(
         empty = train_pb2.Gradients(sequence=sequence, last=True, header=header)
         yield train_pb2.TrainRequest(gradients=empty).SerializeToString()
     end = len(block.parts) - 1
+    fits = end > 0 and memory is not None and memory.holds(map(block.size_bytes, range(end + 1)))
     for index, part in enumerate(block.parts):
         gradients = train_pb2.Gradients(
             sequence=sequence,
@@ -35,21 +36,23 @@ def block_messages(
             last=index == end,
             header=header if index == (end if begun else 0) else None,
         )
-        yield from slice_message(gradients, block, index, memory)
+        yield from slice_message(gradients, block, index, memory, fits=fits)
 
 
 def slice_message(
-    gradients: train_pb2.Gradients, block: BlockData, index: int, memory: SharedMemory | None
+    gradients: train_pb2.Gradients, block: BlockData, index: int, memory: SharedMemory | None, *, fits: bool = False
 ) -> Iterator[bytes | None]:
     """A serialized TrainRequest: ``gradients``, which has no data yet, with slice ``index`` in it or in shared memory;
-    before it None as often as there is no room there yet."""
-    while (request := _request(gradients, block, index, memory)) is None:
+    before it None as often as there is no room there yet. ``fits``: all of its block has."""
+    while (request := _request(gradients, block, index, memory, fits)) is None:
         yield None
     yield request
 
 
-def _request(gradients: train_pb2.Gradients, block: BlockData, index: int, memory: SharedMemory | None) -> bytes | None:
-    found = NoRoom.EVER if memory is None else memory.place(block.size_bytes(index), last=gradients.last)
+def _request(
+    gradients: train_pb2.Gradients, block: BlockData, index: int, memory: SharedMemory | None, fits: bool
+) -> bytes | None:
+    found = NoRoom.EVER if memory is None else memory.place(block.size_bytes(index), last=gradients.last or fits)
     if found is NoRoom.NOW:
         return None
     if isinstance(found, NoRoom):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import threading
+from collections import deque
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -21,34 +22,35 @@ Parts = dict[str, list[Part]]
 
 
 class Logged:
-    """Of one run. May be used from any thread: `Run.log` waits for no step."""
+    """Of one run. May be used from any thread: `Run.log` waits for no step.
+
+    There is no lock: Ctrl-C in the thread that holds one could leave it held for ever. What a deque does is whole.
+    """
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._parts: Parts = {}
+        self._waiting: deque[Parts] = deque()
 
     def __bool__(self) -> bool:
-        return bool(self._parts)
+        return bool(self._waiting)
 
     def add(self, parts: Parts) -> None:
         """Raises ValueError for too many series, and then has added nothing."""
-        with self._lock:
-            _check_number(self._parts.keys() | parts.keys())
-            for name, values in parts.items():
-                self._parts.setdefault(name, []).extend(values)
+        _check_number(set(parts).union(*self._waiting.copy()))
+        if parts:
+            self._waiting.append(parts)
 
     def take(self) -> Parts:
-        """All of it; nothing waits afterwards."""
-        with self._lock:
-            parts, self._parts = self._parts, {}
-        return parts
+        """All of it; nothing waits afterwards but what has come meanwhile."""
+        taken = []
+        for _ in range(len(self._waiting)):
+            with suppress(IndexError):  # another thread has taken it
+                taken.append(self._waiting.popleft())
+        return joined(*taken)
 
     def put_back(self, parts: Parts) -> None:
         """What `take` has given goes with another block."""
-        with self._lock:
-            newer, self._parts = self._parts, parts
-            for name, values in newer.items():
-                self._parts.setdefault(name, []).extend(values)
+        if parts:
+            self._waiting.appendleft(parts)
 
 
 def values_of_block(log: Mapping[str, Any] | None, first_step: int, steps: int | None) -> Parts:

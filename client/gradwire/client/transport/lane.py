@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import socket
 import struct
-import threading
 import weakref
 from contextlib import suppress
 
@@ -18,8 +17,17 @@ _CONNECT_SECONDS = 2.0
 """The server's answer may take so long; then there is no lane."""
 
 
+class _Connection(socket.socket):
+    """Is closed with its last user and not before, when a thread might still read from a number that is another file's
+    by then. No lock guards that: Ctrl-C could leave it held."""
+
+    def __del__(self) -> None:
+        self.close()
+
+
 class Lane:
-    """Connected, and let in. One thread reads, and one at a time writes; any may `shut` and `close` it.
+    """Connected, and let in. One thread reads, and one at a time writes; any may `shut` it. It is closed with the last
+    reference to it.
 
     Args:
         target: that the client has called.
@@ -28,85 +36,64 @@ class Lane:
     """
 
     def __init__(self, target: str, offer: train_pb2.Lane) -> None:
-        if not AVAILABLE:
-            raise OSError("only Linux has lanes")
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        self._assembler = Assembler()
-        self._users = 1  # threads that are inside, and who has made it; the last one closes the socket
-        self._closed = False
-        self._lock = threading.Lock()
         self.file_descriptor = -1
         """Of the region's memory file, for who takes it; below 0: none has come."""
-        try:
-            self._socket.settimeout(_CONNECT_SECONDS)
-            self._socket.connect(_path(target, offer))
-            if user_at(self._socket) != os.geteuid():
-                raise OSError("the lane's socket is served by another user")
-            self._socket.send(offer.nonce)
-            welcome, files, _, _ = socket.recv_fds(self._socket, len(WELCOME) + 1, 1)
-            if files:
-                self.file_descriptor = files[0]
-            if welcome != WELCOME:
-                raise OSError("the server did not let the lane in")
-            # Ends each wait now and then, so that Python notices signals; unlike a time-out of its own in one call.
-            self._socket.settimeout(None)
-            patience = struct.pack("@ll", 0, int(POLL_SECONDS * 1e6))
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, patience)
-            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
-        except BaseException:
-            self.close()
-            raise
+        if not AVAILABLE:
+            raise OSError("only Linux has lanes")
+        self._assembler = Assembler()
+        self._socket = _Connection(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._socket.settimeout(_CONNECT_SECONDS)
+        self._socket.connect(_path(target, offer))
+        if user_at(self._socket) != os.geteuid():
+            raise OSError("the lane's socket is served by another user")
+        self._socket.send(offer.nonce)
+        welcome, files, _, _ = socket.recv_fds(self._socket, len(WELCOME) + 1, 1)
+        if files:
+            self.file_descriptor = files[0]
+        if welcome != WELCOME:
+            raise OSError("the server did not let the lane in")
+        # Ends each wait now and then, so that Python notices signals; unlike a time-out of its own in one call.
+        self._socket.settimeout(None)
+        patience = struct.pack("@ll", 0, int(POLL_SECONDS * 1e6))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, patience)
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, patience)
         _lanes.add(self)
+
+    def __del__(self) -> None:
+        if self.file_descriptor >= 0:  # nobody has taken it
+            os.close(self.file_descriptor)
 
     def send(self, message: bytes) -> None:
         """Waits for room as long as the lane lasts. To one that is over nothing is sent, and `receive` says so."""
-        if not self._enter():
-            return
         try:
             for packet in packets(message):
                 while not self._send(packet):
                     pass
         except OSError:
             pass
-        finally:
-            self._leave()
 
     def receive(self) -> bytes | None:
         """The next message; None: the lane is over. Raises ProtocolViolation."""
-        if not self._enter():
-            return None
-        try:
-            message = None
-            while message is None:
-                try:
-                    packet = self._socket.recv(PACKET_BYTES)
-                except (BlockingIOError, ConnectionResetError):
-                    continue  # a reset is told once, before what the server has sent: it has left something unread
-                if not packet:
-                    return None
-                message = self._assembler.add(packet)
-            return message
-        except OSError:
-            return None
-        finally:
-            self._leave()
+        while True:
+            try:
+                packet = self._socket.recv(PACKET_BYTES)
+            except (BlockingIOError, ConnectionResetError):
+                continue  # a reset is told once, before what the server has sent: it has left something unread
+            except OSError:
+                return None
+            if not packet:
+                return None
+            message = self._assembler.add(packet)
+            if message is not None:
+                return message
 
     def finish(self) -> None:
         """Nothing more is sent: ends the stream in order."""
         self._shut(socket.SHUT_WR)
 
     def shut(self) -> None:
-        """Ends all waits for it. For any thread."""
+        """Ends it, and all waits for it. May be called more than once."""
         self._shut(socket.SHUT_RDWR)
-
-    def close(self) -> None:
-        """Ends it for good. May be called more than once."""
-        self.shut()
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-        self._leave()
 
     def take_file(self) -> int:
         """``file_descriptor``, which is the caller's from then on."""
@@ -122,28 +109,8 @@ class Lane:
         return True
 
     def _shut(self, how: int) -> None:
-        with self._lock, suppress(OSError):  # it is over already
+        with suppress(OSError):  # it is over already
             self._socket.shutdown(how)
-
-    def _enter(self) -> bool:
-        with self._lock:
-            if self._closed:
-                return False
-            self._users += 1
-        return True
-
-    def _leave(self) -> None:
-        with self._lock:
-            self._users -= 1
-            if not self._users:
-                self._let_go()
-
-    def _let_go(self) -> None:
-        _lanes.discard(self)
-        self._socket.close()
-        taken = self.take_file()
-        if taken >= 0:
-            os.close(taken)
 
 
 def _path(target: str, offer: train_pb2.Lane) -> str:
@@ -160,7 +127,7 @@ _lanes: weakref.WeakSet[Lane] = weakref.WeakSet()
 def _let_go() -> None:
     """In a forked child, whose copy would keep the lane open when its parent has gone."""
     for lane in list(_lanes):
-        lane._let_go()
+        lane._socket.close()
 
 
 if hasattr(os, "register_at_fork"):

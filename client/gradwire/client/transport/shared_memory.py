@@ -7,6 +7,7 @@ import os
 import stat
 import sys
 import threading
+from collections.abc import Iterable
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -22,6 +23,7 @@ from gradwire.wire.shared import (
     Region,
     Ring,
     check_place,
+    placed_bytes,
     slice_bytes,
 )
 
@@ -83,8 +85,13 @@ class SharedMemory:
 
     # --- in the sending thread -----------------------------------------------------------------------------------
 
+    def holds(self, slices: Iterable[int]) -> bool:
+        """Whether slices of these sizes, a whole block, find room one beside the other, whatever the server takes."""
+        with self._changed:
+            return self._ring.empty and sum(map(placed_bytes, slices)) <= self._offer.gradient_bytes
+
     def place(self, size_bytes: int, *, last: bool) -> Found | NoRoom:
-        """A place for the next slice. ``last``: the last of its block."""
+        """A place for the next slice. ``last``: the last of its block, or of one for all of which there is room."""
         if not MIN_SLICE_BYTES <= size_bytes <= slice_bytes(self._offer.gradient_bytes):
             return NoRoom.EVER
         with self._changed:

@@ -127,15 +127,15 @@ class TrainStream:
 
         ``at_once``: it is not worth a thread; the server answers none of them before the last one has left.
         """
-        if self.lane is None:
-            self._jobs.put(messages)
-        elif at_once and self._queued == self._sent:
-            self._send_here(self.lane, iter(messages))
-        else:
+        lane = self.lane
+        if lane is not None and at_once and self._queued == self._sent:
+            self._send_here(lane, iter(messages))
+            return
+        if lane is not None:
             self._queued += 1
             if self._queued == 1:
-                begin(self._send_by_lane)
-            self._jobs.put(messages)
+                begin(lambda: self._send_by_lane(lane))
+        self._jobs.put(messages)
 
     def _send_here(self, lane: Lane, messages: Iterator[bytes | None]) -> None:
         for message in messages:
@@ -236,8 +236,8 @@ class TrainStream:
     def abandon(self) -> None:
         """Drops the stream as it is."""
         begin(self._cancel)
-        self._let_go()
         self._end_sending()
+        self._let_go()
 
     def _end_sending(self) -> None:
         """When all that is queued has been sent."""
@@ -272,8 +272,9 @@ class TrainStream:
         except BaseException as error:  # for the caller's thread to raise
             self._end = error
         self._answers.put(self._end)
-        if self.lane is not None:
-            self.lane.shut()  # its server may have been stopped, and would keep it open
+        lane = self.lane
+        if lane is not None:
+            lane.shut()  # its server may have been stopped, and would keep it open
 
     def _messages(self, jobs: Jobs) -> Iterator[bytes]:
         while (job := jobs.get()) is not None:
@@ -288,15 +289,14 @@ class TrainStream:
             yield from self._owed()
         yield from self._owed()
 
-    def _send_by_lane(self) -> None:
+    def _send_by_lane(self, lane: Lane) -> None:
         """In a thread of its own: what has to wait, or is made while others compute."""
-        assert self.lane is not None
         try:
             while (job := self._jobs.get()) is not None:
                 for message in self._messages_of(job):
-                    self.lane.send(message)
+                    lane.send(message)
                 self._sent += 1
-            self.lane.finish()
+            lane.finish()
         except BaseException:
             log.exception("a message to the server could not be made")
             self._cancel()
@@ -309,14 +309,9 @@ class TrainStream:
     def _take_offers(self, target: str, vector: Array | None) -> None:
         """Takes what the server has offered with the attachment, as far as that can be had."""
         lane = self._lane_to(target)
-        try:
-            self.memory = self._mapped(vector, lane)
-            if lane is not None:
-                self._move(lane)
-        except BaseException:
-            if lane is not None:
-                lane.close()
-            raise
+        self.memory = self._mapped(vector, lane)
+        if lane is not None:
+            self._move(lane)
 
     def _lane_to(self, target: str) -> Lane | None:
         if not self.attached.HasField("lane"):
@@ -353,8 +348,9 @@ class TrainStream:
     def _let_go(self) -> None:
         if self.memory is not None:
             self.memory.close()
-        if self.lane is not None:
-            self.lane.close()
+        lane, self.lane = self.lane, None  # what still comes is the end of the stream
+        if lane is not None:
+            lane.shut()
 
 
 def _opened(serialized: bytes) -> Opened[train_pb2.TrainResponse]:

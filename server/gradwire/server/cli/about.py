@@ -36,6 +36,11 @@ def whoami_command(stub: Stub) -> None:
 @with_stub
 def status_command(stub: Stub) -> None:
     """How the server is: version, runs, memory, and what of its certificate and its access file is not well."""
+    say_status(stub)
+
+
+def say_status(stub: Stub) -> None:
+    """What ``gradwire status`` says. Raises grpc.RpcError."""
     _say(*_facts(stub.GetServerStatus(service_pb2.GetServerStatusRequest())))
 
 
@@ -43,7 +48,8 @@ def _facts(answer: service_pb2.GetServerStatusResponse) -> Iterator[tuple[str, s
     yield "version", answer.version
     yield "instance", answer.server_instance
     yield "uptime", f"{answer.uptime_seconds:.0f} s"
-    yield "recovered", "yes" if answer.recovered else "no"
+    recovered = "yes" if answer.recovered else "no"
+    yield "recovered", f"{recovered}: {answer.recovery.text}" if answer.HasField("recovery") else recovered
     yield "runs", f"{answer.runs}"
     yield "damaged runs", f"{answer.damaged_runs}"
     yield "memory", f"{answer.memory_bytes} of {answer.memory_limit_bytes} bytes"

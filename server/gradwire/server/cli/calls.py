@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import click
@@ -32,23 +33,31 @@ def with_stub(function: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(function)
     def command(target: str, tls: TLS | None, **arguments: Any) -> None:
-        named = click.get_current_context().get_parameter_source("target") is not ParameterSource.DEFAULT
-        tokens, spoken = _tokens_to(target, tls) if named else (None, tls)
-        with channel_to(target, spoken, MESSAGE_OPTIONS) as channel:
-            called: Any = channel if tokens is None else AuthorizedChannel(channel, tokens)
-            try:
-                function(Stub(called), **arguments)
-            except grpc.RpcError as error:
-                message = _message(error, target, spoken, named=named)
-                if spoken is not tls:
-                    message += " (TLS is spoken because there is a token)"
-                raise click.ClickException(printable(message)) from None
-            except BrokenPipeError:
-                raise  # whoever read has gone, and need not be told: click ends in silence
-            except (GradwireError, OSError) as error:
-                raise click.ClickException(printable(str(error))) from None
+        with calling(target, tls) as stub:
+            function(stub, **arguments)
 
     return with_target(command)
+
+
+@contextmanager
+def calling(target: str, tls: TLS | None) -> Iterator[Stub]:
+    """A stub for the target of the command that is run now. What is refused in it is raised as
+    click.ClickException."""
+    named = click.get_current_context().get_parameter_source("target") is not ParameterSource.DEFAULT
+    tokens, spoken = _tokens_to(target, tls) if named else (None, tls)
+    with channel_to(target, spoken, MESSAGE_OPTIONS) as channel:
+        called: Any = channel if tokens is None else AuthorizedChannel(channel, tokens)
+        try:
+            yield Stub(called)
+        except grpc.RpcError as error:
+            message = _message(error, target, spoken, named=named)
+            if spoken is not tls:
+                message += " (TLS is spoken because there is a token)"
+            raise click.ClickException(printable(message)) from None
+        except BrokenPipeError:
+            raise  # whoever read has gone, and need not be told: click ends in silence
+        except (GradwireError, OSError) as error:
+            raise click.ClickException(printable(str(error))) from None
 
 
 def _tokens_to(target: str, tls: TLS | None) -> tuple[TokenSource | None, TLS | None]:

@@ -35,9 +35,13 @@ def _seconds(ctx: click.Context, parameter: click.Parameter, value: float) -> fl
 @click.command("health")
 @with_target
 @click.option("--timeout", default=3.0, show_default=True, callback=_seconds, help="Seconds.")
-def health_command(target: str, tls: TLS | None, timeout: float) -> None:
-    """Exit 0 if a gradwire server is SERVING at TARGET, else 1."""
-    tls = spoken_beside_a_token(target, tls)
+@click.option("--verbose", is_flag=True, help="What `gradwire status` says too; for administrators.")
+def health_command(target: str, tls: TLS | None, timeout: float, verbose: bool) -> None:
+    """Exit 0 if a gradwire server is SERVING at TARGET, else 1.
+
+    One that starts says, with --verbose, how far it is with bringing its runs back.
+    """
+    given, tls = tls, spoken_beside_a_token(target, tls)
     with channel_to(target, tls) as channel:
         check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
         try:
@@ -46,5 +50,19 @@ def health_command(target: str, tls: TLS | None, timeout: float) -> None:
             raise click.ClickException(printable(unanswered(error, target, tls))) from None
     serving = answer == _SERVING
     click.echo(f"{target}: {'SERVING' if serving else 'NOT_SERVING'}")
+    if verbose:
+        _say_status(target, given)
     if not serving:
         sys.exit(1)
+
+
+def _say_status(target: str, tls: TLS | None) -> None:
+    """Who may not be told that is told so, which says nothing of the server's health."""
+    from gradwire.server.cli.about import say_status  # not before: a plain check needs none of it
+    from gradwire.server.cli.calls import calling
+
+    try:
+        with calling(target, tls) as stub:
+            say_status(stub)
+    except click.ClickException as error:
+        click.echo(error.format_message(), err=True)

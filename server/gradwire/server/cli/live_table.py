@@ -6,21 +6,20 @@ import os
 import select
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import datetime
 
 from rich.console import Console, Group
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from gradwire.server.cli.looks import Looks
-from gradwire.server.cli.run_rows import COLUMNS, NOTHING, SHRINKS, Row, duration, rate, row_of
+from gradwire.server.cli.run_rows import COLUMNS, NOTHING, SHRINKS, duration, rate, row_of
+from gradwire.server.cli.table import lines_of
 from gradwire.v1 import service_pb2
 from gradwire.wire.printable import printable
 
-_RIGHT = {"step", "steps/s"}
 _STYLES = {"running": "green", "waiting": "yellow", "damaged": "red", "idle": "dim"}
 _WORKER_COLUMNS = ("worker", "last block", "heard", "waits for")
 
@@ -41,7 +40,7 @@ def showing() -> Iterator[Callable[[Looks, float], bool]]:
     with Live(console=console, screen=True, auto_refresh=False) as live, _keys() as pressed:
 
         def show(looks: Looks, seconds: float) -> bool:
-            live.update(screen_of(looks, console.height, datetime.now().astimezone()), refresh=True)
+            live.update(screen_of(looks, console.width, console.height, datetime.now().astimezone()), refresh=True)
             end = time.monotonic() + seconds
             while (left := end - time.monotonic()) > 0:
                 if pressed(left) in ("q", "Q", GONE):
@@ -79,25 +78,28 @@ def _keys() -> Iterator[Callable[[float], str]]:
         termios.tcsetattr(keyboard, termios.TCSADRAIN, before)
 
 
-def screen_of(looks: Looks, height: int, now: datetime) -> Group:
+def screen_of(looks: Looks, width: int, height: int, now: datetime) -> Group:
     """What is shown of a look.
 
     Args:
-        height: of the screen, in lines.
+        width: of the screen, in cells.
+        height: of it, in lines.
     """
     runs = looks.runs
     most = max(1, height - _OTHER_LINES - len(looks.workers))
-    table = _table(COLUMNS, [row_of(run) for run in runs[:most]])
     total = sum(run.steps_per_second for run in runs)
     working = sum(bool(run.attached_workers or run.attached_worker_id) for run in runs)
     fast = "" if total <= 0 else f", {rate(total)} steps/s"
     title = Text(f"{len(runs)} runs, {working} with workers{fast}", style="bold")
     title.append(f"   {now:%H:%M:%S}   q ends", style="dim")
-    parts: list[Text | Table] = [title, Text(looks.error, style="red"), table]
+    rows = [row_of(run) for run in runs[:most]]
+    styles = [_STYLES.get(row.state, "") for row in rows]
+    parts = [title, _line(looks.error, "red"), *_table(COLUMNS, rows, styles, width, SHRINKS)]
     if len(runs) > most:
         parts.append(Text(f"and {len(runs) - most} more", style="dim"))
     if looks.workers:
-        parts += [Text(), _table(_WORKER_COLUMNS, [_worker_row(worker) for worker in looks.workers])]
+        workers = [_worker_row(worker) for worker in looks.workers]
+        parts += [Text(), *_table(_WORKER_COLUMNS, workers, [""] * len(workers), width, {"worker": 12})]
     return Group(*parts)
 
 
@@ -107,18 +109,12 @@ def _worker_row(worker: service_pb2.Worker) -> tuple[str, ...]:
     return printable(worker.worker_id), f"{worker.last_sequence}", heard, printable(waits)
 
 
-def _table(columns: Sequence[str], rows: Sequence[Row | tuple[str, ...]]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    cut = {columns[place] for place in SHRINKS} if columns is COLUMNS else {"worker", "waits for"}
-    for column in columns:
-        table.add_column(
-            column.upper(),
-            justify="right" if column in _RIGHT else "left",
-            no_wrap=True,
-            overflow="ellipsis",
-            min_width=None if column in cut else max((len(row[columns.index(column)]) for row in rows), default=0),
-        )
-    for row in rows:
-        style = _STYLES.get(row.state, "") if isinstance(row, Row) else ""
-        table.add_row(*(Text(cell) for cell in row), style=style)
-    return table
+def _table(
+    columns: Sequence[str], rows: Sequence[Sequence[str]], styles: Sequence[str], width: int, shrinks: Mapping[str, int]
+) -> list[Text]:
+    lines = lines_of(columns, rows, width, shrinks=shrinks)
+    return [_line(line, style) for line, style in zip(lines, ("bold", *styles), strict=True)]
+
+
+def _line(text: str, style: str) -> Text:
+    return Text(text, style=style, no_wrap=True, overflow="ellipsis")

@@ -12,8 +12,8 @@ from gradwire.wire.printable import printable
 COLUMNS = ("name", "state", "step", "steps/s", "workers", "size", "durability", "progress", "waits for")
 """Of a `Row`."""
 
-SHRINKS = (COLUMNS.index("waits for"), COLUMNS.index("name"), COLUMNS.index("workers"))
-"""Those that are cut where there is no room, the first one first."""
+SHRINKS = {"waits for": 12, "name": 12, "workers": 7, "durability": 5, "size": 5}
+"""Those that are cut where there is no room, the first one first, and what they keep."""
 
 NOTHING = "-"
 """Where there is nothing to be said."""

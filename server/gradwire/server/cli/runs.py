@@ -12,6 +12,7 @@ from typing import Any
 import click
 from google.protobuf.json_format import MessageToDict
 
+from gradwire.server.cli.byte_progress import byte_progress
 from gradwire.server.cli.calls import Stub, with_stub
 from gradwire.server.cli.numbers import SNAPSHOT_ID
 from gradwire.server.cli.run_rows import COLUMNS, SHRINKS, data_of, durability_name, row_of, summaries
@@ -126,14 +127,14 @@ def rollback_command(stub: Stub, name: str, snapshot: int) -> None:
 def export_command(stub: Stub, name: str, path: Path, snapshot: int, weights_only: bool) -> None:
     """Write a run to a safetensors file."""
     request = service_pb2.ExportRunRequest(name=run_resource(name), snapshot_id=snapshot, weights_only=weights_only)
-    header = service_pb2.ExportRunHeader()
     stream = is_stream(path)
     with whole_file(path) as file:
-        for response in stub.ExportRun(request):
-            if response.WhichOneof("message") == "header":
-                header = response.header
-            else:
+        responses = stub.ExportRun(request)
+        header = next(responses).header
+        with byte_progress(header.size_bytes) as add:
+            for response in responses:
                 file.write(response.data)
+                add(len(response.data))
     # Beside a stream, which may be stdout itself.
     click.echo(printable(f"wrote step {header.step} to {path}, {header.size_bytes} bytes"), err=stream)
 
@@ -169,13 +170,16 @@ def import_command(
     if weights_only:
         header.groups.add(adam=run_pb2.Adam(amsgrad=amsgrad, lr=lr))
 
-    def requests() -> Iterator[service_pb2.ImportRunRequest]:
+    def requests(add: Callable[[int], None]) -> Iterator[service_pb2.ImportRunRequest]:
         yield service_pb2.ImportRunRequest(header=header)
         with path.open("rb") as file:
             while data := file.read(FILE_BYTES):
                 yield service_pb2.ImportRunRequest(data=data)
+                add(len(data))
 
-    _say(stub.ImportRun(requests()).run)
+    with byte_progress(path.stat().st_size) as add:
+        made = stub.ImportRun(requests(add)).run
+    _say(made)
 
 
 @_command("delete")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 GAP = "  "
 
@@ -13,20 +13,19 @@ _CUT = "…"
 
 
 def lines_of(
-    header: Sequence[str], rows: Sequence[Sequence[str]], width: int | None, *, shrinks: Sequence[int], least: int = 12
+    header: Sequence[str], rows: Sequence[Sequence[str]], width: int | None, *, shrinks: Mapping[str, int]
 ) -> list[str]:
     """The header and the rows, each a line.
 
     Args:
         width: of the terminal; None: nothing is cut.
-        shrinks: columns that may be cut, the first one first.
-        least: they keep so much.
+        shrinks: columns that may be cut, the first one first, and what they keep.
     """
     table = [[column.upper() for column in header], *rows]
     widths = [max(map(cells, column)) for column in zip(*table, strict=True)]
     if width is not None:
-        for column in shrinks:
-            over = sum(widths) + len(GAP) * (len(widths) - 1) - width
+        for name, least in shrinks.items():
+            column, over = header.index(name), sum(widths) + len(GAP) * (len(widths) - 1) - width
             if over > 0:
                 widths[column] = max(min(least, widths[column]), widths[column] - over)
     lines = []

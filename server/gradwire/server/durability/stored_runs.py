@@ -15,6 +15,7 @@ from gradwire.server.devices.base import Device
 from gradwire.server.durability.changes import on_disk
 from gradwire.server.durability.fingerprint import fingerprint, read_sources
 from gradwire.server.durability.records import read_record, spec_to_text
+from gradwire.server.durability.recovery_progress import RecoveryProgress
 from gradwire.server.durability.restorer import Restorer, spec_of
 from gradwire.server.durability.run_snapshot import snapshot_of
 from gradwire.server.durability.run_storage import ENDED, RunStorage, reserved_bytes, used_at
@@ -80,6 +81,7 @@ class StoredRuns:
         self.store = store
         self.snapshotter = Snapshotter(runs, config.snapshot_interval_seconds, crowded)
         self.snapshots_kept = config.snapshots_kept
+        self.recovery = RecoveryProgress()
         self._device = device
         read_sources(device)
         self._snapshot_steps = config.snapshot_steps
@@ -132,18 +134,25 @@ class StoredRuns:
         return storage
 
     def restore(self, restorer: Restorer) -> Iterator[Run | DamagedRun]:
-        """The stored runs, as they were acknowledged or as near to it as can be; what was lost is logged. Blocks."""
+        """The stored runs, as they were acknowledged or as near to it as can be; what was lost is logged. Blocks;
+        ``recovery`` says how far it is."""
+        progress = self.recovery
+        runs, damaged = self.store.runs(), self.store.damaged()
+        progress.begin(len(damaged), [self._newest_bytes(stored.uid) for stored in runs])
         for loss in self.store.losses():
             log.error("%s", loss)
-        for stored, why in self.store.damaged():
+        for stored, why in damaged:
             log.error("%s is damaged: %s", stored.name, why)
             yield DamagedRun(stored.name, stored.uid, why, self._snapshot_bytes(stored.uid))
-        for stored in self.store.runs():
+        for stored in runs:
+            progress.begin_run(stored.name)
             started = time.perf_counter()
             try:
                 spec = spec_of(stored)
                 own = fingerprint(self._device, spec.groups)
-                found = recover(self.store, stored.uid, own, partial(restorer.begin, stored, spec), restorer.replay)
+                begin = progress.noting_snapshots(self.store, stored.uid, partial(restorer.begin, stored, spec))
+                replay = progress.noting_blocks(restorer.replay)
+                found = recover(self.store, stored.uid, own, begin, replay)
             except Unrecoverable as error:
                 restorer.give_up()
                 log.error("%s cannot be brought back: %s", stored.name, error)
@@ -177,6 +186,11 @@ class StoredRuns:
             if found.replayed or found.notes:
                 storage.saved_version = -1  # due: what it was made from is older
             yield run
+        progress.end()
+
+    def _newest_bytes(self, uid: str) -> int:
+        snapshots = self.store.snapshots(uid)
+        return snapshots[0].size_bytes if snapshots else 0
 
     def _begin_epoch(self, run: Run, extra: dict[str, Any], loss: str) -> None:
         """Lets the epoch of a shared run rise where workers may know of steps that are gone. Raises StorageFull,

@@ -25,6 +25,11 @@ class Decoder(ABC):
     def least_row_bytes(self) -> int:
         """Size of one row of the longest slice that cannot be cut."""
 
+    @property
+    def dense(self) -> np.dtype[Any] | None:
+        """What elements are read as, where each is for itself."""
+        return None
+
     @abstractmethod
     def vector_bytes(self, elements: int) -> int:
         """Size of one row of a whole vector."""
@@ -47,6 +52,10 @@ class DenseDecoder(Decoder):
     @property
     def least_row_bytes(self) -> int:
         return self._wire.itemsize
+
+    @property
+    def dense(self) -> np.dtype[Any]:
+        return self._wire
 
     def vector_bytes(self, elements: int) -> int:
         return elements * self._wire.itemsize

@@ -6,6 +6,8 @@ from enum import IntEnum
 from time import perf_counter
 from typing import NamedTuple, Protocol
 
+from gradwire.wire.sizes import amount
+
 WINDOW_SECONDS = 3.0
 """A rate is of the last one to two windows. Blocks that take longer are taken two at a time."""
 
@@ -133,11 +135,3 @@ def wait_for_pace(since: float) -> Wait:
 def wait_for_reader(sequence: int, since: float) -> Wait:
     """An answer is not taken."""
     return Wait(WaitsFor.READER, f"its reader, to take the answer to block {sequence}", perf_counter() - since)
-
-
-def amount(part: int, whole: int) -> str:
-    """Bytes of so many, as in "3 of 25 MiB"; the part is of the same unit as the whole."""
-    power = next((power for power in (3, 2, 1) if whole >= 1024**power), 0)
-    unit = ("bytes", "KiB", "MiB", "GiB")[power]
-    shown = [f"{size / 1024**power:.1f}".removesuffix(".0") for size in (part, whole)]
-    return f"{shown[0]} of {shown[1]} {unit}"

@@ -78,7 +78,8 @@ def check_header(run: Run, header: BlockHeader, max_result_bytes: int) -> tuple[
 def planning_work(run: Run, header: BlockHeader) -> int:
     """The work of `plan_block`, and no less than that of what it plans beside its updates."""
     steps = run.tensor_steps
-    segments = len(run.groups) + len(header.absent_tensors) + int(np.count_nonzero(steps[1:] != steps[:-1]))
+    apart = int(np.count_nonzero(steps[1:] != steps[:-1])) if len(steps) > 1 else 0
+    segments = len(run.groups) + len(header.absent_tensors) + apart
     return updates(len(steps), header.steps) + pieces(segments)
 
 

@@ -119,12 +119,19 @@ class SharedMemory:
         """Size of the slices of parameters that go fastest."""
         return (slice_bytes(self.parameter_bytes) if self.mapped else 0) or SLICE_BYTES
 
-    def gradients(self, position: int, size_bytes: int) -> SharedSlice:
-        """What the client has written there. Raises InvalidSlice, ProtocolViolation."""
+    def gradients(self, position: int, size_bytes: int, wanted: bool = False) -> SharedSlice:
+        """What the client has written there. Raises InvalidSlice, ProtocolViolation.
+
+        ``wanted``: it waits to be told that this has been taken.
+        """
         if not self.mapped:
             raise ProtocolViolation("a slice lies in a region that this stream does not have, or not yet")
         check_place(position, size_bytes, self.gradient_bytes)
-        return SharedSlice(self, position, size_bytes)
+        return SharedSlice(self, position, size_bytes, wanted)
+
+    def whole_gradients(self, elements: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """``[1, elements]``, a vector that fills the gradient part from its beginning."""
+        return self.view(0, elements * dtype.itemsize).view(dtype).reshape(1, elements)
 
     def view(self, position: int, size_bytes: int) -> Bytes:
         """Bytes of the gradient part."""
@@ -194,17 +201,19 @@ class SharedSlice:
     It is no view, so that who keeps it does not keep the memory: a view in a traceback would outlive its stream.
     """
 
-    def __init__(self, memory: SharedMemory, position: int, size_bytes: int) -> None:
+    def __init__(self, memory: SharedMemory, position: int, size_bytes: int, wanted: bool) -> None:
         self._memory = memory
-        self._position = position
+        self.position = position
         self._size_bytes = size_bytes
+        self.wanted = wanted
+        """Whether the client waits to be told that it has been taken."""
 
     def __len__(self) -> int:
         return self._size_bytes
 
     def view(self) -> Bytes:
         """For who reads each byte once, into memory of the server's, and looks at that."""
-        return self._memory.view(self._position, self._size_bytes)
+        return self._memory.view(self.position, self._size_bytes)
 
     def copy(self) -> Bytes:
         """In memory of the server's, until the next slice is copied."""

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 from gradwire.server.durability.logged_scalars import log_scalars
+from gradwire.server.engine.threads import in_thread
 from gradwire.server.rpc.call import Call
 from gradwire.server.rpc.calls import Calls, open_stream
 from gradwire.server.rpc.series import decode_scalars, encode_series
@@ -26,13 +28,16 @@ _LEAST_SECONDS = 0.1
 class SeriesCalls(Calls):
     """See ``gradwire/v1/service.proto``."""
 
-    async def GetSeries(self, request: service_pb2.GetSeriesRequest, call: Call) -> service_pb2.GetSeriesResponse:
+    async def GetSeries(self, request: service_pb2.GetSeriesRequest, call: Call) -> bytes:
         run = self.run_of(call, request.name, request.run_uid)
-        resolution = _resolution(len(request.series or run.series.names()), request.resolution)
-        found = SeriesWatch(run.series, request.series, request.from_step, resolution).news()
-        return service_pb2.GetSeriesResponse(
-            series=[encode_series(name, part) for name, _, part in found], names=run.series.names(), step=run.step
-        )
+        names, step = run.series.names(), run.step
+        resolution = _resolution(len(request.series or names), request.resolution)
+        watch = SeriesWatch(run.series, request.series, request.from_step, resolution)
+
+        def encode() -> bytes:
+            return service_pb2.GetSeriesResponse(series=_news(watch), names=names, step=step).SerializeToString()
+
+        return await in_thread(self.registry.executor, encode)
 
     async def StreamSeries(self, request: service_pb2.StreamSeriesRequest, call: Call) -> None:
         await open_stream(call.context)
@@ -47,7 +52,7 @@ class SeriesCalls(Calls):
             first = True
             while True:
                 run.require_alive()
-                series = [encode_series(name, part, replaces_from) for name, replaces_from, part in watch.news()]
+                series = await in_thread(self.registry.executor, partial(_news, watch)) if watch.has_news else []
                 for at in range(0, len(series) or first, SERIES_A_MESSAGE):
                     part = series[at : at + SERIES_A_MESSAGE]
                     await self.write(call, guard, service_pb2.StreamSeriesResponse(series=part, step=run.step))
@@ -60,6 +65,11 @@ class SeriesCalls(Calls):
         scalars = decode_scalars(request.scalars)
         step = await log_scalars(run, request.worker_id, request.number, request.epoch, scalars)
         return service_pb2.LogScalarsResponse(step=step)
+
+
+def _news(watch: SeriesWatch) -> list[service_pb2.Series]:
+    """Many series together take a while: not for the event loop."""
+    return [encode_series(name, part, replaces_from) for name, replaces_from, part in watch.news()]
 
 
 def _resolution(series: int, asked: int) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from importlib.metadata import PackageNotFoundError, version
 
+from gradwire.server.durability.recovery_progress import RecoveryProgress
 from gradwire.server.rpc.call import Call
 from gradwire.server.rpc.calls import Calls
 from gradwire.v1 import service_pb2
@@ -46,12 +47,28 @@ class ServerCalls(Calls):
             event_loop_lag_seconds=self.loop_lag.longest_seconds,
             audit_lines_lost=0 if self.audit is None else self.audit.lost,
         )
+        if registry.stored_runs is not None:
+            status.recovery.CopyFrom(_recovery(registry.stored_runs.recovery))
         if certificates is not None:
             status.certificate_expires_seconds = certificates.renew().expires.timestamp()
             status.certificate_error = certificates.error
             status.certificate_refusals = certificates.refusals
             status.unused_handshakes = self.handshakes.unused
         return status
+
+
+def _recovery(progress: RecoveryProgress) -> service_pb2.Recovery:
+    return service_pb2.Recovery(
+        runs=progress.runs,
+        total_runs=progress.total_runs,
+        snapshot_bytes=progress.snapshot_bytes,
+        total_snapshot_bytes=progress.total_snapshot_bytes,
+        run=progress.run,
+        blocks=progress.blocks,
+        total_blocks=progress.total_blocks,
+        seconds=progress.seconds,
+        text=progress.text,
+    )
 
 
 def _version() -> str:

@@ -221,7 +221,7 @@ class TrainStream:
             raise ProtocolViolation("a slice has both data and a place in shared memory; expected one of them")
         if memory is None:
             raise ProtocolViolation("a slice lies in a region, but this stream has none")
-        data = memory.gradients(shared.position, shared.size_bytes)
+        data = memory.gradients(shared.position, shared.size_bytes, shared.acknowledge)
         memory.taken(shared.taken)
         self._traffic.received_shared.bytes += shared.size_bytes
         self._received += 1

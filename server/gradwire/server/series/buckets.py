@@ -105,11 +105,13 @@ class Buckets:
         return True
 
     def add_buckets(self, table: Table, width: int, last_step: int) -> None:
-        """Adds buckets of ``width`` steps, a power of two, the last one of which ends with ``last_step``.
+        """Adds buckets of ``width`` steps, a power of two, none of whose values is of a later step than ``last_step``.
 
         Args:
             table: ``[7, n]``, see `gradwire.wire.series.FIELDS`; n >= 1, steps do not fall and are none before ours.
         """
+        start = int(table[0, -1])
+        last_step = min(last_step, start - start % width + width - 1)
         if width <= self.width and table.shape[1] <= _FEW and (table[6] == 1).all():
             for step, value in zip(table[0].tolist(), table[1].tolist(), strict=True):
                 self.add(int(step), value)

@@ -34,6 +34,9 @@ _MOST_RATES = OWN_SERIES - 2
 _RATE_SECONDS = 1.0
 """How often the speed is looked at, at most."""
 
+_MANY = 2**9
+"""So many times more values than steps there may be: as many as an integer of 64 bits counts."""
+
 _FIRST_BYTES = FIRST_BUCKETS * BUCKET_BYTES
 
 
@@ -86,7 +89,8 @@ class RunSeries:
     """The series of a run. Methods may be called from any thread, and none of them waits.
 
     Args:
-        budget: what the buckets take is counted there. Where it is full, buckets become wider instead of more.
+        budget: what the buckets take is counted there. Where less than a quarter of it would be left, they become wider
+            instead of more.
         purpose: whose they are, for refusals.
     """
 
@@ -163,6 +167,9 @@ class RunSeries:
         self._series[name] = Buckets(self._may_grow)
 
     def _may_grow(self, size_bytes: int) -> bool:
+        """Sets memory aside, where there is plenty: what steps need comes first."""
+        if self._budget.free_bytes - size_bytes < self._budget.limit_bytes // 4:
+            return False
         try:
             self._reservations.append(self._budget.reserve(size_bytes, f"series of {self._purpose}"))
         except NO_ROOM:
@@ -192,7 +199,7 @@ class RunSeries:
                 else:
                     table = scalar.table.copy()
                     table[0] = np.maximum(_steps(table[0], applied) + before, 0)
-                    buckets.add_buckets(table, scalar.width, step if scalar.width > 1 else int(table[0, -1]))
+                    buckets.add_buckets(table, scalar.width, step)
             self.version += 1
 
     def note_block(self, step: int, gradient_norm: float, learning_rates: tuple[float, ...]) -> None:
@@ -298,12 +305,12 @@ def check_data(data: Mapping[str, Any]) -> dict[str, tuple[int, int, Table]]:
     for name, (width, last_step, text) in data.items():
         table = table_from_text(text)
         steps, counts = table[0], table[6]
-        whole = np.concatenate((steps, counts, [width, last_step]))
-        if not (len(steps) and (whole >= 0).all() and (whole < 2**53).all() and (whole == np.floor(whole)).all()):
+        whole = np.concatenate((steps, counts / _MANY, [width, last_step]))
+        if not (len(steps) and (whole >= 0).all() and (whole < 2**53).all() and (steps == np.floor(steps)).all()):
             raise ValueError(f"series {name!r} has steps or counts that are none")
         if width < 1 or width & (width - 1) or (steps % width).any() or (steps[1:] <= steps[:-1]).any():
             raise ValueError(f"series {name!r} has buckets that do not lie side by side")
-        if not counts.all() or not steps[-1] <= last_step < steps[-1] + width:
+        if (counts < 1).any() or not steps[-1] <= last_step < steps[-1] + width:
             raise ValueError(f"series {name!r} has a bucket without values, or values beyond its buckets")
         if name_error(name) and not is_own(name):
             raise ValueError(name_error(name))

@@ -15,6 +15,7 @@ from gradwire.wire.series import FIELDS, MAX_BUCKETS, MAX_SERIES, OWN_SERIES, Ta
 
 _MAX_WIDTH = 2**31
 _MAX_STEP = 2**53
+_MAX_COUNT = 2**32
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,10 @@ class Scalar:
                 f"{self.name!r} has values of steps {int(rows.min())} to {int(rows.max())} of a block of {steps}; "
                 f"expected numbers that do not fall, up to {steps - 1}, or one value alone"
             )
-        if (counts < 1).any():
-            raise ProtocolViolation(f"{self.name!r} has buckets without values; expected at least one in each")
+        if (counts < 1).any() or (counts > _MAX_COUNT).any():
+            raise ProtocolViolation(
+                f"{self.name!r} has buckets without values, or of too many; expected 1 to {_MAX_COUNT} in each"
+            )
 
     @property
     def mean(self) -> float:

@@ -33,10 +33,15 @@ class SeriesWatch:
         self._seen: dict[str, tuple[int, int, int]] = {}
         """Of each series: the width of its buckets, where the last one begins, and how many values it has."""
 
+    @property
+    def has_news(self) -> bool:
+        """Whether anything has changed since the last call of `news`, though perhaps nothing that is watched."""
+        return self._series.version != self._version
+
     def news(self) -> list[News]:
         """What has changed since the last call; at first all. A series that was cut comes whole, and so does one whose
         buckets have become wider."""
-        if self._series.version == self._version:
+        if not self.has_news:
             return []
         self._version = self._series.version
         known, self._seen = self._seen, {}

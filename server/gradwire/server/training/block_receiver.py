@@ -23,6 +23,7 @@ from gradwire.server.training.arrival_speed import ArrivalSpeed
 from gradwire.server.training.early_update import EarlyUpdate, SpareState
 from gradwire.server.training.gradient_array import GradientArray
 from gradwire.server.training.incoming_block import ArrivedSlice, Here, IncomingBlock
+from gradwire.server.training.lying_gradients import LyingGradients
 from gradwire.server.training.speculative_update import SpeculativeUpdate
 from gradwire.wire.encoding import Array
 from gradwire.wire.errors import ProtocolViolation, SequenceMismatch
@@ -74,6 +75,7 @@ class BlockReceiver:
         self._executor = executor
         self._speed = ArrivalSpeed(local)
         self._gradients = GradientArray(run)
+        self._lying = LyingGradients(run, decoder)
         self._spare = SpareState(run)
         self._speculates = True
         self._incoming: IncomingBlock | None = None
@@ -110,10 +112,16 @@ class BlockReceiver:
         failpoint("stage.before")
         if early is not None:
             await unless_short(self._executor, lambda: early.take(arrived.settled(), place), work)
-        elif not alone:
-            array, device = self._gradients.of(incoming.steps), self._run.device
-            await unless_short(self._executor, lambda: device.write(array, place.start, arrived.to_be_copied()), work)
+        elif not self._lying.take(arrived, block, first=first):
+            for one in [*self._lying.give_up(), *([] if alone else [arrived])]:
+                await self._copy(one)
         return arrived
+
+    async def _copy(self, arrived: ArrivedSlice) -> None:
+        """To where it waits until its block is whole."""
+        array, device, place = self._gradients.of(arrived.steps), self._run.device, arrived.place
+        work = updates(place.stop - place.start, arrived.steps)
+        await unless_short(self._executor, lambda: device.write(array, place.start, arrived.to_be_copied()), work)
 
     def answers(self, part: GradientSlice, arrived: ArrivedSlice) -> Iterator[tuple[Range, Array]]:
         """The new parameters that ``arrived`` has led to already. The last slice of a block is answered when that has
@@ -136,12 +144,17 @@ class BlockReceiver:
             unanswered = [last.place] if early.answers else None
             return WholeBlock(block, lambda: early, work=0, written=False, unanswered=unanswered)
         run = self._run
-        kept = None if last.alone else self._gradients.of(incoming.steps)
+        memory = self.memory if self._lying.whole else None
+        kept = None if memory is not None or last.alone else self._gradients.of(incoming.steps)
         out = self._in_place(block)
 
         def gradients() -> Gradients:
-            array = run.device.stage(last.settled(), run.spec.dtype) if last.alone else kept
-            start = last.place.start if last.alone else 0
+            start, array = 0, kept
+            if memory is not None:
+                values = memory.whole_gradients(run.spec.layout.elements, run.spec.dtype)
+                array = run.device.stage(values, run.spec.dtype)
+            elif last.alone:
+                start, array = last.place.start, run.device.stage(last.settled(), run.spec.dtype)
             return StagedGradients(run.spec, run.device, block, array, start, out)
 
         work = updates(run.spec.layout.elements, incoming.steps) + block.piece_work
@@ -229,6 +242,7 @@ class BlockReceiver:
         if self._block is not None:
             self._block.drop()
         self._incoming = self._block = self._early = None
+        self._lying.give_up()
 
     def release(self) -> None:
         """Frees all that is set aside for this stream."""
