@@ -70,23 +70,23 @@ def reported(run: Run) -> Report:
     """As it is now. On the event loop."""
     rounds = rounds_of(run)
     reason, seconds = rounds.why_it_waits()
-    workers = tuple(_of(rounds, member, asked=True) for member in rounds.leases.members)
+    workers = tuple(_of(rounds, member, reason) for member in rounds.leases.members)
     return Report(workers, reason, seconds, run.rounds + 1)
 
 
 def overview(run: Run, most: int) -> Overview:
-    """As `reported`, of ``most`` workers, those first who are attached; cheap also where there are many. Whoever waits
-    for its round is not asked why, which the round says once for all of them. On the event loop."""
+    """As `reported`, of ``most`` workers, those first who are attached; cheap also where there are many. On the event
+    loop."""
     rounds = rounds_of(run)
     reason, seconds = rounds.why_it_waits()
     members = list(rounds.leases.members)
     outcomes = {kind: sum([member.outcomes[kind] for member in members]) for kind in Kind}
     shown = sorted(members, key=lambda member: (member.hold is None, member.left is None))[:most]
-    workers = tuple(_of(rounds, member, asked=not rounds.has_contributed(member.worker_id)) for member in shown)
+    workers = tuple(_of(rounds, member, reason) for member in shown)
     return Overview(Report(workers, reason, seconds, run.rounds + 1), len(members), outcomes)
 
 
-def _of(rounds: Rounds, member: Member, *, asked: bool) -> WorkerReport:
+def _of(rounds: Rounds, member: Member, reason: str) -> WorkerReport:
     record = rounds.run.workers.get(member.worker_id, WorkerRecord())
     total = rounds.leases.members.total_weight
     return WorkerReport(
@@ -102,5 +102,12 @@ def _of(rounds: Rounds, member: Member, *, asked: bool) -> WorkerReport:
         waiting=rounds.has_contributed(member.worker_id),
         outcomes=dict(member.outcomes),
         share=member.weight / total if total else 0.0,
-        wait=None if member.hold is None or not asked else member.hold.wait(),
+        wait=None if member.hold is None else _explained(member.hold.wait(), reason),
     )
+
+
+def _explained(wait: Wait | None, reason: str) -> Wait | None:
+    """With the reason for which the open round waits, if that is what is waited for."""
+    if wait is None or wait.kind is not WaitsFor.ROUND or not reason:
+        return wait
+    return wait._replace(text=f"{wait.text}: {reason}")
