@@ -32,7 +32,7 @@ MAX_STREAMS_OF_ONE = 16
 TICK_SECONDS = 1.0
 
 _HEARTBEAT_SECONDS = 5.0
-_LAST_WORDS_SECONDS = 2.0
+_LAST_WORDS_SECONDS = 1.0
 """What a watcher that may watch no more gets to read why."""
 
 _SHARE = 0.1
