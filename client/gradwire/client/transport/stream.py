@@ -92,7 +92,6 @@ class TrainStream:
         """By which all messages go that follow the attachment; None: through gRPC."""
         self.lane_broke = False
         """Whether it has ended by itself: then it was of no use."""
-        self._lane_over = False
         self._jobs: Jobs = queue.SimpleQueue()
         self._grpc_jobs = self._jobs
         self._queued = self._sent = 0  # jobs for a lane's sending thread, which there is from the first one on
@@ -152,7 +151,7 @@ class TrainStream:
     def receive(self) -> Opened[train_pb2.TrainResponse]:
         """The next message."""
         if self.lane is not None:
-            return self._receive_by(self.lane)
+            return self._receive_by_lane()
         if self._end is not None and self._answers.empty():
             raise self._end  # whoever asks once more, after Ctrl-C perhaps, must not wait
         answer = take(self._answers)
@@ -161,12 +160,15 @@ class TrainStream:
         self._room.put(None)
         return _opened(answer)
 
-    def _receive_by(self, lane: Lane) -> Opened[train_pb2.TrainResponse]:
-        if not self._lane_over:
-            message = lane.receive()
-            if message is not None:
-                return _opened(message)
-            self._lane_over = True
+    def _next_by_lane(self) -> bytes | None:
+        """None: it is over. (Apart, so that no error's traceback keeps the lane.)"""
+        lane = self.lane
+        return None if lane is None else lane.receive()
+
+    def _receive_by_lane(self) -> Opened[train_pb2.TrainResponse]:
+        message = self._next_by_lane()
+        if message is not None:
+            return _opened(message)
         give_up_at = time.monotonic() + STATUS_SECONDS
         while self._end is None:  # the status says why
             if time.monotonic() > give_up_at:

@@ -82,6 +82,10 @@ class StagedGradients:
         whole = parts[0] if len(parts) == 1 else np.concatenate([np.empty((rows.stop, 0), self._spec.dtype), *parts], 1)
         return np.ascontiguousarray(whole).reshape(-1).view(np.uint8).data
 
+    def let_go(self) -> None:
+        """Of the array. The object is of no further use."""
+        self._array = self._out = self._fresh = None
+
     def apply(self, state: State, applied: Bools | None, sums: Sums) -> State:
         block = self._block
         if self._spec.clips_steps:

@@ -76,6 +76,7 @@ class BlockReceiver:
         self._speed = ArrivalSpeed(local)
         self._gradients = GradientArray(run)
         self._lying = LyingGradients(run, decoder)
+        self._computed: StagedGradients | None = None
         self._spare = SpareState(run)
         self._speculates = True
         self._incoming: IncomingBlock | None = None
@@ -155,7 +156,8 @@ class BlockReceiver:
                 array = run.device.stage(values, run.spec.dtype)
             elif last.alone:
                 start, array = last.place.start, run.device.stage(last.settled(), run.spec.dtype)
-            return StagedGradients(run.spec, run.device, block, array, start, out)
+            self._computed = StagedGradients(run.spec, run.device, block, array, start, out)
+            return self._computed
 
         work = updates(run.spec.layout.elements, incoming.steps) + block.piece_work
         return WholeBlock(block, gradients, work, written=out is not None, unanswered=None)
@@ -243,6 +245,9 @@ class BlockReceiver:
             self._block.drop()
         self._incoming = self._block = self._early = None
         self._lying.give_up()
+        if self._computed is not None:
+            self._computed.let_go()  # an error's traceback may keep them, and a view would keep the memory
+            self._computed = None
 
     def release(self) -> None:
         """Frees all that is set aside for this stream."""

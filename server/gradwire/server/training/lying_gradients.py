@@ -1,7 +1,7 @@
 """Gradients that lie where the client has written them, in shared memory, and are computed from there: no copy is made.
 
-Client and server are of one user. What the client changes meanwhile is its own run's loss: any bytes are numbers, so the
-step is whole, and nothing else is read or written for it. What must be the same each time that it is read is copied
+Client and server are of one user. What the client changes meanwhile is its own run's loss: any bytes are numbers, so
+the step is whole, and nothing else is read or written for it. What must be the same each time that it is read is copied
 first: a block that is journaled, clipped, or some of whose steps may be left out.
 """
 
