@@ -232,6 +232,23 @@ def test_pages_go_through_ones_own_runs(hosted: HostedServer) -> None:
             assert names == [f"runs/run-{number}" for number in range(5)]
 
 
+def test_one_run_is_listed_by_the_name_that_its_caller_knows(hosted: HostedServer) -> None:
+    with client(hosted, "train") as lab, client(hosted, "other-train") as other, client(hosted, "admin") as admin:
+        create(lab, "x")
+        create(lab, "xy")
+        create(other, "y")
+        for bare, name, found in (
+            (lab, "runs/x", ["runs/x"]),
+            (lab, "runs/y", []),
+            (other, "runs/x", []),
+            (admin, "tenants/lab/runs/x", ["runs/x"]),  # its own tenant
+            (admin, "tenants/other/runs/y", ["tenants/other/runs/y"]),
+        ):
+            page = bare.call("ListRuns", service_pb2.ListRunsRequest(name=name))
+            assert ([run.name for run in page.runs], page.next_page_token) == (found, "")
+        refused("RUN_NOT_FOUND", lambda: lab.call("ListRuns", service_pb2.ListRunsRequest(name="x")))
+
+
 def test_no_tenant_stands_in_what_its_own_callers_get(hosted: HostedServer) -> None:
     with client(hosted, "train") as bare:
         create(bare)

@@ -14,6 +14,7 @@ import pytest
 from gradwire.client import (
     SGD,
     AMSGrad,
+    Draining,
     Fenced,
     NonFiniteGradient,
     ProtocolViolation,
@@ -323,6 +324,18 @@ def test_who_watches_learns_of_a_roll_back(server: Server) -> None:
     (gone,) = next(stream).series
     assert (gone.name, gone.replaces_from, len(gone.count)) == ("loss", 0, 0)
     stream.cancel()
+
+
+def test_who_watches_is_told_that_the_server_stops() -> None:
+    with HostedServer() as stopping, connect(stopping.target) as server:
+        run = a_run(server)
+        run.step(grads(), log={"loss": 1.0})
+        stream = server._link.stub.StreamSeries(service_pb2.StreamSeriesRequest(name=f"runs/{run.name}"))
+        next(stream)
+        stopping.drain()
+        with pytest.raises(grpc.RpcError) as caught:
+            list(stream)
+        assert isinstance(translate(caught.value, "here"), Draining)
 
 
 def test_an_older_server_is_told_apart_before_anything_is_logged(

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from gradwire.server.cli.run_rows import COLUMNS, data_of, duration, row_of, short, state_of
+from gradwire.server.cli.run_rows import COLUMNS, data_of, duration, row_of, short, state_of, summaries
 from gradwire.v1 import run_pb2, service_pb2
 
 KEYS = (
@@ -93,3 +94,15 @@ def test_counts(count: float, text: str) -> None:
 )
 def test_durations(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_one_run_by_its_name_or_by_that_with_its_tenant() -> None:
+    """An older server shows all."""
+    shown = [summary(), summary(name="runs/y")]
+    stub: Any = SimpleNamespace(ListRuns=lambda request: service_pb2.ListRunsResponse(runs=shown))
+    assert [run.name for run in summaries(stub)] == ["runs/x", "runs/y"]
+    assert [run.name for run in summaries(stub, "runs/y")] == ["runs/y"]
+    assert list(summaries(stub, "tenants/lab/runs/y")) == []
+    del shown[0]
+    assert [run.name for run in summaries(stub, "tenants/lab/runs/y")] == ["runs/y"]
+    assert list(summaries(stub, "tenants/lab/runs/x")) == []

@@ -60,11 +60,11 @@ def reported(run: Run) -> Report:
     """As it is now. On the event loop."""
     rounds = rounds_of(run)
     reason, seconds = rounds.why_it_waits()
-    workers = tuple(_of(rounds, member) for member in rounds.leases.members)
+    workers = tuple(_of(rounds, member, reason) for member in rounds.leases.members)
     return Report(workers, reason, seconds, run.rounds + 1)
 
 
-def _of(rounds: Rounds, member: Member) -> WorkerReport:
+def _of(rounds: Rounds, member: Member, reason: str) -> WorkerReport:
     record = rounds.run.workers.get(member.worker_id, WorkerRecord())
     total = rounds.leases.members.total_weight
     return WorkerReport(
@@ -80,5 +80,12 @@ def _of(rounds: Rounds, member: Member) -> WorkerReport:
         waiting=rounds.has_contributed(member.worker_id),
         outcomes=dict(member.outcomes),
         share=member.weight / total if total else 0.0,
-        wait=None if member.hold is None else member.hold.wait(),
+        wait=None if member.hold is None else _explained(member.hold.wait(), reason),
     )
+
+
+def _explained(wait: Wait | None, reason: str) -> Wait | None:
+    """With the reason for which the open round waits, if that is what is waited for."""
+    if wait is None or wait.kind is not WaitsFor.ROUND or not reason:
+        return wait
+    return wait._replace(text=f"{wait.text}: {reason}")

@@ -82,7 +82,8 @@ class SharedSession:
         self._watch = counters.blocks.watch()  # it is a stream; what it waits for is no block
         rounds.counters = counters.contributions
         self._left = False
-        self._whole_at = self._sending_at = 0.0
+        self._whole_at = perf_counter()
+        self._sending_at = 0.0
         holder.waits = self._wait
 
     @classmethod
@@ -239,14 +240,12 @@ class SharedSession:
         return self.rounds.withdraw(contribution)
 
     def _wait(self) -> Wait:
-        """What this worker waits for."""
+        """What this worker waits for. Why its round has not closed `rounds.report` says, once for all of them."""
         last = self.holder.record.last_sequence
         if self._sending_at:
             return wait_for_reader(last, self._sending_at)
         if self._waiting is not None:
-            reason, open_seconds = self.rounds.why_it_waits()
-            seconds = perf_counter() - self._whole_at if self._whole_at else open_seconds
-            return Wait(WaitsFor.ROUND, f"its round: {reason}" if reason else "its round", seconds)
+            return Wait(WaitsFor.ROUND, "its round", perf_counter() - self._whole_at)
         here = self._upload.here
         if here is not None:
             return wait_for_gradients(last + 1, here.received_bytes, here.expected_bytes, here.last_at)

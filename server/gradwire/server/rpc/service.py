@@ -62,6 +62,10 @@ SUPPORTS = (train_pb2.FEATURE_SERIES,)
 """See ``gradwire.v1.Attached.supports``."""
 
 
+SUMMARIES_AT_ONCE = 100
+"""Of a page of a thousand, before others get to work: it takes 7 ms in all."""
+
+
 class OptimizerServicer(SnapshotCalls, WorkerCalls, SeriesCalls, ServerCalls):
     """See ``gradwire/v1/service.proto``.
 
@@ -107,7 +111,11 @@ class OptimizerServicer(SnapshotCalls, WorkerCalls, SeriesCalls, ServerCalls):
             runs, token = self.registry.page("", 1, lambda name: name == only and call.who.sees(name))
         else:
             runs, token = self.registry.page(after, request.page_size, call.who.sees)
-        summaries = [_summary(run, call.who.outside(_name_of(run))) for run in runs]
+        summaries = []
+        for number, run in enumerate(runs, 1):
+            summaries.append(_summary(run, call.who.outside(_name_of(run))))
+            if number % SUMMARIES_AT_ONCE == 0:
+                await asyncio.sleep(0)
         return service_pb2.ListRunsResponse(runs=summaries, next_page_token=call.who.outside(token) if token else "")
 
     async def DeleteRun(self, request: service_pb2.DeleteRunRequest, call: Call) -> service_pb2.DeleteRunResponse:

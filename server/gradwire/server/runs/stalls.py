@@ -21,7 +21,7 @@ STALLS = frozenset(
 )
 """Not that its next block does not come, or that it may not send it yet; of rounds the log says what they wait for."""
 
-_RUNS_AT_ONCE = 200
+_RUNS_AT_ONCE = 100
 """Are looked at before others get to work: in less than a millisecond."""
 
 

@@ -129,8 +129,7 @@ class Session:
         block = self._straight_path.plan(part) if self._receiver.idle else None
         if block is None:
             return None
-        self._begin_commit()
-        self._wait.block = block
+        self._begin_commit(block)
         return self._applied(block, await self._straight_path.commit(block, part))
 
     def receive_at_once(self, part: GradientSlice) -> Reply | None:
@@ -141,13 +140,14 @@ class Session:
         if block is None:
             return None
         self._watch.begin()
-        self._begin_commit()
+        self._begin_commit(block)
         return self._applied(block, self._straight_path.commit_at_once(block, part))
 
-    def _begin_commit(self) -> None:
+    def _begin_commit(self, block: StagedBlock) -> None:
         failpoint("stage.before")
         failpoint("stage.after")
         self._answering = COMMITTING
+        self._wait.block = block
 
     def _applied(self, block: StagedBlock, reply: Reply) -> Reply:
         """Notes that the straight path has ended with ``reply``."""
