@@ -160,6 +160,14 @@ def test_the_servers_own_are_the_norm_and_rates_that_change(monkeypatch: pytest.
     assert {"lr/0", "lr/1"} <= set(series.names())
 
 
+def test_a_rate_that_was_cut_is_noted_again() -> None:
+    series = series_of()
+    series.note_block(1, 1.0, (0.1,))
+    series.cut(0)
+    series.note_block(1, 1.0, (0.1,))
+    np.testing.assert_array_equal(part(series, "lr").first_step, [1])
+
+
 def test_steps_of_the_journal_have_no_speed(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])

@@ -59,3 +59,13 @@ def test_what_is_cut_comes_whole_and_what_is_gone_is_said_once() -> None:
     assert told(watch.news()) == [("loss", 0, [1, 2]), ("late", 0, [])]
     series.add(3, "loss", 9.0)
     assert told(watch.news()) == [("loss", 2, [2, 9])]
+
+
+def test_what_is_cut_to_before_what_is_watched_is_said_once() -> None:
+    series = watched()
+    watch = SeriesWatch(series, from_step=3)
+    assert told(watch.news()) == [("loss", 0, [3, 4])]
+    series.cut(2)
+    assert told(watch.news()) == [("loss", 0, [])]
+    series.cut(1)
+    assert watch.news() == []

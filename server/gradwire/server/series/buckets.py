@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
@@ -45,7 +46,7 @@ class Buckets:
 
     @property
     def last(self) -> float:
-        """The newest value."""
+        """The newest value; NaN, too, where a cut has left none."""
         return self._last
 
     @property
@@ -173,7 +174,7 @@ class Buckets:
         """Puts buckets for which there is room in the place of all."""
         self._closed = max(0, table.shape[1] - 1)
         self._table[:, : self._closed] = table[:, : self._closed]
-        self._start, self._total, self._count = -1, 0.0, 0
+        self._start, self._last, self._total, self._count = -1, math.nan, 0.0, 0
         if table.shape[1]:
             self._set_newest(table[:, -1].tolist())
 

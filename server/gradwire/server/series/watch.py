@@ -52,10 +52,10 @@ class SeriesWatch:
         for name in dict.fromkeys([*self._series.names(), *known]):
             if not self._names or name in self._names:
                 part = self._series.read(name, self._from_step, self._resolution)
-                if part is None:
-                    news.append(News(name, 0, NOTHING))
-                elif len(part.count):
+                if part is not None and len(part.count):
                     news += self._changed(name, part)
+                elif name in known:  # it was cut, to nothing or to what is not watched
+                    news.append(News(name, 0, NOTHING))
         return news
 
     def _changed(self, name: str, part: SeriesPart) -> list[News]:
