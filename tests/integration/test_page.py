@@ -318,6 +318,35 @@ def test_a_run_is_followed_and_who_comes_back_gets_the_rest(hosted: HostedServer
             assert events.next("series", "whole")[0] == "whole", "its past is another one"
 
 
+def test_values_of_earlier_steps_reach_whoever_follows_and_whoever_comes_back(hosted: HostedServer) -> None:
+    def steps(data: Any, name: str) -> list[int]:
+        return list(data["series"].get(name, {}).get("step", []))
+
+    with connect(hosted.target) as server, server.create_run("late", {"w": np.zeros(3)}, Adam()) as run:
+        for _ in range(9):
+            run.step({"w": np.ones(3)})
+        with Events(hosted, "?run=runs/late") as events:
+            events.until("series")
+            run.log({"x": np.ones(3)}, at=[1, 2, 3])
+            run.step({"w": np.ones(3)})
+            assert steps(events.until("series", lambda data: "x" in data["series"]), "x") == [1, 2, 3]
+            events.until("seen")
+            last_id = events.last_id
+        run.log({"x": np.ones(3), "new": np.ones(3)}, at=[4, 5, 6])
+        run.step({"w": np.ones(3)})
+        for again in (last_id, ""):
+            with Events(hosted, "?run=runs/late", last_id=again) as events:
+                news = events.until("series")
+                assert steps(news, "x")[-3:] == steps(news, "new") == [4, 5, 6]
+                events.until("seen")
+                last_id = events.last_id
+        run.log({"x": np.ones(2)}, at=[7, 8])
+        run.step({"w": np.ones(3)})
+        with Events(hosted, "?run=runs/late", last_id=last_id) as events:
+            kind, news = events.next("series", "whole")
+            assert (kind, steps(news, "x")) == ("series", [6, 7, 8])
+
+
 def test_several_runs_are_followed_at_once(hosted: HostedServer) -> None:
     with connect(hosted.target) as server:
         runs = [server.create_run(name, {"w": np.zeros(3)}, Adam()) for name in ("one", "two")]

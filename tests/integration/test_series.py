@@ -181,6 +181,30 @@ def test_values_of_a_refused_block_go_with_it(server: Server) -> None:
     assert values_of(run, "kept") == {1: 1.0}
 
 
+@pytest.mark.parametrize("moment", ["open", "collect"])
+def test_ctrl_c_loses_no_value_before_its_block_is_sent_and_doubles_none_after(
+    server: Server, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    run = a_run(server)
+    run.step(grads())
+    run.log(loss=1.0)
+    attachment = run._attachment
+
+    def interrupted(*args: Any, **more: Any) -> Any:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(attachment if moment == "open" else attachment.stream, moment, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run.step(grads())
+    assert bool(attachment.logged) is (moment == "open")
+    receipt = run.step(grads(), log={"sure": 1.0})
+    if moment == "open":
+        assert values_of(run) == {receipt.step: 1.0}
+    elif "loss" in run.series_names():  # the block has arrived, or not
+        assert values_of(run) == {receipt.step - 1: 1.0}
+
+
 def test_values_are_counted_once_over_cut_connections(hosted: HostedServer) -> None:
     with Proxy(hosted.target) as proxy, connect(proxy.target) as server:
         run = a_run(server)

@@ -215,14 +215,21 @@ class Run(StoredRun):
         attachment = self._attachment
         if log:
             attachment.require_series()
-        waiting = attachment.logged.take()
+        waiting: Parts = {}
+        delivery = None
         try:
+            waiting = attachment.logged.take()
             if log or waiting:
                 parts = joined(waiting, log)
                 block.header.scalars.extend(scalar_messages(parts, self.step_count, block.header.steps))
-            message = delivery_of(block, attachment, self._remote.attempts()).complete()
-        except (ConnectionLost, ValueError) as error:
-            if getattr(error, "applied", False) is False:  # nothing has left: it may go with another block
+            delivery = delivery_of(block, attachment, self._remote.attempts())
+            message = delivery.complete()
+        except (ConnectionLost, ValueError, KeyboardInterrupt) as error:
+            if isinstance(error, KeyboardInterrupt):
+                left = delivery is not None and delivery.sent
+            else:
+                left = getattr(error, "applied", False) is not False
+            if not left:  # it may go with another block
                 attachment.logged.put_back(waiting)
             raise
         self.last_receipt = receipt = decode_receipt(message)

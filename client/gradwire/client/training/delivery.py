@@ -36,6 +36,11 @@ class Delivery:
         self._log: WaitingLog | None = None  # once there is something to say
         self._in_place = False  # whether the server writes the answer to where the parameters lie
 
+    @property
+    def sent(self) -> bool:
+        """Whether the server may have anything of the block."""
+        return self._sent
+
     def complete(self) -> train_pb2.Receipt:
         """Tries until there is a receipt. Raises what is no use to try again."""
         attachment, parameters = self._attachment, self._parameters

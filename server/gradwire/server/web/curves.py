@@ -36,7 +36,10 @@ def news(series: RunSeries, told: dict[str, Told], from_step: int = 0) -> dict[s
         part = series.read(name, since)
         if part is not None and before is not None and part.steps != before.width:  # its buckets are others now
             part = series.read(name)
-        if part is None or not len(part.count):
+        if part is None:
+            continue
+        if not len(part.count):  # all of it is known from before
+            told.setdefault(name, Told(part.steps, part.last_step, 0))
             continue
         after = Told(part.steps, part.last_step, int(part.count[-1]))
         if after != before:

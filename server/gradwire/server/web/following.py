@@ -15,6 +15,7 @@ from gradwire.server.web.aside import Aside
 from gradwire.server.web.curves import Told
 from gradwire.server.web.listing import Rows
 from gradwire.wire.errors import GradwireError
+from gradwire.wire.series import is_own
 
 MAX_RUNS = 8
 """Whose curves one watcher follows."""
@@ -61,9 +62,16 @@ class _Seen:
     rewritten: int = 0
     from_step: int = 0
     """It has the curves up to here, from an earlier connection."""
+    series: int = 0
+    """So many of them."""
     told: dict[str, Told] = field(default_factory=dict)
     texts: dict[str, str] = field(default_factory=dict)
     """By kind of event."""
+
+    @property
+    def mark(self) -> str:
+        """All that has to be known of it to go on in another connection."""
+        return f"{self.uid}.{self.rewritten}.{self.from_step}.{self.series}"
 
 
 class FollowsSome:
@@ -87,7 +95,7 @@ class FollowsSome:
         parts = [part for name in self._names for part in await self._of(name, rows)]
         if not parts:
             return b""
-        marks = [f"{seen.uid}.{seen.rewritten}.{seen.from_step}" for seen in self._seen.values()]
+        marks = [seen.mark for seen in self._seen.values()]
         return b"".join([*parts, event("seen", "{}", "/".join([self._registry.server_instance, *marks]))])
 
     async def _of(self, name: str, rows: Rows) -> list[bytes]:
@@ -126,8 +134,13 @@ class FollowsSome:
 
 
 def _curves(run: Run, seen: _Seen, name: str) -> list[bytes]:
-    news: Mapping[str, Any] = curves.news(run.series, seen.told, seen.from_step)
-    seen.from_step = max((told.last_step for told in seen.told.values()), default=0)
+    resumes = not seen.told and len(run.series.names()) == seen.series
+    from_step = seen.from_step if resumes else 0  # a series that is new may begin at any step
+    news: Mapping[str, Any] = curves.news(run.series, seen.told, from_step)
+    # What workers log may be of any step since their last value, the server's own only of the newest.
+    logged = [told.last_step for name, told in seen.told.items() if not is_own(name)]
+    seen.from_step = min(logged) if logged else max((told.last_step for told in seen.told.values()), default=0)
+    seen.series = len(seen.told)
     return [event("series", to_json({"name": name, "series": news}))] if news else []
 
 
@@ -138,6 +151,6 @@ def _resumed(last_id: str, instance: str, names: Sequence[str]) -> Iterator[tupl
         return
     for name, mark in zip(names, marks, strict=True):
         uid, _, rest = mark.partition(".")
-        rewritten, _, step = rest.partition(".")
-        if all(part.isascii() and part.isdecimal() and len(part) < 20 for part in (rewritten, step)):
-            yield name, _Seen(uid, int(rewritten), int(step))
+        numbers = rest.split(".")
+        if len(numbers) == 3 and all(part.isascii() and part.isdecimal() and len(part) < 20 for part in numbers):
+            yield name, _Seen(uid, *map(int, numbers))
