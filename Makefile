@@ -13,7 +13,7 @@ WORKERS ?= $(shell n=$$(getconf _NPROCESSORS_ONLN); [ $$n -lt 4 ] && echo $$((n 
 PYTEST := $(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 .DEFAULT_GOAL := help
-.PHONY: help demo digits workers federated test quick versions integrations lint format types buf stubs image constraints benchmarks gpu peers rounds robustness fuzz clean
+.PHONY: help demo digits workers federated test quick versions integrations lint format types buf stubs image constraints benchmarks gpu peers rounds page robustness fuzz clean
 
 help:  ## this list
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -99,6 +99,9 @@ peers: .venv-peers/installed  ## against Ray, torch rpc, gloo, zmq, unary gRPC a
 
 rounds: .venv-peers/installed .venv-flower/installed  ## many workers, against gloo, a Ray actor and Flower: docs/workers.md
 	.venv-peers/bin/python benchmarks/workers.py --docs $(ARGUMENTS)
+
+page: $(VENV)/installed  ## the picture of the page in the README; needs Debian's chromium and chromium-driver
+	$(BIN)/python benchmarks/page.py $(ARGUMENTS)
 
 constraints: $(VENV)/installed  ## constraints.txt and requirements/*.txt; ARGUMENTS=--upgrade: with newer versions
 	$(BIN)/pip install --quiet uv

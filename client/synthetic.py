@@ -76,12 +76,13 @@ def experiment(
     choice = OPTIMIZERS[optimizer].replace({"lr": RATES[schedule], "schedule": schedule, "bounds": (-1, 1)})
     track = Track(optimizer, schedule, options.steps)
     settings = {key: getattr(options, key) for key in ("steps", "block", "variant", "seed")}
-    settings |= {"optimizer": optimizer, "schedule": schedule, "run": f"synthetic-{uuid.uuid4().hex[:12]}"}
+    prefix = options.keep or f"synthetic-{uuid.uuid4().hex[:12]}"
+    settings |= {"optimizer": optimizer, "schedule": schedule, "run": f"{prefix}-{optimizer}-{schedule}"}
     with Notes(options.out / f"progress-{optimizer}-{schedule}.jsonl", settings, track, resume=options.resume) as notes:
         seconds = notes.seconds
         if track.steps < options.steps:
             seconds += train(server, choice, notes, track, options, stop)
-        if track.steps == options.steps:
+        if track.steps == options.steps and not options.keep:
             with contextlib.suppress(RunNotFound):  # an earlier process may have come so far
                 server.delete_run(notes.settings["run"])
     return Result(optimizer, schedule, options.variant, track.steps, track.x, track.average_regret, seconds), track
@@ -181,6 +182,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=natural, default=0, help="of the stochastic variant")
     parser.add_argument(
         "--resume", action="store_true", help="go on with the interrupted experiment whose progress is in --out"
+    )
+    parser.add_argument(
+        "--keep", metavar="NAME", help="leave the runs on the server, as NAME-OPTIMIZER-SCHEDULE, to be looked at there"
     )
     parser.add_argument("--out", type=Path, default=Path("out"), help="directory for the results")
     options = parser.parse_args()

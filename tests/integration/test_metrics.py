@@ -14,7 +14,7 @@ import pytest
 
 from gradwire.client import AMSGrad, connect
 from gradwire.server.rounds.rounds import rounds_of
-from gradwire.server.web import pages
+from gradwire.server.web import answers
 from gradwire.server.web.collector import Scrape
 from gradwire.v1 import run_pb2, train_pb2
 from tests.contract.bare import BareClient, Refusal, group
@@ -252,7 +252,7 @@ def test_rendering_never_stands_on_the_event_loop(hosted: HostedServer, monkeypa
 
 def test_what_is_written_at_a_time_is_little(hosted: HostedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     whole_answer = ask(hosted).text
-    monkeypatch.setattr(pages, "PIECE_BYTES", 1000)
+    monkeypatch.setattr(answers, "PIECE_BYTES", 1000)
     assert len(whole_answer) > 10_000
     assert ask(hosted).text.splitlines()[0] == whole_answer.splitlines()[0]
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from gradwire.client import connect
 from tests.children import child
 from tests.serving import ServerProcess
 
@@ -105,6 +106,16 @@ def test_csv_holds_every_thousandth_step_with_x_before_it(server_process: Server
         slope = 1010.0 if t % 101 == 1 else -10.0
         assert float(row["loss"]) == pytest.approx(slope * (float(row["x"]) + 1), rel=1e-12)
     assert set(rows[0]) == {"optimizer", "schedule", "step", "x", "loss", "average_regret"}
+
+
+def test_what_is_kept_can_be_looked_at(server_process: ServerProcess, tmp_path: Path) -> None:
+    flags = ("--steps", "4000", "--schedule", "constant", "--optimizer", "adam", "--keep", "kept")
+    (row,) = run(server_process.target, tmp_path, *flags).values()
+    with connect(server_process.target) as server:
+        with server.attach("kept-adam-constant") as found:
+            assert found.step_count == 4000
+            assert float(found.params["x"]) == pytest.approx(row["x"])
+        server.delete_run("kept-adam-constant")
 
 
 def test_summary_has_the_documented_keys(server_process: ServerProcess, tmp_path: Path) -> None:

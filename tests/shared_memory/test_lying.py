@@ -11,9 +11,9 @@ import pytest
 from gradwire.client import AMSGrad, Run, connect
 from gradwire.v1 import run_pb2, service_pb2_grpc, train_pb2
 from tests.faults.bare import Stub, channel_to, create, fingerprint, fresh_name, read_parameters, spec_of
+from tests.faults.conftest import check_nothing_is_left
 from tests.faults.gated import GatedDevice
 from tests.faults.hosted import HostedServer
-from tests.shared_memory.conftest import check_nothing_is_left
 from tests.shared_memory.test_hostile_clients import BYTES, GRADIENT, SIZE, HostileStream
 
 REJECT, ALLOW, SKIP = (
@@ -127,7 +127,7 @@ def test_one_slice_that_lies_elsewhere(stub: Stub, expected: Any, odd: str) -> N
         here = index == (0 if odd == "first elsewhere" else 1)
         if here and odd != "wanted back":
             place = 4 * SIZE
-        fields = {"offset": start, "last": index == 2, **(header if index == 0 else {"header": None})}
+        fields: dict[str, Any] = {"offset": start, "last": index == 2, **(header if index == 0 else {"header": None})}
         if here and odd == "inline":
             stream.put(gradients=train_pb2.Gradients(sequence=1, data=part.tobytes(), **fields))
             continue

@@ -16,6 +16,7 @@ from gradwire.server.durability.changes import on_disk, record
 from gradwire.server.durability.run_snapshot import copied, room_for, snapshot_of
 from gradwire.server.durability.run_storage import RunStorage, storage_of
 from gradwire.server.engine.run import Run
+from gradwire.server.engine.run_events import EventKind
 from gradwire.server.engine.threads import to_the_end
 from gradwire.server.memory.budget import NO_ROOM
 from gradwire.server.metrics.histogram import FILE_SECONDS, Histogram
@@ -132,6 +133,7 @@ class Snapshotter:
                     storage.free_room()
             info = await record(storage.store, run.uid, written, label=label)
             storage.saved(version, info.step)
+        run.events.note(EventKind.SNAPSHOT, snapshot_text(info), info.step)
         return info
 
     async def _room(self, run: Run, storage: RunStorage) -> tuple[State, float]:
@@ -199,6 +201,7 @@ class Snapshotter:
             written = await self._write(run, storage, snapshot)
             info = await record(storage.store, run.uid, written, label=label)
             storage.saved(run.changes, info.step)
+            run.events.note(EventKind.SNAPSHOT, snapshot_text(info), info.step)
             return info
 
         return await run.lock.run_through(save)
@@ -223,3 +226,8 @@ class Snapshotter:
 
     def close(self) -> None:
         self._writing.shutdown()
+
+
+def snapshot_text(info: SnapshotInfo) -> str:
+    """A snapshot that has been taken, in words."""
+    return f"number {info.id}, {info.label}" if info.label else f"number {info.id}"

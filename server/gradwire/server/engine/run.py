@@ -19,10 +19,11 @@ from gradwire.server.engine.activity import Activity, Attached
 from gradwire.server.engine.applied_round import AppliedRound
 from gradwire.server.engine.block import Receipt
 from gradwire.server.engine.gradients import Gradients, non_finite_text
+from gradwire.server.engine.run_events import EventKind, RunEvents
 from gradwire.server.engine.run_lock import RunLock
 from gradwire.server.engine.shared import MAX_WORKERS, Workers
 from gradwire.server.engine.spec import Durability, NonFinitePolicy, RunSpec
-from gradwire.server.engine.staged_block import StagedBlock
+from gradwire.server.engine.staged_block import StagedBlock, override_text
 from gradwire.server.engine.storage import Storage
 from gradwire.server.engine.workers import Holder, WorkerRecord
 from gradwire.server.memory.budget import MemoryBudget
@@ -109,6 +110,7 @@ class Run:
         self.activity = Activity()
         self.users = 0
         """Calls about the run that have not ended."""
+        self.events = RunEvents()
         self.on_delete: list[Callable[[], object]] = []
         """Called when the run ends: frees what others keep of it."""
         self.series = RunSeries(budget, spec.name)
@@ -125,8 +127,12 @@ class Run:
         Raises RunBusy when another worker holds it and ``takeover`` is false.
         """
         self.check_attach(worker_id, takeover)
+        if self.holder is not None:
+            why = "attached again" if self.holder.worker_id == worker_id else f"was replaced by {worker_id}"
+            self.events.note(EventKind.FENCED, f"{self.holder.worker_id} {why}", self.step)
         self.fence(f"worker {worker_id!r} has attached to {self.spec.name}")
         self.holder = self.hold(worker_id, on_end)
+        self.events.note(EventKind.ATTACHED, worker_id, self.step)
         return self.holder
 
     def hold(
@@ -166,6 +172,7 @@ class Run:
         """Ends a hold, if it is still the current one."""
         if self.holder is holder:
             self.holder = None
+            self.events.note(EventKind.DETACHED, holder.worker_id, self.step)
             self.note_use()
 
     def note_use(self) -> None:
@@ -284,7 +291,12 @@ class Run:
             raise InternalError(f"the device failed in the middle of a step; {self.spec.name} was ended") from error
         before, self.step = self.step, receipt.step
         self.tensor_steps[block.present] += receipt.step - before
-        self.groups = block.groups
+        if block.groups is not self.groups:
+            self.events.note(EventKind.HYPERPARAMETERS, override_text(self.groups, block.groups), receipt.step)
+            self.groups = block.groups
+        if receipt.skipped_steps:
+            skipped = f"{len(receipt.skipped_steps)} of {block.header.steps} steps had values that are not finite"
+            self.events.note(EventKind.SKIPPED, skipped, receipt.step)
         self.version += 1
         if block.header.scalars:
             self.series.add_scalars(block.header.scalars, before, receipt.step, prepared.applied)
@@ -340,6 +352,7 @@ class Run:
             elif self.spec.non_finite_policy is NonFinitePolicy.REJECT or self.spec.shared is not None:
                 # Of a shared run no contribution got here that the policy does not allow; their sum has overflowed.
                 layout = self.spec.layout
+                self.events.note(EventKind.REJECTED, non_finite_text(layout, *first), self.step)
                 raise NonFiniteGradient(
                     f"{non_finite_text(layout, *first)}, in step {row} of the block; "
                     "expected finite numbers. Nothing was applied",

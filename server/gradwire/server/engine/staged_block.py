@@ -109,6 +109,22 @@ def override_groups(
     return tuple(changed)
 
 
+def override_text(before: tuple[Hyperparameters, ...], after: tuple[Hyperparameters, ...]) -> str:
+    """What `override_groups` has changed, in words; of several groups, the first one."""
+    changed = [index for index, (old, new) in enumerate(zip(before, after, strict=True)) if old is not new]
+    if not changed:
+        return "nothing"
+    old, new = before[changed[0]], after[changed[0]]
+    parts = [
+        f"{name} {getattr(old, name):.6g} to {getattr(new, name):.6g}"
+        for name in numbers(type(new))
+        if getattr(old, name) != getattr(new, name)
+    ]
+    where = f"group {changed[0]}: " if len(before) > 1 else ""
+    others = f", and of {len(changed) - 1} other groups" if len(changed) > 1 else ""
+    return f"{where}{', '.join(parts) or 'the same numbers'}{others}"
+
+
 def segments_of(
     spec: RunSpec,
     step: int,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from gradwire.server.devices.base import DeviceArray
@@ -86,6 +86,8 @@ class Holder:
     """Since when no more of its blocks is read, by `time.perf_counter`; 0: more is."""
     waits: Callable[[], Wait | None] = field(default=lambda: None)
     """What it waits for; set by whoever serves its stream. On the event loop."""
+    block_seconds: Collection[float] = ()
+    """What each of its last blocks took, from its first message to the last one of its answer."""
     stall_told: bool = False
     """See `activity.Attached`."""
 

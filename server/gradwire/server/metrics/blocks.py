@@ -6,6 +6,7 @@ the clock is the most of it.
 
 from __future__ import annotations
 
+from collections import deque
 from itertools import chain
 from time import perf_counter
 
@@ -15,6 +16,9 @@ from gradwire.server.metrics.histogram import STEP_SECONDS, Histogram
 
 FOLDED_AT_ONCE = 1024
 """Blocks that wait to be counted; to fold so many takes less than a millisecond."""
+
+LAST_BLOCKS = 256
+"""Of a stream, of which it is known how long each took."""
 
 Noted = tuple[float, float, float, float, float, int, int]
 """Of a block that was answered: when it began, was whole, was applied and was answered, for how long of that it waited
@@ -91,6 +95,7 @@ class BlockWatch:
         "applied_at",
         "began",
         "ended_at",
+        "last_seconds",
         "whole_at",
     )
 
@@ -105,6 +110,8 @@ class BlockWatch:
         """When it was applied; 0: it has not been."""
         self.ended_at = perf_counter()
         """When the last one was answered, or the stream was opened."""
+        self.last_seconds: deque[float] = deque(maxlen=LAST_BLOCKS)
+        """What each of the last blocks took, from its first message to the last one of its answer."""
         self._journal_seconds = 0.0
         self._steps = 1
         self._skipped = 0
@@ -138,6 +145,7 @@ class BlockWatch:
             return
         whole, journal = self.whole_at or began, self._journal_seconds
         self.ended_at = now = perf_counter()
+        self.last_seconds.append(now - began)
         self._noted.append((began, whole, applied, now, journal, self._steps, self._skipped))
         self.began = self.whole_at = self.applied_at = 0.0
         if len(self._noted) >= FOLDED_AT_ONCE:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from gradwire.server.engine.block import Kind, Outcome
 from gradwire.server.engine.run import Run
+from gradwire.server.engine.run_events import EventKind
 from gradwire.server.engine.shared import SharedRun
 from gradwire.server.engine.workers import Holder
 from gradwire.server.rounds.members import Member, Members
@@ -74,6 +75,7 @@ class Leases:
         member.session = attach.session
         if member.hold is not None:
             why = f"worker {worker_id!r} has attached to {run.spec.name} once more: two processes use one worker_id?"
+            run.events.note(EventKind.FENCED, f"{worker_id} attached again", run.step)
             member.hold.on_end(Fenced(why, applied=None, epoch=run.epoch))
         elif attach.base_step is None:
             member.step = run.step
@@ -81,6 +83,7 @@ class Leases:
             member.step = min(attach.base_step, run.step)
         member.hold = run.hold(worker_id, on_end, leased | {*contributors})
         member.left, member.aside, member.heard = None, False, now
+        run.events.note(EventKind.ATTACHED, f"{worker_id}{', which leads' if attach.leads else ''}", run.step)
         if attach.leads:
             self._leader = worker_id
         elif self._leader == worker_id:
@@ -94,6 +97,8 @@ class Leases:
         if member is not None and member.hold is hold:
             member.hold = None
             member.left = None if left else self._clock()
+            why = "has left" if left else "its stream ended"
+            self._run.events.note(EventKind.DETACHED, f"{hold.worker_id}: {why}", self._run.step)
             self._run.note_use()
 
     def require(self, hold: Holder) -> Member:

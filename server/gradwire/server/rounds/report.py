@@ -42,6 +42,16 @@ class Report:
     round: int
 
 
+@dataclass(frozen=True)
+class Overview:
+    """A few of the workers, and how many there are."""
+
+    report: Report
+    worker_count: int
+    outcomes: Mapping[Kind, int]
+    """Of all workers together."""
+
+
 def wait_of(run: Run) -> Wait | None:
     """What a run waits for, in few words; None: nobody is attached, or there is nothing that it waits for. Cheap also
     where there are many workers. On the event loop."""
@@ -62,6 +72,18 @@ def reported(run: Run) -> Report:
     reason, seconds = rounds.why_it_waits()
     workers = tuple(_of(rounds, member, reason) for member in rounds.leases.members)
     return Report(workers, reason, seconds, run.rounds + 1)
+
+
+def overview(run: Run, most: int) -> Overview:
+    """As `reported`, of ``most`` workers, those first who are attached; cheap also where there are many. On the event
+    loop."""
+    rounds = rounds_of(run)
+    reason, seconds = rounds.why_it_waits()
+    members = list(rounds.leases.members)
+    outcomes = {kind: sum([member.outcomes[kind] for member in members]) for kind in Kind}
+    shown = sorted(members, key=lambda member: (member.hold is None, member.left is None))[:most]
+    workers = tuple(_of(rounds, member, reason) for member in shown)
+    return Overview(Report(workers, reason, seconds, run.rounds + 1), len(members), outcomes)
 
 
 def _of(rounds: Rounds, member: Member, reason: str) -> WorkerReport:

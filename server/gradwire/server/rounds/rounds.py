@@ -12,6 +12,7 @@ from time import perf_counter
 
 from gradwire.server.engine.block import Kind, Receipt
 from gradwire.server.engine.run import Run
+from gradwire.server.engine.run_events import EventKind
 from gradwire.server.engine.shared import SharedRun
 from gradwire.server.engine.workers import Holder
 from gradwire.server.metrics.contributions import ContributionCounters
@@ -327,6 +328,7 @@ class Rounds:
 
     def _dropped(self, round: Round, reason: str, message: str) -> None:
         self.counters.dropped_rounds += 1
+        self.run.events.note(EventKind.ROUND_DROPPED, message, self.run.step)
         for contribution, receipt in dropped(self.run, round.ordered, reason, message):
             self._answer(contribution, receipt)
 

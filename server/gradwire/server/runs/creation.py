@@ -20,6 +20,8 @@ class Creation:
     """Of the initial values; None: the run has them already."""
     replace: bool
     published: bool = False
+    origin: str = "by a client"
+    """Whence it comes, for those who watch."""
     slots: Upload | None = None
     """The initial optimizer state, where there is one."""
 

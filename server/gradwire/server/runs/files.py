@@ -169,6 +169,7 @@ class Import:
         spec, state, vectors = await in_thread(registry.executor, read)
         spec = replace(spec, name=name, durability=durability)
         creation = registry.begin_creation(spec, request_id, replaces, None)
+        creation.origin = "from a file"
         try:
             if state is not None:
                 try:

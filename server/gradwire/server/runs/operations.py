@@ -17,8 +17,9 @@ from gradwire.server.durability.records import groups_from_data, spec_to_text
 from gradwire.server.durability.restorer import fill_state
 from gradwire.server.durability.run_snapshot import PARAMETERS, copied, room_for, snapshot_of
 from gradwire.server.durability.run_storage import RunStorage, snapshot_bytes, storage_of
-from gradwire.server.durability.snapshotter import Snapshotter
+from gradwire.server.durability.snapshotter import Snapshotter, snapshot_text
 from gradwire.server.engine.run import Run, Values
+from gradwire.server.engine.run_events import EventKind
 from gradwire.server.engine.spec import Durability
 from gradwire.server.engine.staged_block import override_groups
 from gradwire.server.engine.threads import in_thread
@@ -76,6 +77,7 @@ async def _save_in_memory(registry: Registry, run: Run, label: str) -> SnapshotI
         reservation.release()
         raise
     run.on_delete.append(reservation.release)
+    run.events.note(EventKind.SNAPSHOT, snapshot_text(info), info.step)
     return info
 
 
@@ -136,7 +138,10 @@ async def roll_back(registry: Registry, run: Run, snapshot_id: int) -> tuple[int
     with registry.budget.reserve(size_bytes, f"new values of {spec.name}"):  # no quota stands in the way back
         async with source(registry, run, snapshot_id) as snapshot:
             values = await in_thread(registry.executor, partial(make, snapshot))
-        return await changes.put(run, "the values", lambda: values)
+        before = run.step
+        step, epoch = await changes.put(run, "the values", lambda: values)
+        run.events.note(EventKind.ROLLED_BACK, f"from step {before} to snapshot {snapshot_id}", step)
+        return step, epoch
 
 
 async def fork(
@@ -178,6 +183,7 @@ async def fork(
                 f"{list(run.spec.slots)}, as {run.spec.name} has them"
             )
         creation = registry.begin_creation(spec, request_id, replaces, None)
+        creation.origin = f"from {run.spec.name} at step {snapshot.step}"
         try:
             await registry.prepare(creation.run)
             await in_thread(registry.executor, partial(_begin_with, creation, snapshot))

@@ -23,6 +23,7 @@ from gradwire.server.durability.run_storage import storage_of
 from gradwire.server.durability.stored_runs import DamagedRun, FirstSnapshot, StoredRuns, with_durability
 from gradwire.server.engine.initial_state import begins_with_zeros, prime
 from gradwire.server.engine.run import Run
+from gradwire.server.engine.run_events import EventKind, RunEvents
 from gradwire.server.engine.spec import RunSpec
 from gradwire.server.engine.threads import in_thread
 from gradwire.server.engine.workers import check_id
@@ -103,6 +104,10 @@ class Registry:
         if uid and uid != run.uid:
             raise RunNotFound(f"{name} is another run now: the one that was meant has been replaced", run=name)
         return run
+
+    def __contains__(self, name: str) -> bool:
+        """Whether there is such a run, also one that cannot be served."""
+        return name in self._runs or name in self._damaged
 
     def existing(self, name: str, request_id: str) -> Run | None:
         """The run that the same creation request has made before, if it has."""
@@ -219,6 +224,7 @@ class Registry:
         """
         creation.require_complete()
         run = creation.run
+        run.events.note(EventKind.CREATED, creation.origin, run.step)
         earlier = self.existing(run.spec.name, run.request_id)
         if earlier is not None:
             return earlier
@@ -339,7 +345,10 @@ class Registry:
                 else:
                     self._compile(found.spec)
                     self._runs[found.spec.name] = found
-                    self.counters.rolled_back[RECOVERY] += bool((storage := storage_of(found)) and storage.loss)
+                    storage = storage_of(found)
+                    found.events = RunEvents()  # what was replayed had happened before
+                    found.events.note(EventKind.RECOVERED, (storage and storage.loss) or "from the disk", found.step)
+                    self.counters.rolled_back[RECOVERY] += bool(storage and storage.loss)
         self.ledger.enforced = True
         self._ready = True
 
@@ -352,6 +361,10 @@ class Registry:
     def damaged_count(self) -> int:
         """Stored runs that cannot be served."""
         return len(self._damaged)
+
+    def damaged(self) -> list[DamagedRun]:
+        """Those, in no particular order; any thread may ask."""
+        return list(self._damaged.values())
 
     def require_ready(self) -> None:
         """Raises Starting while the stored runs are not back yet."""

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from gradwire.server.devices.base import DeviceArray, State
 from gradwire.server.durability import changes
 from gradwire.server.engine.run import Run, Values
+from gradwire.server.engine.run_events import EventKind
 from gradwire.server.optimizers.base import Floats
 from gradwire.server.runs.upload import Upload
 from gradwire.wire.encoding import SLICE_BYTES
@@ -83,7 +84,9 @@ async def put_parameters(run: Run, upload: Upload, *, partial: bool = False) -> 
             upload.fill([run.state.params])
         return Values(State(upload.vectors[0], run.state.slots), run.step, run.tensor_steps, run.groups)
 
-    return await changes.put(run, "the parameters", make, work=run.spec.layout.elements if partial else 0)
+    step, epoch = await changes.put(run, "the parameters", make, work=run.spec.layout.elements if partial else 0)
+    run.events.note(EventKind.WRITTEN, f"{'some' if partial else 'all'} parameters", step)
+    return step, epoch
 
 
 def check_state(run: Run, slots: Sequence[str], step: int, tensor_steps: Sequence[int]) -> npt.NDArray[np.int64]:
@@ -124,7 +127,9 @@ async def put_state(
         new = dict(zip(slots, upload.vectors, strict=True))
         return Values(State(run.state.params, new), step, tensor_steps, run.groups)
 
-    return await changes.put(run, "the optimizer state", make)
+    step, epoch = await changes.put(run, "the optimizer state", make)
+    run.events.note(EventKind.WRITTEN, "the optimizer state", step)
+    return step, epoch
 
 
 @contextmanager

@@ -89,6 +89,7 @@ class Session:
         self._watch = (counters or BlockCounters()).watch()
         self._wait = BlockWait(run, holder, self._watch, self._receiver)
         holder.waits = self._wait.now
+        holder.block_seconds = self._watch.last_seconds
 
     @classmethod
     async def attach(

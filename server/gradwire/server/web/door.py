@@ -36,6 +36,14 @@ _LAST_WORDS_SECONDS = 1.0
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
 
+_deadlines: dict[RequestHandler, asyncio.Timeout] = {}
+"""Of the connections that are open."""
+
+
+def without_end(request: web.BaseRequest) -> None:
+    """Whoever answers ``request`` sees to it that its connection ends."""
+    _deadlines[request.protocol].reschedule(None)
+
 
 class _Server(web.Server):
     """Says when a connection is over."""
@@ -125,7 +133,7 @@ class Door:
         ours = True
         try:
             with suppress(OSError, TimeoutError):  # a handshake that failed, or whoever was too slow
-                async with asyncio.timeout(CONNECTION_SECONDS):
+                async with asyncio.timeout(CONNECTION_SECONDS) as _deadlines[made]:
                     context = await self._context()
                     seconds = None if context is None else _HANDSHAKE_SECONDS
                     ours = False  # from here on asyncio closes it, also where the handshake fails
@@ -134,6 +142,7 @@ class Door:
                     )
                     await over.wait()
         finally:
+            _deadlines.pop(made, None)
             del server.over[made]
             if isinstance(transport, asyncio.Transport):
                 transport.abort()
