@@ -25,6 +25,9 @@ from gradwire.client import (
     WorkerConflict,
     connect,
 )
+from gradwire.wire.lane import AVAILABLE
+from tests.contract import shared_runs
+from tests.contract.bare import BareClient
 from tests.faults.bare import fresh_name
 from tests.faults.hosted import HostedServer, InBackground, eventually
 from tests.faults.proxy import Proxy
@@ -412,3 +415,14 @@ def test_mixing_runs_of_one_worker_and_shared_calls_is_refused_by_name(server: S
     assert [worker.worker_id for worker in alone.workers()] == [alone.worker_id]
     with pytest.raises(TypeError, match=r"^workers is 3; expected Shared"):
         server.create_run(fresh_name("bad"), filled(0), PLAIN, workers=3)  # type: ignore[arg-type]
+
+
+def test_what_waits_is_answered_before_a_stream_could_move_to_a_lane(hosted: HostedServer) -> None:
+    with BareClient(hosted.target) as bare:
+        shared = shared_runs.Shared(bare, quorum=2, deadline_seconds=300)
+        first = shared.attach("a", lane=True)
+        assert first.stream.attached.HasField("lane") == AVAILABLE
+        first.send([1.0, 1.0])
+        shared.until_waiting("a")
+        again = shared.attach("a", lane=True, resumes=1).stream.attached
+        assert (again.waiting_sequence, again.HasField("lane")) == (1, False)

@@ -138,7 +138,9 @@ class OptimizerServicer(SnapshotCalls, WorkerCalls, SeriesCalls, ServerCalls):
                 near = self._may_share_memory(call.peer)
                 if attach.shared_memory and near:
                     await session.share_memory()
-                offer = self.lanes.offer(call.peer, partial(_file_of, session)) if attach.lane and near else None
+                # What waits from an earlier stream is answered before this one could move to a lane.
+                by_lane = attach.lane and near and not session.waiting_sequence
+                offer = self.lanes.offer(call.peer, partial(_file_of, session)) if by_lane else None
                 self.note(call.context, call, "Train")
                 call.action = "Detach"
                 traffic = self.registry.counters.traffic.stream(*encoding_names(attach, run))
