@@ -153,4 +153,5 @@ def _resumed(last_id: str, instance: str, names: Sequence[str]) -> Iterator[tupl
         uid, _, rest = mark.partition(".")
         numbers = rest.split(".")
         if len(numbers) == 3 and all(part.isascii() and part.isdecimal() and len(part) < 20 for part in numbers):
-            yield name, _Seen(uid, *map(int, numbers))
+            rewritten, from_step, series = map(int, numbers)
+            yield name, _Seen(uid, rewritten, from_step, series)
