@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import gc
+import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from gradwire.client import AMSGrad, Draining, Fenced, RetryPolicy, Run, RunOptions, Server, connect
+from gradwire.client import SGD, AMSGrad, Draining, Fenced, RetryPolicy, Run, RunOptions, Server, connect
+from gradwire.client.transport import lane as client_lane
+from gradwire.server.rpc import lanes
+from gradwire.server.rpc.lane import Lane
 from tests.faults.bare import fresh_name
 from tests.faults.gated import BULK, GatedDevice, gradient
 from tests.faults.hosted import HostedServer, InBackground, eventually
@@ -110,6 +115,41 @@ def test_only_grpc_breaks(
     assert run.step_count == 2
     assert run.step_many(three)["w"].tobytes() == expected[2]
     assert has_lane(run)  # it has done nothing wrong
+
+
+@pytest.mark.parametrize("end", ["client", "server"])
+def test_a_packet_that_the_system_does_not_take_ends_it(
+    hosted: HostedServer, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """There may be less room than for one, where the system's default is small: the block goes through gRPC."""
+
+    def with_little_room(connection: socket.socket) -> Lane:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        return Lane(connection)
+
+    if end == "server":
+        monkeypatch.setattr(lanes, "Lane", with_little_room)
+    values = {"w": np.zeros(9_000, np.float32)}
+    with connect(hosted.target) as server, server.create_run(fresh_name("room"), values, SGD(lr=1.0)) as run:
+        stream = run._attachment.stream
+        assert stream is not None
+        assert stream.lane is not None
+        if end == "client":
+            stream.lane._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+        for step in (1, 2):
+            assert run.step({"w": np.ones(9_000, np.float32)}).step == step
+            assert (run.params["w"] == -step).all()
+        assert not has_lane(run)
+
+
+def test_one_that_cannot_be_opened_says_so_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where there are no file descriptors left: its finalizer, too, has nothing to add."""
+    unraisable: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", unraisable.append)
+    with pytest.raises(OSError, match="not supported"):
+        client_lane._Connection(socket.AF_UNIX, socket.SOCK_SEQPACKET, 99)
+    gc.collect()
+    assert not unraisable
 
 
 @pytest.mark.parametrize("size", [3, BULK])

@@ -7,6 +7,7 @@ import socket
 import stat
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from pathlib import Path
@@ -281,6 +282,25 @@ def test_a_file_in_its_place_is_left_alone(tmp_path: Path, caplog: pytest.LogCap
         assert not has_lane(run)
     assert (tmp_path / "socket.lane").read_text() == "somebody's"
     assert any("no lanes" in record.getMessage() for record in caplog.records)
+
+
+@pytest.mark.parametrize("cause", ["a path that is too long", "no directory"])
+def test_an_address_without_lanes_takes_no_others_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, cause: str
+) -> None:
+    caplog.set_level("INFO")
+    temporary = tmp_path / ("long" * 30)
+    if cause == "a path that is too long":
+        temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    with HostedServer(listen=(f"unix:{tmp_path}/socket", "127.0.0.1:0")) as hosted:
+        for target, has in zip(hosted.server.addresses, (True, False), strict=True):
+            with connect(target) as server, server.create_run("x", {"w": np.zeros(SIZE)}, AMSGrad()) as run:
+                assert run.step({"w": np.ones(SIZE)}).step == 1
+                assert has_lane(run) is has
+                server.delete_run("x")
+    assert any("no lanes for loopback" in record.getMessage() for record in caplog.records)
+    assert not list(tmp_path.glob("long*/*"))
 
 
 CLIENT = """

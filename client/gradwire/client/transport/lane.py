@@ -22,7 +22,8 @@ class _Connection(socket.socket):
     by then. No lock guards that: Ctrl-C could leave it held."""
 
     def __del__(self) -> None:
-        self.close()
+        with suppress(AttributeError):  # it has never been opened: there was no file descriptor left
+            self.close()
 
 
 class Lane:
@@ -64,13 +65,17 @@ class Lane:
             os.close(self.file_descriptor)
 
     def send(self, message: bytes) -> None:
-        """Waits for room as long as the lane lasts. To one that is over nothing is sent, and `receive` says so."""
+        """Waits for room as long as the lane lasts. To one that is over nothing is sent, and `receive` says so.
+
+        A packet that the system does not take (there may be less room for it than its size) ends the lane: the server
+        would wait for it for ever.
+        """
         try:
             for packet in packets(message):
                 while not self._send(packet):
                     pass
         except OSError:
-            pass
+            self.shut()
 
     def receive(self) -> bytes | None:
         """The next message; None: the lane is over. Raises ProtocolViolation."""

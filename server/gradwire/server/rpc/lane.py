@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import grpc
@@ -49,7 +50,11 @@ class Lane:
         return found
 
     async def write(self, message: bytes) -> None:
-        """Sends a message, when there is room for it. To a peer that is gone nothing is sent: `read` finds its end."""
+        """Sends a message, when there is room for it. To a peer that is gone nothing is sent: `read` finds its end.
+
+        A packet that the system does not take (there may be less room for it than its size) ends the lane as well: the
+        peer would wait for it for ever.
+        """
         if not self.send(message):
             await self.flush()
 
@@ -82,6 +87,8 @@ class Lane:
                 return False
             except OSError:
                 self._unsent.clear()
+                with suppress(OSError):  # it may be over already, or closed
+                    self._socket.shutdown(socket.SHUT_RDWR)
                 return True
             self._unsent.popleft()
         return True

@@ -11,7 +11,7 @@ import secrets
 import socket
 import stat
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -69,21 +69,18 @@ class Lanes:
 
     def open(self, addresses: Sequence[str], *, loopback: bool) -> None:
         """Listens beside each unix socket of ``addresses``, and for the others, where ``loopback`` says so, in a
-        directory of the server's own. A system without lanes, or a path that is too long, has none."""
+        directory of the server's own. A system without lanes, or an address whose path is too long, has none."""
         if not AVAILABLE:
             return
-        try:
-            for address in addresses:
-                if is_unix(address):
-                    self._listen(Path(address.removeprefix("unix:") + SUFFIX))
-                    self._beside = True
-            if loopback and not all(map(is_unix, addresses)):
+        for address in filter(is_unix, addresses):
+            with _else_through_grpc(address):
+                self._listen(Path(address.removeprefix("unix:") + SUFFIX))
+                self._beside = True
+        if loopback and not all(map(is_unix, addresses)):
+            with _else_through_grpc("loopback"):
                 self._directory = Path(tempfile.mkdtemp(prefix="gradwire-lanes-"))  # mode 0700
                 self._listen(self._directory / "socket")
                 self._loopback = str(self._paths[-1].absolute())
-        except OSError as error:
-            log.info("no lanes, messages go through gRPC: %s", error)
-            self.close()
 
     def offer(self, peer: str, region: Callable[[], int]) -> Offer | None:
         """A lane for the stream of ``peer``, an address as gRPC names it; None: there is none. See `Offer`."""
@@ -175,6 +172,15 @@ class Lanes:
             self._greeted.discard(connection)
             _loop().remove_reader(connection)
             connection.close()
+
+
+@contextlib.contextmanager
+def _else_through_grpc(address: str) -> Iterator[None]:
+    """Where there can be no lanes, the other addresses still have theirs."""
+    try:
+        yield
+    except OSError as error:
+        log.info("no lanes for %s, messages go through gRPC: %s", address, error)
 
 
 def _loop() -> asyncio.AbstractEventLoop:
