@@ -65,8 +65,8 @@ CASES = {
             ),
         )
         * 3,
-        # Two commits at once: seen in the state, in what is answered, in rows whose order or receipts are not true, or by
-        # the device, from under which one of them has taken what the other one works on.
+        # Two commits at once: seen in the state, in what is answered, in rows whose order or receipts are not true, or
+        # by the device, from under which one of them has taken what the other one works on.
         "the server holds|applied twice|was answered with step|computes other bits|are lost|its device failed",
         # So large that what its commits do after the journal leaves the event loop.
         shapes=(Shape("run", "JOURNAL", SEED, size=80_000, blocks=(8,), whole=0.0),),
