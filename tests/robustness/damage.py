@@ -71,8 +71,12 @@ KINDS: dict[str, Callable[[Path, str, random.Random], bool]] = {
 
 
 def _needed(database: sqlite3.Connection, run: str) -> list[int]:
-    """Keys of those rows of a run's journal that its newest snapshot does not include."""
-    (number,) = database.execute("SELECT id FROM runs WHERE name = ?", (f"runs/{run}",)).fetchone()
+    """Keys of those rows of a run's journal that its newest snapshot does not include; none of a run that is not there:
+    its server is asked for it next."""
+    found = database.execute("SELECT id FROM runs WHERE name = ?", (f"runs/{run}",)).fetchone()
+    if found is None:
+        return []
+    (number,) = found
     (newest,) = database.execute("SELECT max(number) FROM snapshots WHERE run = ?", (number,)).fetchone()
     first, last = (number << _NUMBER_BITS) + newest + 1, (number + 1) << _NUMBER_BITS
     return [key for (key,) in database.execute("SELECT key FROM journal WHERE key BETWEEN ? AND ?", (first, last))]
