@@ -16,6 +16,7 @@ from gradwire.server.access.audit import AuditLog
 from gradwire.server.access.gate import LOOK_SECONDS, Gate
 from gradwire.server.access.identity import Identity
 from gradwire.server.access.pacing import Pace
+from gradwire.server.engine.periodic import again_and_again
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.threads import unless_short
 from gradwire.server.rounds.rounds import require_leader
@@ -123,15 +124,15 @@ class Calls:
     async def watch_access(self) -> None:
         """Looks at the access file again and again, and ends the streams of those who have been revoked or whose time
         is over, as a drain does: what has arrived whole is committed and answered. Until it is cancelled."""
-        if self.gate is None:
+        gate = self.gate
+        if gate is None:
             return
-        while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            try:
-                await asyncio.to_thread(self.gate.look)  # no thread of those that tenants can keep busy
-                self._end_those_who_are_over(self.gate)
-            except Exception:
-                log.exception("the access file cannot be looked at; tried again in %g s", LOOK_SECONDS)
+
+        async def look() -> None:
+            await asyncio.to_thread(gate.look)  # no thread of those that tenants can keep busy
+            self._end_those_who_are_over(gate)
+
+        await again_and_again(look, lambda: LOOK_SECONDS, log, "the access file cannot be looked at")
 
     def _end_those_who_are_over(self, gate: Gate) -> None:
         loop = asyncio.get_running_loop()

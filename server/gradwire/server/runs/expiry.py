@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import time
 
 from gradwire.server.durability.changes import on_disk
 from gradwire.server.durability.run_storage import storage_of
+from gradwire.server.engine.periodic import again_and_again
 from gradwire.server.engine.run import Run
 from gradwire.server.runs.registry import Registry
 from gradwire.wire.errors import GradwireError
@@ -29,12 +29,8 @@ class Expiry:
 
     async def watch(self) -> None:
         """Looks again and again, until it is cancelled."""
-        while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            try:
-                await self.look()
-            except Exception:
-                log.exception("runs cannot be looked at for their times to live; tried again in %g s", LOOK_SECONDS)
+        failure = "runs cannot be looked at for their times to live"
+        await again_and_again(self.look, lambda: LOOK_SECONDS, log, failure)
 
     async def look(self) -> None:
         """Deletes the runs whose time is over."""

@@ -7,6 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 
 from gradwire.server.engine.activity import Attached, WaitsFor
+from gradwire.server.engine.periodic import again_and_again
 from gradwire.server.engine.run import Run
 
 log = logging.getLogger(__name__)
@@ -37,12 +38,7 @@ class Stalls:
 
     async def watch(self) -> None:
         """Again and again, until it is cancelled."""
-        while True:
-            await asyncio.sleep(LOOK_SECONDS)
-            try:
-                await self.look()
-            except Exception:
-                log.exception("nobody can be looked at who may be stalled; tried again in %g s", LOOK_SECONDS)
+        await again_and_again(self.look, lambda: LOOK_SECONDS, log, "nobody can be looked at who may be stalled")
 
     async def look(self) -> None:
         """At each of them once."""

@@ -112,11 +112,12 @@ class FollowsSome:
         seen.texts.pop("missing", None)
         if name == self.main:
             parts = {
-                "about": details.about(run),
                 "settings": details.settings(self._registry, run),
                 "workers": details.workers(run),
                 "events": details.events(run),
             }
+            if "about" not in seen.texts:  # which never changes, and is the longest
+                parts = {"about": details.about(run), **parts}
             texts = await self._aside.run(lambda: {kind: to_json(part) for kind, part in parts.items()})
             for kind, text in texts.items():
                 found += self._changed(seen, kind, self._who.text(text))
