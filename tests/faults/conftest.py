@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import grpc
 import pytest
@@ -56,6 +58,18 @@ def stub(process: ServerProcess, connect_bare: Callable[[str], Stub]) -> Stub:
     return connect_bare(process.target)
 
 
+@contextmanager
+def hosted_in_order(
+    caplog: pytest.LogCaptureFixture, device: GatedDevice | None = None, **settings: Any
+) -> Iterator[HostedServer]:
+    """A server in this process, which at its end has nothing left, and has logged no error."""
+    with HostedServer(device, **settings) as server:
+        yield server
+        check_nothing_is_left(server)
+    errors = [record for record in caplog.get_records("call") if record.levelno >= logging.ERROR]
+    assert not errors, [record.getMessage() for record in errors]
+
+
 @pytest.fixture
 def device() -> GatedDevice:
     """The device of `hosted`."""
@@ -68,11 +82,8 @@ def hosted(device: GatedDevice, caplog: pytest.LogCaptureFixture) -> Iterator[Ho
 
     At its end no memory may be left over, and no fault of a client may have been logged as an error of the server's.
     """
-    with HostedServer(device, stall_timeout_seconds=2.0) as server:
+    with hosted_in_order(caplog, device, stall_timeout_seconds=2.0) as server:
         yield server
-        check_nothing_is_left(server)
-    errors = [record for record in caplog.get_records("call") if record.levelno >= logging.ERROR]
-    assert not errors, [record.getMessage() for record in errors]
 
 
 @pytest.fixture

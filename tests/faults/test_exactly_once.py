@@ -10,6 +10,7 @@ import pytest
 
 from gradwire.client import AMSGrad, RunBusy, Server
 from tests.faults.bare import BareStream, Stub, fresh_name
+from tests.faults.cutting import cut_during
 from tests.faults.gated import GatedDevice, gradient
 from tests.faults.hosted import HostedServer, InBackground, eventually
 from tests.faults.proxy import Direction, Proxy
@@ -30,31 +31,15 @@ def cut_in_the_upload(hosted: HostedServer, device: GatedDevice, proxy: Proxy, s
 @contextmanager
 def cut_in_the_update(hosted: HostedServer, device: GatedDevice, proxy: Proxy, steps: int) -> Iterator[None]:
     """While a slice is computed whose successors arrive."""
-    with device.hold("early") as gate:
-
-        def cut() -> None:
-            gate.wait_entered()
-            proxy.cut()
-            hosted.wait_cancelled()
-            gate.release()
-
-        with InBackground(cut):
-            yield
+    with cut_during("early", hosted, device, proxy):
+        yield
 
 
 @contextmanager
 def cut_in_the_commit(hosted: HostedServer, device: GatedDevice, proxy: Proxy, steps: int) -> Iterator[None]:
     """After the last slice has arrived and before the commit ends."""
-    with device.hold("commit") as gate:
-
-        def cut() -> None:
-            gate.wait_entered()
-            proxy.cut()
-            hosted.wait_cancelled()
-            gate.release()
-
-        with InBackground(cut):
-            yield
+    with cut_during("commit", hosted, device, proxy):
+        yield
 
 
 @contextmanager

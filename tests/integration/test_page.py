@@ -24,7 +24,7 @@ from gradwire.server.web.page import Page
 from tests.faults.hosted import WAIT_SECONDS, HostedServer, eventually
 from tests.integration.access import ROLES, AccessFile, secret_of
 from tests.integration.certificates import Files
-from tests.integration.watching import Answer, ask
+from tests.integration.watching import Answer, ask, hosted_page
 
 HTTP: dict[str, Any] = {"http": "127.0.0.1:0"}
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
@@ -34,12 +34,8 @@ HOSTILE = "<img src=x onerror=alert(1)>\x1b[31m\n"
 @pytest.fixture(scope="module")
 def hosted() -> Iterator[HostedServer]:
     """Shared; give runs names of your own. What it shows is newer than elsewhere."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(streams, "TICK_SECONDS", 0.1)
-        patch.setattr(streams, "_SHARE", 1.0)
-        patch.setattr(listing, "_FRESH_SECONDS", 0.0)
-        with HostedServer(**HTTP) as server:
-            yield server
+    with hosted_page() as server:
+        yield server
 
 
 @pytest.fixture

@@ -4,13 +4,27 @@ from __future__ import annotations
 
 import http.client
 import ssl
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
+import pytest
 from prometheus_client.core import Metric
 from prometheus_client.parser import text_string_to_metric_families
 
+from gradwire.server.web import listing, streams
 from tests.faults.hosted import WAIT_SECONDS, HostedServer
+
+
+@contextmanager
+def hosted_page() -> Iterator[HostedServer]:
+    """A server whose page is newer than elsewhere, and tells news sooner."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streams, "TICK_SECONDS", 0.1)
+        patch.setattr(streams, "_SHARE", 1.0)
+        patch.setattr(listing, "_FRESH_SECONDS", 0.0)
+        with HostedServer(http="127.0.0.1:0") as server:
+            yield server
 
 
 class Answer(NamedTuple):

@@ -16,6 +16,7 @@ from gradwire.client.transport import lane as client_lane
 from gradwire.server.rpc import lanes
 from gradwire.server.rpc.lane import Lane
 from tests.faults.bare import fresh_name
+from tests.faults.cutting import cut_during
 from tests.faults.gated import BULK, GatedDevice, gradient
 from tests.faults.hosted import HostedServer, InBackground, eventually
 from tests.faults.proxy import Direction, Proxy
@@ -101,16 +102,8 @@ def test_only_grpc_breaks(
     run = server.create_run(fresh_name("cut"), {"w": gradient(BULK, 0)}, AMSGrad(lr=0.01))
     one, two, three = blocks(BULK, 1)
     run.step_many(one)
-    with device.hold("commit") as gate:
-
-        def cut() -> None:
-            gate.wait_entered()
-            proxy.cut()
-            hosted.wait_cancelled()
-            gate.release()
-
-        with InBackground(cut):
-            values = run.step_many(two)
+    with cut_during("commit", hosted, device, proxy):
+        values = run.step_many(two)
     assert values["w"].tobytes() == expected[1]
     assert run.step_count == 2
     assert run.step_many(three)["w"].tobytes() == expected[2]

@@ -10,7 +10,7 @@ import pytest
 
 from gradwire.client import Run, Server, connect
 from gradwire.client.training import attach_message
-from tests.faults.conftest import check_nothing_is_left, proxy  # noqa: F401
+from tests.faults.conftest import hosted_in_order, proxy  # noqa: F401
 from tests.faults.hosted import HostedServer
 
 
@@ -25,11 +25,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def hosted(caplog: pytest.LogCaptureFixture) -> Iterator[HostedServer]:
     """A server that gives stalled peers up after a second. At its end nothing may be left, or logged as an error."""
     caplog.set_level(logging.INFO, "gradwire")
-    with HostedServer(stall_timeout_seconds=1.0) as server:
+    with hosted_in_order(caplog, stall_timeout_seconds=1.0) as server:
         yield server
-        check_nothing_is_left(server)
-    errors = [record for record in caplog.get_records("call") if record.levelno >= logging.ERROR]
-    assert not errors, [record.getMessage() for record in errors]
 
 
 @pytest.fixture

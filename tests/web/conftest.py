@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from gradwire.server.web import listing, streams
 from tests.faults.hosted import HostedServer
+from tests.integration.watching import hosted_page
 from tests.web.browser import Browser, programs
 
 
@@ -34,9 +34,5 @@ def window(browser: Browser) -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def hosted() -> Iterator[HostedServer]:
     """Shared; give runs names of your own. It tells news sooner than elsewhere."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(streams, "TICK_SECONDS", 0.1)
-        patch.setattr(streams, "_SHARE", 1.0)
-        patch.setattr(listing, "_FRESH_SECONDS", 0.0)
-        with HostedServer(http="127.0.0.1:0") as server:
-            yield server
+    with hosted_page() as server:
+        yield server
