@@ -71,8 +71,8 @@ KINDS: dict[str, Callable[[Path, str, random.Random], bool]] = {
 
 
 def _needed(database: sqlite3.Connection, run: str) -> list[int]:
-    """Keys of those rows of a run's journal that its newest snapshot does not include; none of a run that is not there:
-    its server is asked for it next."""
+    """Keys of those rows of a run's journal that its newest snapshot does not include; none of one that is not there:
+    a life may be too short for its worker to have made it."""
     found = database.execute("SELECT id FROM runs WHERE name = ?", (f"runs/{run}",)).fetchone()
     if found is None:
         return []

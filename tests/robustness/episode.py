@@ -126,11 +126,27 @@ class Episode:
 
     def _refused(self) -> bool:
         """Whether the server, or every run that was damaged, is refused now, with a word: a good end after damage."""
+        begins_at = self._log.stat().st_size
         server = self._start()
         refused = server.exit_status == 1 and self.world.said("ClickException: ")
+        for trainer in self.trainers:
+            if isinstance(trainer, Trainer) and not server.dead:
+                self._require_told(trainer, begins_at)
         refused |= any(isinstance(trainer, Trainer) and trainer.refused for trainer in self.trainers)
         self.tally.refused += refused
         return refused
+
+    def _require_told(self, trainer: Trainer, begins_at: int) -> None:
+        """Waits until a trainer has heard what its server has logged, that it cannot have its run. Raises Violation."""
+        deadline = time.monotonic() + SETTLE_SECONDS
+        name = f"runs/{trainer.shape.name}"
+        if any(self.world.said(f"{name} {word}", begins_at) for word in ("cannot be brought back:", "is damaged:")):
+            while not trainer.refused:
+                for worker in self._workers:
+                    self._raise(worker)
+                if time.monotonic() > deadline:
+                    raise Violation(f"{name} is damaged, and its worker is not told")
+                time.sleep(0.01)
 
     def check(self) -> None:
         """Compares everything with the model, while nothing happens."""

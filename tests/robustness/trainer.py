@@ -256,7 +256,7 @@ class Trainer:
             self._drop()
             return
         except (RunNotFound, RunDamaged) as error:
-            if self._created:
+            if self._created or isinstance(error, RunDamaged):  # of an attempt of ours whose outcome was not known
                 self._gone(error)
             self._drop()
             return
