@@ -114,10 +114,10 @@ def _sole(run: Run) -> dict[str, Any]:
 
 def _blocks(holder: Holder) -> dict[str, Any] | None:
     """How long the last blocks of a stream took, and how large the last one was; None: it has sent none."""
-    taken, receipt = list(holder.block_seconds), holder.record.receipt
+    taken, receipt = holder.block_seconds(), holder.record.receipt
     if not taken or receipt is None:
         return None
-    p50, p90, p99 = np.percentile(taken, (50, 90, 99)).tolist()
+    p50, p90, p99 = np.percentile(list(taken), (50, 90, 99)).tolist()
     return {"count": len(taken), "p50": p50, "p90": p90, "p99": p99, "received_bytes": receipt.received_bytes}
 
 
