@@ -18,7 +18,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -76,15 +76,20 @@ class NoCounters(BlockCounters):
 
 
 class Wire:
-    """Stands for gRPC's context: one chunk of messages lies ready, answers go nowhere."""
+    """Stands for gRPC's context: one chunk of messages lies ready, answers go nowhere.
 
-    def __init__(self) -> None:
+    Args:
+        logged: names of what each step logs.
+    """
+
+    def __init__(self, logged: Sequence[str] = ()) -> None:
+        self._scalars = [train_pb2.Scalar(name=name, values=[0.3]) for name in logged]
         self._sequence = 0
         self._messages: Iterator[bytes] = iter(())
 
     def fill(self) -> None:
         """Makes the messages of a chunk."""
-        header, data = train_pb2.BlockHeader(steps=1), np.ones(1, np.float32).tobytes()
+        header, data = train_pb2.BlockHeader(steps=1, scalars=self._scalars), np.ones(1, np.float32).tobytes()
         made = []
         for _ in range(CHUNK):
             self._sequence += 1
@@ -102,12 +107,14 @@ class Wire:
 class Stream:
     """One run and its only worker, as `OptimizerServicer.Train` drives them."""
 
-    def __init__(self, name: str, counters: BlockCounters, executor: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, name: str, counters: BlockCounters, executor: ThreadPoolExecutor, logged: Sequence[str] = ()
+    ) -> None:
         spec = RunSpec(f"runs/{name}", LAYOUT, FLOAT32, (AdamHyperparameters(amsgrad=True),))
         self._run = Run(spec, CpuDevice(1), MemoryBudget(2**30), executor)
         self._counters = counters
         self._executor = executor
-        self._wire = Wire()
+        self._wire = Wire(logged)
         self._traffic = Traffic().stream("float32", "float32")
 
     async def open(self) -> None:

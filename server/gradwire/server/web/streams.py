@@ -115,9 +115,10 @@ class Streams:
         who, registry = watcher.who, self._watched.registry
         hello = {"instance": registry.server_instance, "id": who.id, "tenant": who.tenant}
         await write(response, event("hello", to_json({**hello, "role": who.role.name.lower()})))
-        rows, spoken, server = await self._listing.look(), time.monotonic(), b""
+        await self._listing.look()
+        spoken, server = time.monotonic(), b""
         while not watcher.over:
-            news = await watcher.follows.news(rows)
+            news = await watcher.follows.news(self._listing.now)  # not kept: whoever drops a long list last frees it
             if server != self._server:
                 news, server = news + self._server, self._server
             if news or time.monotonic() - spoken >= _HEARTBEAT_SECONDS:
@@ -127,7 +128,6 @@ class Streams:
                 async with asyncio.timeout(_HEARTBEAT_SECONDS):
                     await watcher.turn.wait()
             watcher.turn.clear()
-            rows = self._listing.now
         await write(response, event("end", to_json({"why": watcher.over})))
 
     async def _look(self) -> None:
