@@ -38,7 +38,7 @@ from gradwire.server.engine.run import Run
 from gradwire.server.engine.spec import RunSpec
 from gradwire.server.memory.budget import MemoryBudget
 from gradwire.server.metrics.blocks import BlockCounters, BlockWatch
-from gradwire.server.metrics.traffic import Traffic
+from gradwire.server.metrics.traffic import stream_bytes
 from gradwire.server.optimizers.adam import AdamHyperparameters
 from gradwire.server.rpc.stream_guard import StreamGuard
 from gradwire.server.rpc.train_stream import TrainStream
@@ -115,7 +115,7 @@ class Stream:
         self._counters = counters
         self._executor = executor
         self._wire = Wire(logged)
-        self._traffic = Traffic().stream("float32", "float32")
+        self._traffic = stream_bytes()
 
     async def open(self) -> None:
         encoder = DenseEncoder(FLOAT32)
@@ -178,7 +178,7 @@ async def _as_task(stream: Stream) -> float:
 
 def of_what_both_do() -> float:
     """Microseconds: three calls that do nothing, two sums of bytes, and the moment that the run notes."""
-    watch, bytes_, note = NoCounters().watch(), Traffic().stream("", ""), BlockCounters()
+    watch, bytes_, note = NoCounters().watch(), stream_bytes(), BlockCounters()
     data, skipped = bytes(4), ()
 
     def once() -> None:

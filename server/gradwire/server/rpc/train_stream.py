@@ -17,7 +17,7 @@ from gradwire.server.engine.block import GradientSlice, Placed, Reply, Waiting
 from gradwire.server.engine.workers import Holder
 from gradwire.server.memory.budget import MemoryBudget
 from gradwire.server.memory.shared_memory import SharedMemory
-from gradwire.server.metrics.traffic import StreamBytes, Traffic
+from gradwire.server.metrics.traffic import StreamBytes, stream_bytes
 from gradwire.server.rpc.codec import (
     cut,
     decode_gradients,
@@ -86,7 +86,7 @@ class TrainStream:
         self._encoder = encoder
         self._budget = budget
         self._pace = pace
-        self._traffic = traffic or Traffic().stream("", "")
+        self._traffic = traffic or stream_bytes()
         self._paced_seconds = 0.0  # what it has waited for
         self._between = True  # no block is arriving
         self._offer: asyncio.TimerHandle | None = None
