@@ -216,16 +216,15 @@ def main() -> int:
     rows = [
         ["the server's own series, a block", f"{own:.2f} us", ""],
         ["what a run does now, a block", f"{activity:.2f} us", ""],
-        *(
-            [f"logged values, {count} a step", f"{server[count]:.1f} us", f"{client[count]:.1f} us"]
-            for count in (1, 3)
-        ),
+        *([f"logged values, {count} a step", f"{server[count]:.1f} us", f"{client[count]:.1f} us"] for count in (1, 3)),
         ["200 values each of three series, a block", f"{block_server:.0f} us", f"{block_client:.0f} us"],
         ["a look at 10,000 workers for stalls", f"{look:.1f} ms", ""],
         ["its longest callback", f"{longest:.2f} ms", ""],
     ]
     print(table(["processor time", "of the server", "of the client"], rows), end="\n\n")
-    print(f"a block of {BLOCK_STEPS:,} steps of the synthetic experiment: {with_values:.2f} ms with its series, ", end="")
+    print(
+        f"a block of {BLOCK_STEPS:,} steps of the synthetic experiment: {with_values:.2f} ms with its series, ", end=""
+    )
     print(f"{without:.2f} ms without: {with_values / without:.2f} times")
     save(
         options.out,

@@ -54,7 +54,9 @@ def test_what_is_left_out_is_counted() -> None:
     now = {
         "groups": [{"optimizer": "adam", "lr": 0.1}],
         "group_count": 1,
-        "workers": [{"id": "w-0", "sequence": 3, "waits_for": "block 4", "waits_seconds": 9.6, "blocks": {"p50": 0.0123}}],
+        "workers": [
+            {"id": "w-0", "sequence": 3, "waits_for": "block 4", "waits_seconds": 9.6, "blocks": {"p50": 0.0123}}
+        ],
         "worker_count": 1,
         "bytes": {"received": {"lane": 12, "shared_memory": 3}, "sent": {}},
         "round": {"number": 4, "waiting_for": "2 of 3", "outcomes": {"accepted": 5}},
