@@ -4,6 +4,7 @@ the client."""
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Iterator
+from functools import partial
 from time import perf_counter
 from typing import Any
 
@@ -14,12 +15,13 @@ from gradwire.server.engine.workers import Holder
 from gradwire.server.memory.budget import MemoryBudget
 from gradwire.server.memory.shared_memory import SharedMemory
 from gradwire.server.metrics.traffic import StreamBytes, Traffic
-from gradwire.server.rpc.codec import cut, decode_gradients, decode_request, encode_reply, encode_waiting
+from gradwire.server.rpc.codec import GradientsDecoder, cut, decode_request, encode_reply, encode_waiting
 from gradwire.server.rpc.lane import Lane
 from gradwire.server.rpc.lanes import Offer
 from gradwire.server.rpc.requests import UNSENT, Request, Requests
 from gradwire.server.rpc.stream_guard import StreamGuard
 from gradwire.server.rpc.stream_region import StreamRegion
+from gradwire.server.rpc.whole_answer import WholeAnswers
 from gradwire.v1 import train_pb2
 from gradwire.wire.encoding import Array
 from gradwire.wire.envelope import parameters_response
@@ -62,6 +64,8 @@ class TrainStream:
         self._moved = False
         self._region = None if memory is None else StreamRegion(memory, encoder, self._requests)
         self._encoder = encoder
+        self._gradients = GradientsDecoder()
+        self._whole_answers = WholeAnswers(encoder)
         self._budget = budget
         self._pace = pace
         self._traffic = traffic or Traffic().stream("", "")
@@ -143,14 +147,14 @@ class TrainStream:
         self._traffic = self._traffic.by_lane
         # Who is counted may have to wait, and what lies in shared memory comes in order with other slices of it.
         if self.at_once is not None and self._pace is None and self._region is None:
-            lane.at_once = self._answer_at_once
+            lane.at_once = partial(self._answer_at_once, lane)
 
     async def _send_unsent(self) -> None:
         """Waits until there is room for what `_answer_at_once` has made."""
         await self._guard.hear(self._lane.flush)
         self.on_answered()
 
-    def _answer_at_once(self, serialized: bytes) -> object | None:
+    def _answer_at_once(self, lane: Lane, serialized: bytes) -> object | None:
         """See `Lane.at_once`. What the stream has been told to end for comes first, and so does what is kept."""
         request = decode_request(serialized)
         message: train_pb2.Gradients = request.message.gradients
@@ -158,16 +162,22 @@ class TrainStream:
         if busy or not message.last or message.HasField("shared"):
             return request
         assert self.at_once is not None
-        reply = self.at_once(decode_gradients(message, request.data))
+        reply = self.at_once(self._gradients.decode(message, request.data))
         if reply is None:
             return request
         self._traffic.received.bytes += len(request.data)
         room = True
-        for parameters, data in encode_reply(reply, self._encoder):
-            if data is not None:
-                self._traffic.sent.bytes += data.nbytes
-            for response in _responses(parameters, data):
-                room = self._lane.send(response)
+        whole = self._whole_answers.encode(reply)
+        if whole is not None:
+            response, size = whole
+            self._traffic.sent.bytes += size
+            room = lane.send(response)
+        else:
+            for parameters, data in encode_reply(reply, self._encoder):
+                if data is not None:
+                    self._traffic.sent.bytes += data.nbytes
+                for response in _responses(parameters, data):
+                    room = lane.send(response)
         if not room:
             return UNSENT
         self.on_answered()
@@ -182,14 +192,14 @@ class TrainStream:
             region.begin_slice()
         if not message.HasField("shared"):
             self._traffic.received.bytes += len(request.data)
-            return self._counted(decode_gradients(message, request.data))
+            return self._counted(self._gradients.decode(message, request.data))
         if request.data:
             raise ProtocolViolation("a slice has both data and a place in shared memory; expected one of them")
         if region is None:
             raise ProtocolViolation("a slice lies in a region, but this stream has none")
         data = region.gradients(message.shared)
         self._traffic.received_shared.bytes += message.shared.size_bytes
-        return self._counted(decode_gradients(message, data))
+        return self._counted(self._gradients.decode(message, data))
 
     def _counted(self, part: GradientSlice) -> GradientSlice:
         self._between = False
