@@ -47,6 +47,10 @@ class Logged:
                 taken.append(self._waiting.popleft())
         return joined(*taken)
 
+    def cut(self, step: int) -> None:
+        """The run is at an earlier step now: what waits of later ones goes, and what is of the next block stays."""
+        self.put_back({name: kept for name, values in self.take().items() if (kept := _until(values, step, whole=True))})
+
     def put_back(self, parts: Parts) -> None:
         """What `take` has given goes with another block."""
         if parts:
@@ -143,10 +147,26 @@ def joined(*parts: Parts) -> Parts:
 def scalar_messages(parts: Parts, before: int, steps: int) -> list[train_pb2.Scalar]:
     """For the header of a block of ``steps`` steps, ``before`` being the run's step before it.
 
-    Raises ValueError for too many series.
+    Values of later steps than the block's are of a past that somebody has undone since, and left out: a step is not
+    refused because of them. Raises ValueError for too many series.
     """
     _check_number(parts.keys())
-    return [_message(name, values, before, steps) for name, values in parts.items()]
+    kept = {name: _until(values, before + steps) for name, values in parts.items()}
+    return [_message(name, values, before, steps) for name, values in kept.items() if values]
+
+
+def _until(parts: list[Part], step: int, *, whole: bool = False) -> list[Part]:
+    """Without the buckets that begin after a step. Args: whole: those go, too, that end after it."""
+    kept: list[Part] = []
+    for part in parts:
+        if isinstance(part, float):
+            kept.append(part)
+            continue
+        table, width = part
+        table = table[:, table[0] + (width - 1) * whole <= step]
+        if table.size:
+            kept.append((table, width))
+    return kept
 
 
 def _message(name: str, parts: list[Part], before: int, steps: int) -> train_pb2.Scalar:
