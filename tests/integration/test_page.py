@@ -358,6 +358,19 @@ def test_several_runs_are_followed_at_once(hosted: HostedServer) -> None:
             assert events.next() == ("over", None)
 
 
+def test_a_run_is_followed_though_one_beside_it_is_not_there_yet(hosted: HostedServer) -> None:
+    with connect(hosted.target) as server:
+        server.create_run("here", {"w": np.zeros(3)}, Adam()).step({"w": np.ones(3)})
+        with Events(hosted, "?run=runs/here&run=runs/there&run=%3Cb%3E") as events:
+            assert events.until("series")["name"] == "runs/here"
+            missing = [events.until("missing") for _ in range(2)]
+            assert [each["name"] for each in missing] == ["runs/there", "<b>"]
+            assert missing[0]["why"] == "there is no run 'runs/there' on this server"
+            server.create_run("there", {"w": np.zeros(3)}, Adam()).step({"w": np.ones(3)})
+            assert events.until("whole")["name"] == "runs/there"
+            assert events.until("series")["name"] == "runs/there"
+
+
 def test_silence_is_filled(hosted: HostedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "_HEARTBEAT_SECONDS", 0.05)
     with Events(hosted) as events:
@@ -436,6 +449,11 @@ def test_a_tenant_sees_its_own_runs_by_its_own_names(access: AccessFile) -> None
             assert ask(hosted, path, token=secret_of("some")).status == 403
         for path in ("/api/tenants/other/runs/a", "/stream?run=tenants/other/runs/a"):
             assert ask(hosted, path, token=secret_of("read")).status == 404
+        theirs = "?run=runs/some-b&run=runs/a&run=tenants/other/runs/a"
+        with Events(hosted, theirs, Authorization=f"Bearer {secret_of('some')}") as events:
+            missing = [events.until("missing") for _ in range(2)]
+            assert [each["name"] for each in missing] == ["runs/a", "tenants/other/runs/a"]
+            assert "none of the runs that this token is for" in missing[0]["why"]
         assert get(hosted, "/api/tenants/other/runs/a", token=secret_of("admin"))["name"] == "tenants/other/runs/a"
         for path in ("/", "/runs/a", "/api/runs", "/api/runs/a", "/stream"):
             assert ask(hosted, path).status == 401
