@@ -481,6 +481,15 @@ def test_a_token_is_shown_once_and_its_session_ends_with_it(access: AccessFile, 
         ended = ask(hosted, "/logout", method="POST", headers={"Cookie": other})
         assert (ended.status, "Max-Age=0" in ended.headers["Set-Cookie"]) == (204, True)
         assert ask(hosted, "/api/runs", headers={"Cookie": other}).status == 401
+        left = {"Cookie": login(hosted, secret_of("read")).headers["Set-Cookie"].partition(";")[0]}
+        bearer = {"Authorization": f"Bearer {secret_of('read')}"}
+        with Events(hosted, **left) as events, Events(hosted, **left, **bearer) as by_token:
+            assert events.until("hello")["id"] == "read"
+            assert ask(hosted, "/logout", method="POST", headers=left).status == 204
+            assert events.until("end")["why"] == "the session has ended; sign in again"
+            with connect(hosted.target, token=secret_of("train")) as server:
+                server.create_run("later", {"w": np.zeros(3)}, Adam()).close()
+            by_token.until("runs", lambda data: data["rows"])  # a token is no session
         with Events(hosted, **cookie) as events:
             assert events.until("hello")["id"] == "read"
             access.remove("read")
@@ -491,7 +500,7 @@ def test_a_token_is_shown_once_and_its_session_ends_with_it(access: AccessFile, 
         assert ask(hosted, "/api/runs", headers=cookie).status == 401
     lines = [json.loads(line) for line in audit.read_text().splitlines()]
     logins = [(line["id"], line["outcome"]) for line in lines if line["action"] == "Login"]
-    assert logins == [("", "refused"), ("", "refused"), ("observe", "refused"), ("read", "ok"), ("read", "ok")]
+    assert logins == [("", "refused"), ("", "refused"), ("observe", "refused"), *[("read", "ok")] * 3]
     assert secret_of("read") not in audit.read_text()
     assert given.partition("=")[2] not in audit.read_text()
 
@@ -517,9 +526,11 @@ def test_a_page_from_elsewhere_gets_nothing(access: AccessFile, hosted: HostedSe
         {"Origin": "https://evil.example.org"},
         {"Origin": "null"},
     ):
-        for path in ("/api/runs", "/stream", "/"):
+        for path in ("/api/runs", "/stream", "/", "/metrics"):
             assert ask(hosted, path, headers=headers).status == 403
         assert ask(hosted, "/", headers={**headers, **BROWSER}).status == 200, "a link leads to the page"
+    link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": "document"}
+    assert ask(hosted, "/metrics", headers=link).status == 200, "and one to the metrics"
     with HostedServer(**HTTP, access=str(access.path)) as guarded:
         assert login(guarded, secret_of("read"), {"Origin": "https://evil.example.org"}).status == 403
         assert login(guarded, secret_of("read"), {"Sec-Fetch-Site": "cross-site"}).status == 403

@@ -128,7 +128,7 @@ class Page:
             else FollowsAll(self._aside, who, registry.server_instance, last_id)
         )
         caller = who.id or address_of(request).rpartition(":")[0]
-        return await self.streams.serve(request, who, caller, follows)
+        return await self.streams.serve(request, who, caller, self._callers.still(request, who), follows)
 
     # --- who ---------------------------------------------------------------------------------------------------------
 
