@@ -143,7 +143,9 @@ def test_runs_are_compared(window: Browser, hosted: HostedServer) -> None:
         window.enter(".curves .filter", "right\ue007")
         window.until(lambda: window.run(INK, 0, SECOND) > 50, "and added by its name")
         window.enter(".curves .filter", "nothing\ue007")
-        window.until(lambda: window.text(".chip.gone span, .chip.gone a") == "nothing", "one that is not there is marked")
+        window.until(
+            lambda: window.text(".chip.gone span, .chip.gone a") == "nothing", "one that is not there is marked"
+        )
         window.until(lambda: window.run(INK, 0, ACCENT) > 50, "and keeps nothing from being drawn")
 
 

@@ -112,6 +112,14 @@ def test_what_is_no_value_of_a_step_is_refused(value: Any) -> None:
         values_of_block({"loss": value}, 1, None)
 
 
+@pytest.mark.parametrize("log", ["loss", [0.3], [("loss", 0.3)], 0.3, 0])
+def test_only_names_and_values_can_be_logged(log: Any) -> None:
+    with pytest.raises(TypeError, match=r"expected names of series and their values, such as \{'loss': 0.3\}"):
+        values_of_block(log, 1, None)
+    with pytest.raises(TypeError, match="expected names of series and their values"):
+        values_between_blocks(log, None, 3)
+
+
 def test_too_many_series_are_refused_and_those_that_wait_stay() -> None:
     logged = Logged()
     logged.add({f"a {number}": [1.0] for number in range(48)})

@@ -49,7 +49,9 @@ class Logged:
 
     def cut(self, step: int) -> None:
         """The run is at an earlier step now: what waits of later ones goes, and what is of the next block stays."""
-        self.put_back({name: kept for name, values in self.take().items() if (kept := _until(values, step, whole=True))})
+        self.put_back(
+            {name: kept for name, values in self.take().items() if (kept := _until(values, step, whole=True))}
+        )
 
     def put_back(self, parts: Parts) -> None:
         """What `take` has given goes with another block."""
@@ -64,7 +66,7 @@ def values_of_block(log: Mapping[str, Any] | None, first_step: int, steps: int |
         steps: of `Run.step_many`, where there may be a value for each; None: a single step.
     """
     parts: Parts = {}
-    for name, value in (log or {}).items():
+    for name, value in _checked(log).items():
         _check_name(name)
         if steps is None or _is_number(value):
             parts[name] = [number(f"log[{name!r}]", value)]
@@ -77,14 +79,17 @@ def values_of_block(log: Mapping[str, Any] | None, first_step: int, steps: int |
     return parts
 
 
-def values_between_blocks(log: Mapping[str, Any], at: Any, step_count: int) -> Parts:
+def values_between_blocks(
+    log: Mapping[str, Any] | None, at: Any, step_count: int, more: Mapping[str, Any] | None = None
+) -> Parts:
     """What `Run.log` is given. Raises ValueError, TypeError.
 
     Args:
         step_count: of the steps that have been taken.
+        more: counts where ``log`` has the same name.
     """
     parts: Parts = {}
-    for name, value in log.items():
+    for name, value in {**_checked(log), **(more or {})}.items():
         _check_name(name)
         if at is None and _is_number(value):
             parts[name] = [number(name, value)]
@@ -97,6 +102,14 @@ def values_between_blocks(log: Mapping[str, Any], at: Any, step_count: int) -> P
         else:
             parts[name] = [buckets_of(values, step_count - len(values) + 1)]
     return parts
+
+
+def _checked(log: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    if log is None:
+        return {}
+    if not isinstance(log, Mapping):
+        raise TypeError(f"log is {log!r}; expected names of series and their values, such as {{'loss': 0.3}}")
+    return log
 
 
 def _at_steps(name: str, values: npt.NDArray[np.float64], at: Any, step_count: int) -> tuple[Table, int]:
