@@ -114,5 +114,7 @@ def _joined(old: Series | None, message: service_pb2.Series) -> Series:
     if old is None or not message.replaces_from:
         return new
     kept = int(np.searchsorted(old.first_step, message.replaces_from))
-    arrays: dict[str, Any] = {field: np.concatenate((getattr(old, field)[:kept], getattr(new, field))) for field in _ARRAYS}
+    arrays: dict[str, Any] = {
+        field: np.concatenate((getattr(old, field)[:kept], getattr(new, field))) for field in _ARRAYS
+    }
     return replace(new, **arrays)
