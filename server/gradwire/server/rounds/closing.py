@@ -112,8 +112,10 @@ def combine(
     mean = run.spec.shared.combine is Combine.MEAN
     parts = [(each.says.weight, each.header.absent_tensors, each.staging) for each in contributions if each.staging]
     if len(parts) == 1 and (mean or parts[0][0] == 1.0):
-        array = parts[0][2].array  # which is read several times
-        return run.device.copy(array, stagings.combined) if isinstance(parts[0][2], LyingGradient) else array, None
+        staging = parts[0][2]
+        if isinstance(staging, LyingGradient):  # it is read several times, and must be the same each time
+            return run.device.copy(staging.array, stagings.combined), None
+        return staging.array, None
     out = stagings.combined
     pieces = pieces_of(run.spec.layout, [(weight, absent) for weight, absent, _ in parts], mean)
     return out, run.device.combine(out, [staging.array for _, _, staging in parts], pieces)

@@ -1,9 +1,10 @@
-"""A contribution that lies where its worker has written it, in shared memory, and is combined from there: no copy is made.
+"""Contributions that lie where their workers have written them, in shared memory, and are combined from there: no copy
+is made.
 
 Worker and server are of one user. Combining reads each element once, and what comes out is the server's own: that is
 what the norm, the journal and the update see. So what a worker changes after its gradient was checked is what it has
-contributed, and nothing else; a combined gradient that is not finite then fails the round, as ever. Copied first is what
-must be the same each time that it is read: a gradient that is clipped, or that may be skipped.
+contributed, and nothing else; a combined gradient that is not finite then fails the round, as ever. What must be the
+same each time that it is read is copied first: a gradient that is clipped by itself, or that may be skipped.
 """
 
 from __future__ import annotations
