@@ -213,17 +213,20 @@ def test_what_is_not_finite_any_more_drops_its_round_and_nothing_else(
 
 def test_the_journal_has_what_was_applied(tmp_path: Path) -> None:
     """Whatever the bytes are by then: a server that reads the journal comes to the same parameters."""
-    with HostedServer(data_dir=str(tmp_path)) as hosted:
-        with connect(hosted.target, shared_memory=False) as honest, channel_to(hosted.target) as channel:
-            run = shared_run(honest, durability="JOURNAL")
-            liar = Liar(service_pb2_grpc.OptimizerServiceStub(channel), run)
-            liar.contribute(hosted, run)
-            liar.write(0, LIE)
-            run.step({"w": OTHER})
-            liar.write(0, NAN)
-            digest, found = run.digest(), run.read()["w"].tobytes()
-            liar.answer()
-            liar.end()
+    with (
+        HostedServer(data_dir=str(tmp_path)) as hosted,
+        connect(hosted.target, shared_memory=False) as honest,
+        channel_to(hosted.target) as channel,
+    ):
+        run = shared_run(honest, durability="JOURNAL")
+        liar = Liar(service_pb2_grpc.OptimizerServiceStub(channel), run)
+        liar.contribute(hosted, run)
+        liar.write(0, LIE)
+        run.step({"w": OTHER})
+        liar.write(0, NAN)
+        digest, found = run.digest(), run.read()["w"].tobytes()
+        liar.answer()
+        liar.end()
     with HostedServer(data_dir=str(tmp_path)) as again, connect(again.target) as connection:
         run = connection.attach(run.name, worker_id="b", takeover=True)
         assert run.digest() == digest

@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -55,8 +55,7 @@ class Values:
     """What the run's series are to be, as `RunSeries.to_data` has it; None: as they are, up to ``step``."""
 
 
-@dataclass(frozen=True)
-class Prepared:
+class Prepared(NamedTuple):
     """A block that has passed all checks: what its commit will answer, and what it needs besides the block."""
 
     receipt: Receipt

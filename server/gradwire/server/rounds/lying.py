@@ -17,6 +17,7 @@ from gradwire.server.engine.spec import NonFinitePolicy, RunSpec
 from gradwire.server.memory.shared_memory import SharedMemory, SharedSlice
 from gradwire.server.training.incoming_block import ArrivedSlice
 from gradwire.server.training.lying_gradients import reads_where_it_lies
+from gradwire.wire.layout import Range
 
 
 class LyingGradient:
@@ -30,7 +31,7 @@ class LyingGradient:
     @property
     def array(self) -> DeviceArray:
         """``[1, elements]``. It is a new view each time: one that somebody keeps would keep the memory."""
-        return self._memory.whole_gradients(self._spec.layout.elements, self._spec.dtype)
+        return self._memory.gradient_values(Range(0, self._spec.layout.elements), self._spec.dtype)
 
     def let_go(self) -> None:
         """It is not needed any more. To be called once."""
