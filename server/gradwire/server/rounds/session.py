@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from concurrent.futures import Executor
-from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -189,7 +188,7 @@ class SharedSession:
     def _repeated(self, part: GradientSlice) -> Receipt | None:
         record = self.holder.record
         if self._upload.idle and part.sequence == record.last_sequence and record.receipt is not None:
-            return replace(record.receipt, repeated=True)
+            return record.receipt._replace(repeated=True)
         return None
 
     def _count(self, part: GradientSlice) -> None:
@@ -255,7 +254,7 @@ class SharedSession:
         """All parameters as they are now, and the receipt, which says so."""
         self._pinned = generation = await self.rounds.pin(self.holder.worker_id)
         try:
-            self._answering = receipt = replace(receipt, step=generation.step, epoch=generation.epoch)
+            self._answering = receipt = receipt._replace(step=generation.step, epoch=generation.epoch)
             self.rounds.leases.sent(self.holder.worker_id, generation.step)
             whole = Range(0, self.run.spec.layout.elements)
             values = None
