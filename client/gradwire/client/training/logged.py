@@ -60,7 +60,9 @@ def values_of_block(log: Mapping[str, Any] | None, first_step: int, steps: int |
         steps: of `Run.step_many`, where there may be a value for each; None: a single step.
     """
     parts: Parts = {}
-    for name, value in (log or {}).items():
+    if not log:
+        return parts
+    for name, value in log.items():
         _check_name(name)
         if steps is None or _is_number(value):
             parts[name] = [number(f"log[{name!r}]", value)]
