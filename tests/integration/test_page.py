@@ -358,6 +358,19 @@ def test_several_runs_are_followed_at_once(hosted: HostedServer) -> None:
             assert events.next() == ("over", None)
 
 
+def test_a_run_is_followed_though_one_beside_it_is_not_there_yet(hosted: HostedServer) -> None:
+    with connect(hosted.target) as server:
+        server.create_run("here", {"w": np.zeros(3)}, Adam()).step({"w": np.ones(3)})
+        with Events(hosted, "?run=runs/here&run=runs/there&run=%3Cb%3E") as events:
+            assert events.until("series")["name"] == "runs/here"
+            missing = [events.until("missing") for _ in range(2)]
+            assert [each["name"] for each in missing] == ["runs/there", "<b>"]
+            assert missing[0]["why"] == "there is no run 'runs/there' on this server"
+            server.create_run("there", {"w": np.zeros(3)}, Adam()).step({"w": np.ones(3)})
+            assert events.until("whole")["name"] == "runs/there"
+            assert events.until("series")["name"] == "runs/there"
+
+
 def test_silence_is_filled(hosted: HostedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(streams, "_HEARTBEAT_SECONDS", 0.05)
     with Events(hosted) as events:
@@ -436,6 +449,11 @@ def test_a_tenant_sees_its_own_runs_by_its_own_names(access: AccessFile) -> None
             assert ask(hosted, path, token=secret_of("some")).status == 403
         for path in ("/api/tenants/other/runs/a", "/stream?run=tenants/other/runs/a"):
             assert ask(hosted, path, token=secret_of("read")).status == 404
+        theirs = "?run=runs/some-b&run=runs/a&run=tenants/other/runs/a"
+        with Events(hosted, theirs, Authorization=f"Bearer {secret_of('some')}") as events:
+            missing = [events.until("missing") for _ in range(2)]
+            assert [each["name"] for each in missing] == ["runs/a", "tenants/other/runs/a"]
+            assert "none of the runs that this token is for" in missing[0]["why"]
         assert get(hosted, "/api/tenants/other/runs/a", token=secret_of("admin"))["name"] == "tenants/other/runs/a"
         for path in ("/", "/runs/a", "/api/runs", "/api/runs/a", "/stream"):
             assert ask(hosted, path).status == 401
@@ -463,6 +481,15 @@ def test_a_token_is_shown_once_and_its_session_ends_with_it(access: AccessFile, 
         ended = ask(hosted, "/logout", method="POST", headers={"Cookie": other})
         assert (ended.status, "Max-Age=0" in ended.headers["Set-Cookie"]) == (204, True)
         assert ask(hosted, "/api/runs", headers={"Cookie": other}).status == 401
+        left = {"Cookie": login(hosted, secret_of("read")).headers["Set-Cookie"].partition(";")[0]}
+        bearer = {"Authorization": f"Bearer {secret_of('read')}"}
+        with Events(hosted, **left) as events, Events(hosted, **left, **bearer) as by_token:
+            assert events.until("hello")["id"] == "read"
+            assert ask(hosted, "/logout", method="POST", headers=left).status == 204
+            assert events.until("end")["why"] == "the session has ended; sign in again"
+            with connect(hosted.target, token=secret_of("train")) as server:
+                server.create_run("later", {"w": np.zeros(3)}, Adam()).close()
+            by_token.until("runs", lambda data: data["rows"])  # a token is no session
         with Events(hosted, **cookie) as events:
             assert events.until("hello")["id"] == "read"
             access.remove("read")
@@ -473,7 +500,7 @@ def test_a_token_is_shown_once_and_its_session_ends_with_it(access: AccessFile, 
         assert ask(hosted, "/api/runs", headers=cookie).status == 401
     lines = [json.loads(line) for line in audit.read_text().splitlines()]
     logins = [(line["id"], line["outcome"]) for line in lines if line["action"] == "Login"]
-    assert logins == [("", "refused"), ("", "refused"), ("observe", "refused"), ("read", "ok"), ("read", "ok")]
+    assert logins == [("", "refused"), ("", "refused"), ("observe", "refused"), *[("read", "ok")] * 3]
     assert secret_of("read") not in audit.read_text()
     assert given.partition("=")[2] not in audit.read_text()
 
@@ -499,9 +526,11 @@ def test_a_page_from_elsewhere_gets_nothing(access: AccessFile, hosted: HostedSe
         {"Origin": "https://evil.example.org"},
         {"Origin": "null"},
     ):
-        for path in ("/api/runs", "/stream", "/"):
+        for path in ("/api/runs", "/stream", "/", "/metrics"):
             assert ask(hosted, path, headers=headers).status == 403
         assert ask(hosted, "/", headers={**headers, **BROWSER}).status == 200, "a link leads to the page"
+    link = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Dest": "document"}
+    assert ask(hosted, "/metrics", headers=link).status == 200, "and one to the metrics"
     with HostedServer(**HTTP, access=str(access.path)) as guarded:
         assert login(guarded, secret_of("read"), {"Origin": "https://evil.example.org"}).status == 403
         assert login(guarded, secret_of("read"), {"Sec-Fetch-Site": "cross-site"}).status == 403

@@ -300,6 +300,18 @@ def test_a_state_of_an_earlier_step_cuts_them(server: Server) -> None:
     assert "loss" not in run.series_names()
 
 
+def test_what_was_logged_of_steps_that_are_undone_keeps_no_step_from_being_taken(server: Server) -> None:
+    run = a_run(server)
+    run.step(grads())
+    state = run.state_dict()
+    run.step_many(many(3))
+    run.log({"x": [1.0, 2.0, 3.0, 4.0]})
+    run.log(loss=5.0)
+    run.load_state_dict(state)
+    run.step_many(many(3))
+    assert (values_of(run, "x"), values_of(run)) == ({1: 1.0}, {4: 5.0})
+
+
 def test_in_a_shared_run_the_round_has_the_weighted_mean_of_what_was_accepted(server: Server) -> None:
     a = a_run(server, SGD(lr=1.0), workers=Shared(quorum=2, deadline_seconds=20.0), worker_id="a")
     b = server.attach(a.name, worker_id="b")

@@ -142,6 +142,11 @@ def test_runs_are_compared(window: Browser, hosted: HostedServer) -> None:
         assert window.run("return location.search") == ""
         window.enter(".curves .filter", "right\ue007")
         window.until(lambda: window.run(INK, 0, SECOND) > 50, "and added by its name")
+        window.enter(".curves .filter", "nothing\ue007")
+        window.until(
+            lambda: window.text(".chip.gone span, .chip.gone a") == "nothing", "one that is not there is marked"
+        )
+        window.until(lambda: window.run(INK, 0, ACCENT) > 50, "and keeps nothing from being drawn")
 
 
 def test_scales_and_smoothing(window: Browser, hosted: HostedServer) -> None:

@@ -209,7 +209,7 @@ class Run(StoredRun):
         attachment = self._attachment
         attachment.owner.check()
         attachment.require_series()
-        attachment.logged.add(values_between_blocks({**(values or {}), **more}, at, self.step_count))
+        attachment.logged.add(values_between_blocks(values, at, self.step_count, more))
 
     def _deliver(self, block: Block, log: Parts) -> Receipt:
         attachment = self._attachment

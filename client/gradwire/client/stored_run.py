@@ -276,6 +276,8 @@ class StoredRun:
             self._attachment.close(leaves=False)
             written = self._remote.write_state(upload)
             known, self._attachment.epoch = self._attachment.epoch, written.epoch
+            if written.step < self.step_count:
+                self._attachment.logged.cut(written.step)  # as the server cuts what it has
             if self.shared:
                 self._parameters.refresh(self._remote.attempts())  # others may have stepped since these came
                 self._take_the_place_again()

@@ -84,12 +84,40 @@ def test_what_is_put_back_comes_before_what_is_newer() -> None:
     assert logged.take() == {"loss": [1.0, 2.0], "other": [3.0]}
 
 
+def test_what_is_undone_goes_and_what_is_of_the_next_block_stays() -> None:
+    logged = Logged()
+    logged.add(values_between_blocks({"loss": [1.0, 2.0], "gone": [9.0]}, None, 10))
+    logged.add({"loss": [3.0]})
+    logged.add({"wide": [(buckets_of(np.arange(2.0), 8)[0][:, :1], 2)]})  # of steps 8 and 9
+    logged.cut(9)
+    (loss, wide) = scalar_messages(logged.take(), 9, 1)
+    assert (loss.name, list(loss.values), list(loss.block_steps)) == ("loss", [1, 3], [-1, 0])
+    assert wide.name == "wide"
+    logged.add({"wide": [(buckets_of(np.arange(2.0), 8)[0][:, :1], 2)]})
+    logged.cut(8)
+    assert not logged, "of a bucket that lies across the cut nobody can tell what is left"
+
+
+def test_no_value_is_of_a_later_step_than_its_block() -> None:
+    undone = values_between_blocks({"loss": [1.0, 2.0, 3.0], "gone": [9.0]}, None, 10)
+    (found,) = scalar_messages(undone, 7, 1)
+    assert (found.name, list(found.values), list(found.block_steps)) == ("loss", [1], [0])
+
+
 @pytest.mark.parametrize("value", ["0.3", None, True, [[1.0]], [1.0, 2.0], ["a"], {}, [1j]])
 def test_what_is_no_value_of_a_step_is_refused(value: Any) -> None:
     with pytest.raises((TypeError, ValueError)):
         values_of_block({"loss": value}, 1, 3)
     with pytest.raises((TypeError, ValueError)):
         values_of_block({"loss": value}, 1, None)
+
+
+@pytest.mark.parametrize("log", ["loss", [0.3], [("loss", 0.3)], 0.3, 0])
+def test_only_names_and_values_can_be_logged(log: Any) -> None:
+    with pytest.raises(TypeError, match=r"expected names of series and their values, such as \{'loss': 0.3\}"):
+        values_of_block(log, 1, None)
+    with pytest.raises(TypeError, match="expected names of series and their values"):
+        values_between_blocks(log, None, 3)
 
 
 def test_too_many_series_are_refused_and_those_that_wait_stay() -> None:

@@ -25,7 +25,7 @@ def hosted() -> Iterator[HostedServer]:
     with HostedServer() as server, connect(server.target) as connection:
         with connection.create_run("x", {"w": np.ones(2)}, AMSGrad()) as run:
             for loss in LOSSES:
-                run.step({"w": np.ones(2)}, log={"loss": loss, "val, loss": 1.0})
+                run.step({"w": np.ones(2)}, log={"loss": loss, "val, loss": 1.0, "val; loss": 2.0})
         yield server
 
 
@@ -64,20 +64,36 @@ def test_a_resolution_puts_neighbours_together(hosted: HostedServer) -> None:
     ]
 
 
-def test_events_of_tensorboard_hold_the_means(hosted: HostedServer, tmp_path: Path) -> None:
+def events_in(file: Path) -> Iterator[tuple[int, str, float]]:
+    """Step, tag and value of each."""
     from tensorboardX.proto.event_pb2 import Event
 
-    said = series(hosted, "--name", "loss", "--format", "tensorboard", "--out", str(tmp_path)).stdout
-    assert said == f"wrote 1 series to {tmp_path}\n"
-    (file,) = tmp_path.iterdir()
-    data, at, found = file.read_bytes(), 0, []
+    data, at = file.read_bytes(), 0
     while at < len(data):  # length, its checksum, the event, its checksum
         size = int.from_bytes(data[at : at + 8], "little")
         event = Event.FromString(data[at + 12 : at + 12 + size])
-        found += [(event.step, value.tag, value.simple_value) for value in event.summary.value]
+        yield from ((event.step, value.tag, value.simple_value) for value in event.summary.value)
         at += 16 + size
+
+
+def test_events_of_tensorboard_hold_the_means(
+    hosted: HostedServer, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    said = series(hosted, "--name", "loss", "--format", "tensorboard", "--out", str(tmp_path))
+    assert (said.stdout, said.stderr) == (f"wrote 1 series to {tmp_path}\n", "")
+    (file,) = tmp_path.iterdir()
+    found = list(events_in(file))
     assert [(step, tag) for step, tag, _ in found] == [(step, "loss") for step in range(1, 5)]
     np.testing.assert_array_equal([value for *_, value in found], LOSSES)
+    assert not [record for record in caplog.records if record.name.startswith("tensorboardX")], "NaN is a value"
+
+
+def test_no_two_series_become_one_for_tensorboard(hosted: HostedServer, tmp_path: Path) -> None:
+    series(hosted, "--name", "val, loss", "--name", "val; loss", "--format", "tensorboard", "--out", str(tmp_path))
+    (file,) = tmp_path.iterdir()
+    assert sorted(events_in(file)) == [
+        (step, tag, value) for step in range(1, 5) for tag, value in (("val, loss", 1.0), ("val; loss", 2.0))
+    ]
 
 
 def test_without_tensorboardx_it_is_named(

@@ -204,6 +204,19 @@ def test_data_may_end_at_an_earlier_step() -> None:
     assert list(data) == ["loss"]
 
 
+def test_values_of_steps_beyond_those_that_can_be_told_apart_count_as_of_the_last_one() -> None:
+    series, other = series_of(), series_of()
+    before = 2**53 - 3
+    for step in range(before + 1, before + 9):
+        series.add(step, "loss", 1.0)
+        series.note_block(step, 1.0, (0.1,))
+    series.add_scalars((block([1.0, 2.0, 3.0]),), before + 8, before + 11)
+    found = part(series)
+    assert (found.first_step.tolist(), found.count.tolist()) == ([before + 1, before + 2], [1, 10])
+    other.load(json.loads(json.dumps(series.to_data(before + 11))))
+    assert part(other).count.tolist() == [1, 10]
+
+
 def test_what_is_no_data_changes_nothing() -> None:
     series = series_of()
     series.add(1, "loss", 1.0)

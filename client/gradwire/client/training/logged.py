@@ -47,6 +47,12 @@ class Logged:
                 taken.append(self._waiting.popleft())
         return joined(*taken)
 
+    def cut(self, step: int) -> None:
+        """The run is at an earlier step now: what waits of later ones goes, and what is of the next block stays."""
+        self.put_back(
+            {name: kept for name, values in self.take().items() if (kept := _until(values, step, whole=True))}
+        )
+
     def put_back(self, parts: Parts) -> None:
         """What `take` has given goes with another block."""
         if parts:
@@ -60,9 +66,9 @@ def values_of_block(log: Mapping[str, Any] | None, first_step: int, steps: int |
         steps: of `Run.step_many`, where there may be a value for each; None: a single step.
     """
     parts: Parts = {}
-    if not log:
+    if log is None:
         return parts
-    for name, value in log.items():
+    for name, value in _checked(log).items():
         _check_name(name)
         if steps is None or _is_number(value):
             parts[name] = [number(f"log[{name!r}]", value)]
@@ -75,14 +81,17 @@ def values_of_block(log: Mapping[str, Any] | None, first_step: int, steps: int |
     return parts
 
 
-def values_between_blocks(log: Mapping[str, Any], at: Any, step_count: int) -> Parts:
+def values_between_blocks(
+    log: Mapping[str, Any] | None, at: Any, step_count: int, more: Mapping[str, Any] | None = None
+) -> Parts:
     """What `Run.log` is given. Raises ValueError, TypeError.
 
     Args:
         step_count: of the steps that have been taken.
+        more: counts where ``log`` has the same name.
     """
     parts: Parts = {}
-    for name, value in log.items():
+    for name, value in {**_checked(log), **(more or {})}.items():
         _check_name(name)
         if at is None and _is_number(value):
             parts[name] = [number(name, value)]
@@ -95,6 +104,14 @@ def values_between_blocks(log: Mapping[str, Any], at: Any, step_count: int) -> P
         else:
             parts[name] = [buckets_of(values, step_count - len(values) + 1)]
     return parts
+
+
+def _checked(log: Mapping[str, Any] | None) -> Mapping[str, Any]:
+    if log is None:
+        return {}
+    if not isinstance(log, Mapping):
+        raise TypeError(f"log is {log!r}; expected names of series and their values, such as {{'loss': 0.3}}")
+    return log
 
 
 def _at_steps(name: str, values: npt.NDArray[np.float64], at: Any, step_count: int) -> tuple[Table, int]:
@@ -145,10 +162,26 @@ def joined(*parts: Parts) -> Parts:
 def scalar_messages(parts: Parts, before: int, steps: int) -> list[train_pb2.Scalar]:
     """For the header of a block of ``steps`` steps, ``before`` being the run's step before it.
 
-    Raises ValueError for too many series.
+    Values of later steps than the block's are of a past that somebody has undone since, and left out: a step is not
+    refused because of them. Raises ValueError for too many series.
     """
     _check_number(parts.keys())
-    return [_message(name, values, before, steps) for name, values in parts.items()]
+    kept = {name: _until(values, before + steps) for name, values in parts.items()}
+    return [_message(name, values, before, steps) for name, values in kept.items() if values]
+
+
+def _until(parts: list[Part], step: int, *, whole: bool = False) -> list[Part]:
+    """Without the buckets that begin after a step. Args: whole: those go, too, that end after it."""
+    kept: list[Part] = []
+    for part in parts:
+        if isinstance(part, float):
+            kept.append(part)
+            continue
+        table, width = part
+        table = table[:, table[0] + (width - 1) * whole <= step]
+        if table.size:
+            kept.append((table, width))
+    return kept
 
 
 def _message(name: str, parts: list[Part], before: int, steps: int) -> train_pb2.Scalar:

@@ -88,16 +88,24 @@ def _number(value: float) -> float | str:
 
 
 def _write_events(found: service_pb2.GetSeriesResponse, directory: Path) -> None:
-    """The mean of each bucket, at its last step."""
+    """The mean of each bucket, at its last step, under the name of its series.
+
+    Not by `SummaryWriter`, which puts ``_`` in the place of most characters, so that two series may become one, and
+    says on stderr of each value that it is not finite.
+    """
     try:
-        from tensorboardX import SummaryWriter
+        from tensorboardX import FileWriter
+        from tensorboardX.proto.summary_pb2 import Summary
     except ImportError as error:
         raise click.ClickException(
             f"--format tensorboard needs tensorboardX: pip install 'gradwire[tensorboard]' ({error})"
         ) from None
-    with SummaryWriter(str(directory)) as writer:
+    writer = FileWriter(str(directory))
+    try:
         for each in found.series:
             for first_step, *_, total, count in _rows(each):
                 step = min(first_step + each.bucket_steps - 1, each.last_step)
-                writer.add_scalar(each.name, total / count, step)
+                writer.add_summary(Summary(value=[Summary.Value(tag=each.name, simple_value=total / count)]), step)
+    finally:
+        writer.close()
     click.echo(printable(f"wrote {len(found.series)} series to {directory}"))

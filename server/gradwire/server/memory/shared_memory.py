@@ -16,6 +16,7 @@ import numpy.typing as npt
 from gradwire.server.memory.budget import NO_ROOM, MemoryBudget, Reservation
 from gradwire.wire.encoding import SLICE_BYTES
 from gradwire.wire.errors import ProtocolViolation, Stalled
+from gradwire.wire.layout import Range
 from gradwire.wire.shared import (
     FILE_NAME,
     HEADER_BYTES,
@@ -129,9 +130,10 @@ class SharedMemory:
         check_place(position, size_bytes, self.gradient_bytes)
         return SharedSlice(self, position, size_bytes, wanted)
 
-    def whole_gradients(self, elements: int, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-        """``[1, elements]``, a vector that fills the gradient part from its beginning."""
-        return self.view(0, elements * dtype.itemsize).view(dtype).reshape(1, elements)
+    def gradient_values(self, part: Range, dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+        """``[1, n]``, those elements of a vector that lies in the gradient part from its beginning on."""
+        view = self.view(part.start * dtype.itemsize, (part.stop - part.start) * dtype.itemsize)
+        return view.view(dtype).reshape(1, -1)
 
     def view(self, position: int, size_bytes: int) -> Bytes:
         """Bytes of the gradient part."""

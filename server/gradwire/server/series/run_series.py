@@ -37,6 +37,9 @@ _RATE_SECONDS = 1.0
 _MANY = 2**9
 """So many times more values than steps there may be: as many as an integer of 64 bits counts."""
 
+_LAST_STEP = 2**53 - 1
+"""Values of later steps count as of this one, beyond which float64 tells no two neighbours apart."""
+
 _FIRST_BYTES = FIRST_BUCKETS * BUCKET_BYTES
 
 
@@ -191,6 +194,7 @@ class RunSeries:
             applied: which of its steps were; None: all of them.
         """
         self.claim(scalar.name for scalar in scalars)
+        step = min(step, _LAST_STEP)
         with self._lock:
             for scalar in scalars:
                 buckets = self._series[scalar.name]
@@ -198,7 +202,7 @@ class RunSeries:
                     buckets.add(step, scalar.value)
                 else:
                     table = scalar.table.copy()
-                    table[0] = np.maximum(_steps(table[0], applied) + before, 0)
+                    table[0] = np.clip(_steps(table[0], applied) + before, 0, _LAST_STEP)
                     buckets.add_buckets(table, scalar.width, step)
             self.version += 1
 
@@ -207,6 +211,7 @@ class RunSeries:
 
         Never raises: where there is no room, the values are not kept.
         """
+        step = min(step, _LAST_STEP)
         with self._lock:
             self._note(GRADIENT_NORM, step, gradient_norm)
             if learning_rates != self._rates:
@@ -306,7 +311,7 @@ def check_data(data: Mapping[str, Any]) -> dict[str, tuple[int, int, Table]]:
         table = table_from_text(text)
         steps, counts = table[0], table[6]
         whole = np.concatenate((steps, counts / _MANY, [width, last_step]))
-        if not (len(steps) and (whole >= 0).all() and (whole < 2**53).all() and (steps == np.floor(steps)).all()):
+        if not (len(steps) and (whole >= 0).all() and (whole <= _LAST_STEP).all() and (steps == np.floor(steps)).all()):
             raise ValueError(f"series {name!r} has steps or counts that are none")
         if width < 1 or width & (width - 1) or (steps % width).any() or (steps[1:] <= steps[:-1]).any():
             raise ValueError(f"series {name!r} has buckets that do not lie side by side")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ssl
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
@@ -65,6 +66,22 @@ class Callers:
             if self._watched.audit is not None:
                 self._watched.audit.note(who, address_of(request), action, resource, reason)
         return who
+
+    def still(self, request: web.BaseRequest, who: Identity) -> Callable[[], str]:
+        """For what lasts: says, whenever it is asked, why ``who``, whom `require` has just found, may have it no more;
+        empty: who asks still may."""
+        gate, sessions = self._watched.gate, self.sessions
+        if gate is None or sessions is None:
+            return lambda: ""
+        word = "" if "Authorization" in request.headers else word_of(request)
+        by_session = bool(word) and sessions.find(word) is not None
+
+        def why_over() -> str:
+            if by_session and sessions.find(word) is None:
+                return gate.over(who) or "the session has ended; sign in again"
+            return gate.over(who)
+
+        return why_over
 
 
 def require(who: Identity, role: Role) -> None:

@@ -75,10 +75,11 @@ class _Seen:
 
 
 class FollowsSome:
-    """A few runs; the first one with all that there is to know, the others with their curves.
+    """A few runs; the first one with all that there is to know, the others with their curves. Of one that is not there,
+    or that the caller may not see, it is told why.
 
     Args:
-        names: inside the server.
+        names: as the caller calls them; the first one is that of a run which it may see.
     """
 
     def __init__(self, registry: Registry, aside: Aside, who: Identity, names: Sequence[str], last_id: str) -> None:
@@ -86,8 +87,8 @@ class FollowsSome:
         self._registry = registry
         self._who = who
         self._names = list(dict.fromkeys(names))
-        self.main = self._names[0]
-        """Watching ends when this one is no more."""
+        self.main = who.inside(self._names[0])
+        """Inside the server. Watching ends when this one is no more."""
         self._seen = dict(_resumed(last_id, registry.server_instance, self._names))
 
     async def news(self, rows: Rows) -> bytes:
@@ -99,18 +100,18 @@ class FollowsSome:
         return b"".join([*parts, event("seen", "{}", "/".join([self._registry.server_instance, *marks]))])
 
     async def _of(self, name: str, rows: Rows) -> list[bytes]:
-        outside = self._who.outside(name)
         seen = self._seen.setdefault(name, _Seen())
         try:
-            run = self._registry.get(name)
+            inside = self._who.inside(name)
+            run = self._registry.get(inside)
         except GradwireError as error:
-            return self._changed(seen, "missing", to_json({"name": outside, "why": self._who.text(error.message)}))
+            return self._changed(seen, "missing", to_json({"name": name, "why": self._who.text(error.message)}))
         found: list[bytes] = []
         if run.uid != seen.uid or run.events.rewritten != seen.rewritten:  # curves of another run, or that go back
             seen = self._seen[name] = _Seen(run.uid, run.events.rewritten)
-            found += [event("whole", to_json({"name": outside}))]
+            found += [event("whole", to_json({"name": name}))]
         seen.texts.pop("missing", None)
-        if name == self.main:
+        if inside == self.main:
             parts = {
                 "settings": details.settings(self._registry, run),
                 "workers": details.workers(run),
@@ -121,9 +122,9 @@ class FollowsSome:
             texts = await self._aside.run(lambda: {kind: to_json(part) for kind, part in parts.items()})
             for kind, text in texts.items():
                 found += self._changed(seen, kind, self._who.text(text))
-        if name in rows.rows:
-            found += self._changed(seen, "row", rows.rows[name].shown(outside))
-        found += await self._aside.run(_curves, run, seen, outside)
+        if inside in rows.rows:
+            found += self._changed(seen, "row", rows.rows[inside].shown(name))
+        found += await self._aside.run(_curves, run, seen, name)
         return found
 
     @staticmethod

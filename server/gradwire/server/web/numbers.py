@@ -9,10 +9,10 @@ from prometheus_client.exposition import choose_encoder
 
 from gradwire.server.access.identity import Role
 from gradwire.server.web.answers import answer, refusal
-from gradwire.server.web.callers import Callers
+from gradwire.server.web.callers import Callers, comes_from_elsewhere
 from gradwire.server.web.collector import Scrape
 from gradwire.server.web.watched import Watched
-from gradwire.wire.errors import GradwireError
+from gradwire.wire.errors import GradwireError, PermissionDenied
 
 
 class Numbers:
@@ -38,6 +38,9 @@ class Numbers:
 
     async def metrics(self, request: web.BaseRequest) -> web.StreamResponse:
         try:
+            # To follow a link is somebody's own wish, and Prometheus has one to each of its targets.
+            if comes_from_elsewhere(request) and request.headers.get("Sec-Fetch-Dest") != "document":
+                raise PermissionDenied("a page from elsewhere asks; expected one of this server")
             who = self._callers.require(request, "Metrics", Role.OBSERVE)
         except GradwireError as error:
             return await refusal(request, error)

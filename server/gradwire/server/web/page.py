@@ -109,7 +109,8 @@ class Page:
         return await answer(request, 200, found, JSON)
 
     async def stream(self, request: web.BaseRequest) -> web.StreamResponse:
-        """What happens, as server-sent events: of the runs that are named, or of all."""
+        """What happens, as server-sent events: of the runs that are named, of which the first must be there, or of
+        all."""
         registry, names = self._watched.registry, request.rel_url.query.getall("run", [])
         last_id = request.headers.get("Last-Event-ID", "")[:_MAX_ID_CHARACTERS]
         who = None
@@ -117,16 +118,17 @@ class Page:
             who = self._caller(request, "Watch", names[0] if names else "")
             if len(names) > MAX_RUNS:
                 raise ProtocolViolation(f"{len(names)} runs are named; expected at most {MAX_RUNS}")
-            inside = [self._run(who, name).spec.name for name in names]
+            if names:
+                self._run(who, names[0])
         except GradwireError as error:
             return await refusal(request, error, who)
         follows = (
-            FollowsSome(registry, self._aside, who, inside, last_id)
-            if inside
+            FollowsSome(registry, self._aside, who, names, last_id)
+            if names
             else FollowsAll(self._aside, who, registry.server_instance, last_id)
         )
         caller = who.id or address_of(request).rpartition(":")[0]
-        return await self.streams.serve(request, who, caller, follows)
+        return await self.streams.serve(request, who, caller, self._callers.still(request, who), follows)
 
     # --- who ---------------------------------------------------------------------------------------------------------
 

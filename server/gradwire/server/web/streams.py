@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
@@ -46,6 +47,7 @@ class _Watcher:
     request: web.BaseRequest
     who: Identity
     caller: str
+    still: Callable[[], str]
     follows: FollowsAll | FollowsSome
     task: asyncio.Task[Any]
     over: str = ""
@@ -71,12 +73,18 @@ class Streams:
         return len(self._watchers)
 
     async def serve(
-        self, request: web.BaseRequest, who: Identity, caller: str, follows: FollowsAll | FollowsSome
+        self,
+        request: web.BaseRequest,
+        who: Identity,
+        caller: str,
+        still: Callable[[], str],
+        follows: FollowsAll | FollowsSome,
     ) -> web.StreamResponse:
         """Tells a watcher what happens, until it leaves or may not watch any more.
 
         Args:
             caller: whose streams are counted together.
+            still: see `Callers.still`.
         """
         counts = Counter(watcher.caller for watcher in self._watchers)
         if len(self._watchers) >= MAX_STREAMS or counts[caller] >= MAX_STREAMS_OF_ONE:
@@ -87,7 +95,7 @@ class Streams:
             return await answer(request, 503, f"the server is {unready}; come again", **{"Retry-After": "1"})
         task = asyncio.current_task()
         assert task is not None
-        watcher = _Watcher(request, who, caller, follows, task)
+        watcher = _Watcher(request, who, caller, still, follows, task)
         self._watchers.add(watcher)
         if len(self._watchers) == 1:
             loop = asyncio.get_running_loop()
@@ -168,8 +176,8 @@ class Streams:
             watcher.task.cancel()
 
     def _why_over(self, watcher: _Watcher) -> str:
-        gate, main = self._watched.gate, watcher.follows.main
-        if gate is not None and (why := gate.over(watcher.who)):
+        main = watcher.follows.main
+        if why := watcher.still():
             return why
         if self._watched.unready() == "draining":
             return "the server is about to stop"

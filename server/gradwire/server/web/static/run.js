@@ -68,7 +68,8 @@ export function showRun(main, page, name) {
       hello: page.hello,
       whole({ name: each }) {
         const found = run(each);
-        if (found) Object.assign(found, { series: new Map(), lastStep: 0 });
+        if (found) Object.assign(found, { series: new Map(), lastStep: 0, missing: undefined });
+        drawChips();
         draw();
       },
       missing({ name: each, why }) {
