@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from concurrent.futures import Executor
 from time import perf_counter
@@ -23,6 +24,7 @@ from gradwire.server.engine.run import Run
 from gradwire.server.engine.workers import Holder, check_id
 from gradwire.server.failpoints import failpoint
 from gradwire.server.memory.shared_memory import SharedMemory
+from gradwire.server.metrics.blocks import LAST_BLOCKS
 from gradwire.server.metrics.counters import Counters
 from gradwire.server.rounds.generations import Generation
 from gradwire.server.rounds.leases import AttachShared
@@ -81,9 +83,11 @@ class SharedSession:
         self._watch = counters.blocks.watch()  # it is a stream; what it waits for is no block
         rounds.counters = counters.contributions
         self._left = False
-        self._whole_at = perf_counter()
+        self._last_seconds: deque[float] = deque(maxlen=LAST_BLOCKS)
+        self._began_at = self._whole_at = perf_counter()
         self._sending_at = 0.0
         holder.waits = self._wait
+        holder.block_seconds = lambda: self._last_seconds
 
     @classmethod
     async def attach(
@@ -158,6 +162,8 @@ class SharedSession:
                     yield answer
             return
         self._count(part)
+        if self._upload.idle:
+            self._began_at = perf_counter()
         contribution = await self._upload.take(part)
         if contribution is None:
             return
@@ -172,6 +178,7 @@ class SharedSession:
             raise
         async for reply in self._answer(contribution):
             yield reply
+        self._last_seconds.append(perf_counter() - self._began_at)
 
     async def _settled(self) -> AsyncIterator[Waiting]:
         """Waits until no round is about to be applied; what comes meanwhile belongs to the next one."""
