@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from concurrent.futures import Executor
-from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -25,6 +25,7 @@ from gradwire.server.engine.threads import unless_short, updates
 from gradwire.server.engine.workers import Holder, check_id
 from gradwire.server.failpoints import failpoint
 from gradwire.server.memory.shared_memory import SharedMemory
+from gradwire.server.metrics.blocks import LAST_BLOCKS
 from gradwire.server.metrics.counters import Counters
 from gradwire.server.rounds.generations import Generation
 from gradwire.server.rounds.leases import AttachShared
@@ -84,9 +85,11 @@ class SharedSession:
         self._watch = counters.blocks.watch()  # it is a stream; what it waits for is no block
         rounds.counters = counters.contributions
         self._left = False
-        self._whole_at = perf_counter()
+        self._last_seconds: deque[float] = deque(maxlen=LAST_BLOCKS)
+        self._began_at = self._whole_at = perf_counter()
         self._sending_at = 0.0
         holder.waits = self._wait
+        holder.block_seconds = lambda: self._last_seconds
 
     @classmethod
     async def attach(
@@ -162,6 +165,8 @@ class SharedSession:
                     yield answer
             return
         self._count(part)
+        if self._upload.idle:
+            self._began_at = perf_counter()
         contribution = await self._upload.take(part)
         if contribution is None:
             return
@@ -176,6 +181,7 @@ class SharedSession:
             raise
         async for reply in self._answer(contribution):
             yield reply
+        self._last_seconds.append(perf_counter() - self._began_at)
 
     async def _settled(self) -> AsyncIterator[Waiting]:
         """Waits until no round is about to be applied; what comes meanwhile belongs to the next one."""
@@ -192,7 +198,7 @@ class SharedSession:
     def _repeated(self, part: GradientSlice) -> Receipt | None:
         record = self.holder.record
         if self._upload.idle and part.sequence == record.last_sequence and record.receipt is not None:
-            return replace(record.receipt, repeated=True)
+            return record.receipt._replace(repeated=True)
         return None
 
     def _count(self, part: GradientSlice) -> None:
@@ -258,7 +264,7 @@ class SharedSession:
         """All parameters as they are now, and the receipt, which says so."""
         self._pinned = generation = await self.rounds.pin(self.holder.worker_id)
         try:
-            self._answering = receipt = replace(receipt, step=generation.step, epoch=generation.epoch)
+            self._answering = receipt = receipt._replace(step=generation.step, epoch=generation.epoch)
             self.rounds.leases.sent(self.holder.worker_id, generation.step)
             whole = Range(0, self.run.spec.layout.elements)
             values = None

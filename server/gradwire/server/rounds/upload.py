@@ -164,7 +164,7 @@ class Upload:
         if header.returns is not Returns.LAST:
             raise ProtocolViolation(f"returns {header.returns.name}; expected LAST in a shared run")
         check_header(self._run, header, max_result_bytes=0)
-        self._run.series.claim(scalar.name for scalar in header.scalars)
+        self._run.series.claim(header.scalars)
         if header.overrides and self._rounds.leases.leader != self._hold.worker_id:
             leader = self._rounds.leases.leader
             raise LeaderBusy(
