@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from benchmarks.child import Child
+
 Array = npt.NDArray[Any]
 
 
@@ -73,9 +75,15 @@ class Unavailable(Exception):
 class Contender(abc.ABC):
     """A client with its server, which lives in a process of its own. Made from a `Problem`."""
 
+    _child: Child
+
     @abc.abstractmethod
     def step(self, gradients: Sequence[Array]) -> Sequence[Array]:
         """Sends the gradients, one array a tensor, and returns the updated parameters as the client has them then."""
+
+    def server_seconds(self) -> float:
+        """Processor time that its server, where it has one, has used so far, in all threads."""
+        return self._child.cpu_seconds()
 
     @abc.abstractmethod
     def close(self) -> None:

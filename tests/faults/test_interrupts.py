@@ -62,11 +62,19 @@ def test_ctrl_c_during_a_step(
 
 
 class Interruption:
-    """Raises KeyboardInterrupt at the n-th line that runs of the client's ``run.py``, ``training/``, ``stream`` and
-    ``lane``, but for those of a ``__del__``."""
+    """Raises KeyboardInterrupt at the n-th line that runs of the client's ``run.py``, ``training/`` and of its
+    streams and lanes, but for those of a ``__del__``."""
 
     CLIENT = str(Path(gradwire.client.__file__).parent)
-    PLACES = (f"{CLIENT}/run.py", f"{CLIENT}/training/", f"{CLIENT}/transport/stream.py", f"{CLIENT}/transport/lane.py")
+    TRANSPORT = f"{CLIENT}/transport"
+    PLACES = (
+        f"{CLIENT}/run.py",
+        f"{CLIENT}/training/",
+        f"{TRANSPORT}/stream.py",
+        f"{TRANSPORT}/grpc_stream.py",
+        f"{TRANSPORT}/lane.py",
+        f"{TRANSPORT}/lane_sender.py",
+    )
 
     def __init__(self, number: int) -> None:
         self.left = number

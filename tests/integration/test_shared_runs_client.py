@@ -337,7 +337,7 @@ def test_a_delta_of_a_step_whose_outcome_is_not_known_is_not_sent_twice(server: 
     pair.wait_until_waits("a")
     stream = pair.a._attachment.stream
     assert stream is not None
-    stream._answers.put(KeyboardInterrupt())
+    stream._grpc._answers.put(KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         working.result()
     with pytest.raises(ValueError, match="might count twice"):

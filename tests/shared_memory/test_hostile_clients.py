@@ -378,7 +378,7 @@ def test_streams_that_offer_and_never_answer(hosted: HostedServer, stub: Stub, n
 def test_an_offer_that_is_not_answered_is_withdrawn(
     hosted: HostedServer, stub: Stub, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradwire.server.rpc.train_stream.OFFER_SECONDS", 0.05)
+    monkeypatch.setattr("gradwire.server.rpc.stream_region.OFFER_SECONDS", 0.05)
     before = hosted.used_bytes
     stream = HostileStream(stub, name, confirm=False)
     assert stream.attached.HasField("region")
@@ -394,7 +394,7 @@ def test_an_offer_that_is_not_answered_is_withdrawn(
 def test_an_offer_that_is_answered_stays(
     hosted: HostedServer, stub: Stub, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("gradwire.server.rpc.train_stream.OFFER_SECONDS", 0.2)
+    monkeypatch.setattr("gradwire.server.rpc.stream_region.OFFER_SECONDS", 0.2)
     withdrawn = threading.Event()
     withdraw = SharedMemory.withdraw
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import pytest
 
 from gradwire.client import AMSGrad, Run, connect
+from gradwire.server.devices.chunks import NORM_CHUNK
+from gradwire.server.devices.cpu import CpuDevice
 from gradwire.v1 import run_pb2, service_pb2_grpc, train_pb2
+from gradwire.wire.layout import Range
 from tests.faults.bare import Stub, channel_to, create, fingerprint, fresh_name, read_parameters, spec_of
 from tests.faults.conftest import check_nothing_is_left
 from tests.faults.gated import GatedDevice
-from tests.faults.hosted import HostedServer
+from tests.faults.hosted import HostedServer, eventually
 from tests.shared_memory.test_hostile_clients import BYTES, GRADIENT, SIZE, HostileStream
 
 REJECT, ALLOW, SKIP = (
@@ -51,12 +54,17 @@ def run_of(stub: Stub, policy: run_pb2.NonFinitePolicy.ValueType = REJECT) -> st
 
 
 @pytest.fixture(scope="module")
-def expected() -> np.ndarray[Any, Any]:
-    """The parameters after one step with GRADIENT, which came through gRPC."""
+def one_step() -> tuple[np.ndarray[Any, Any], float]:
+    """The parameters after one step with GRADIENT, which came through gRPC; and its norm."""
     with HostedServer() as server, connect(server.target, shared_memory=False) as connection:
         run = connection.create_run("plain", {"w": np.zeros(SIZE, np.float32)}, AMSGrad(lr=0.01))
-        run.step({"w": GRADIENT})
-        return run.params["w"].copy()
+        norm = run.step({"w": GRADIENT}).gradient_norm
+        return run.params["w"].copy(), norm
+
+
+@pytest.fixture(scope="module")
+def expected(one_step: tuple[np.ndarray[Any, Any], float]) -> np.ndarray[Any, Any]:
+    return one_step[0]
 
 
 @pytest.mark.parametrize(
@@ -139,4 +147,55 @@ def test_one_slice_that_lies_elsewhere(stub: Stub, expected: Any, odd: str) -> N
     _, receipt = stream.answer()
     assert receipt.step == 1
     assert read_parameters(stub, name).tobytes() == expected.tobytes()
+    stream.end()
+
+
+def third(stream: HostileStream, index: int, *, first: bool = False, last: bool = False) -> None:
+    """Sends that third of GRADIENT."""
+    stream.write(4 * index * THIRD, GRADIENT[index * THIRD : (index + 1) * THIRD])
+    header = {} if first else {"header": None}
+    stream.gradients(4 * index * THIRD, 4 * THIRD, offset=index * THIRD, last=last, **header)
+
+
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 0, 2)])
+def test_the_order_of_slices_changes_no_bit_of_the_norm(
+    stub: Stub, one_step: tuple[np.ndarray[Any, Any], float], order: tuple[int, ...]
+) -> None:
+    """No slice ends where a part of the sum does."""
+    name = run_of(stub)
+    stream = HostileStream(stub, name)
+    for at, index in enumerate(order):
+        third(stream, index, first=at == 0, last=at == 2)
+    _, receipt = stream.answer()
+    assert receipt.gradient_norm == one_step[1]
+    assert read_parameters(stub, name).tobytes() == one_step[0].tobytes()
+    stream.end()
+
+
+def test_squares_are_summed_while_others_arrive(
+    device: GatedDevice, stub: Stub, one_step: tuple[np.ndarray[Any, Any], float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So what changes before the last slice has come may be in the step and not in its norm."""
+    summed: list[Range] = []
+
+    def chunk_sums(gradients: Any, first_row: int, ranges: Sequence[Range], start: int = 0) -> Any:
+        found = CpuDevice.chunk_sums(device, gradients, first_row, ranges, start)
+        summed.extend(ranges)
+        return found
+
+    monkeypatch.setattr(device, "chunk_sums", chunk_sums)
+    name = run_of(stub)
+    stream = HostileStream(stub, name)
+    third(stream, 0, first=True)
+    third(stream, 1)
+    whole = 2 * THIRD // NORM_CHUNK * NORM_CHUNK
+    eventually(lambda: bool(summed) and summed[-1].stop == whole, "sums of what is there")
+    stream.write(0, np.full(whole, np.nan, np.float32))
+    third(stream, 2, last=True)
+    _, receipt = stream.answer()
+    assert receipt.gradient_norm == one_step[1]
+    found = read_parameters(stub, name)
+    assert np.isnan(found[:whole]).all()
+    assert found[whole:].tobytes() == one_step[0][whole:].tobytes()
+    assert summed[-1] == Range(whole, SIZE)
     stream.end()

@@ -67,16 +67,19 @@ def open_response(serialized: bytes) -> Opened[train_pb2.TrainResponse]:
 def _wrapped(outer: bytes, message: Message, inner: bytes, values: Array) -> bytes:
     """Puts ``data`` where the reader can use it as an array without a copy: at a multiple of _ALIGNMENT bytes, which
     Python's bytes objects begin at. The room for that is made in the two lengths, which may have leading zeros."""
-    data = encoded(values)
     fields = message.SerializeToString()
+    if values.nbytes <= _WHOLE_BYTES:  # it will be copied all the same, and a view of it costs more than that
+        size = varint(values.nbytes)
+        length = varint(len(fields) + len(inner) + len(size) + values.nbytes)
+        return b"".join((outer, length, fields, inner, size, values.tobytes()))
+    data = encoded(values)
     size = varint(data.nbytes)
     length = varint(len(fields) + len(inner) + len(size) + data.nbytes)
-    if data.nbytes > _WHOLE_BYTES:
-        missing = -(len(outer) + len(length) + len(fields) + len(inner) + len(size)) % _ALIGNMENT
-        size = _widened(size, min(len(size) + missing, _LONGEST_LENGTH))
-        length = varint(len(fields) + len(inner) + len(size) + data.nbytes)
-        missing = -(len(outer) + len(length) + len(fields) + len(inner) + len(size)) % _ALIGNMENT
-        length = _widened(length, min(len(length) + missing, _LONGEST_LENGTH))
+    missing = -(len(outer) + len(length) + len(fields) + len(inner) + len(size)) % _ALIGNMENT
+    size = _widened(size, min(len(size) + missing, _LONGEST_LENGTH))
+    length = varint(len(fields) + len(inner) + len(size) + data.nbytes)
+    missing = -(len(outer) + len(length) + len(fields) + len(inner) + len(size)) % _ALIGNMENT
+    length = _widened(length, min(len(length) + missing, _LONGEST_LENGTH))
     return b"".join((outer, length, fields, inner, size, data))
 
 

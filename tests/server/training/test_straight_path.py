@@ -58,9 +58,8 @@ def block(sequence: int = 1, steps: int = 1, **changes: Any) -> GradientSlice:
     header = {
         name: changes.pop(name) for name in ("returns", "absent_tensors", "overrides", "deferred") if name in changes
     }
-    return replace(
-        GradientSlice(sequence, 0, values.tobytes(), last=True, header=BlockHeader(steps=steps, **header)), **changes
-    )
+    part = GradientSlice(sequence, 0, values.tobytes(), last=True, header=BlockHeader(steps=steps, **header))
+    return part._replace(**changes)
 
 
 def encoded(reply: Reply) -> tuple[bytes, object]:

@@ -1,23 +1,21 @@
-"""One Train stream: messages out from a thread of gRPC's, messages in from a thread of its own.
+"""One Train stream: its messages by gRPC, or, on one host, by a lane, and its values in memory that is shared.
 
-On one host they may go by a lane, and then mostly from the caller's own thread, without any other.
+By a lane they go mostly from the caller's own thread, without any other.
 """
 
 from __future__ import annotations
 
 import logging
-import queue
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import grpc
 from google.protobuf.message import DecodeError
 
-from gradwire.client.transport.call_threads import POLL_SECONDS, begin, take
+from gradwire.client.transport.call_threads import begin
+from gradwire.client.transport.grpc_stream import GrpcStream, Job, StreamEnded, TrainMethod
 from gradwire.client.transport.lane import Lane
+from gradwire.client.transport.lane_sender import LaneSender
 from gradwire.client.transport.shared_memory import SharedMemory
 from gradwire.v1 import train_pb2
 from gradwire.wire.encoding import SLICE_BYTES, Array
@@ -28,17 +26,6 @@ from gradwire.wire.shared import Bytes
 log = logging.getLogger(__name__)
 
 CLOSE_TIMEOUT_SECONDS = 2.0
-STATUS_SECONDS = 10.0
-"""For which the status of a stream whose lane has ended may stay away. It is sent at once."""
-READ_AHEAD = 4
-"""Answers that may wait for the caller; then the stream is not read, and flow control holds the server."""
-
-TrainMethod = Callable[[Iterator[bytes]], Any]
-"""Begins a Train call that sends serialized requests; its result iterates over serialized responses."""
-
-
-Jobs = queue.SimpleQueue[Iterable["bytes | None"] | None]
-"""Messages to be sent, as they are made; None: the end."""
 
 Accept = Callable[[train_pb2.Parameters, "bytes | memoryview | Bytes"], None]
 """Takes a part of an answer and copies its data."""
@@ -47,28 +34,8 @@ Wait = Callable[[train_pb2.Waiting], None]
 """Hears why there is no answer yet."""
 
 
-class StreamEnded(grpc.RpcError):
-    """Raised when a stream ended without a status that says why."""
-
-    def __init__(self, details: str) -> None:
-        super().__init__(details)
-        self._details = details
-
-    def code(self) -> grpc.StatusCode:
-        return grpc.StatusCode.UNAVAILABLE
-
-    def details(self) -> str:
-        return self._details
-
-    def trailing_metadata(self) -> tuple[()]:
-        return ()
-
-
 class TrainStream:
-    """An attached stream. gRPC pulls requests from a queue in its own thread, so reading and writing overlap: a client
-    that wrote all slices before it read any would deadlock in flow control.
-
-    Answers come through a queue too, so that the caller's thread never enters gRPC: see `call_threads`.
+    """An attached stream.
 
     Args:
         vector: see `SharedMemory`.
@@ -92,21 +59,13 @@ class TrainStream:
         """By which all messages go that follow the attachment; None: through gRPC."""
         self.lane_broke = False
         """Whether it has ended by itself: then it was of no use."""
-        self._jobs: Jobs = queue.SimpleQueue()
-        self._grpc_jobs = self._jobs
-        self._queued = self._sent = 0  # jobs for a lane's sending thread, which there is from the first one on
-        self._answers: queue.SimpleQueue[bytes | BaseException] = queue.SimpleQueue()
-        self._room: queue.SimpleQueue[None] = queue.SimpleQueue()  # one for each answer that may be read
-        for _ in range(READ_AHEAD):
-            self._room.put(None)
-        self._call: Any = None  # once the thread has begun it
-        self._over = False
-        self._end: BaseException | None = None
+        self._sender: LaneSender | None = None  # there is one as long as there is a lane, or longer
+        self._grpc = GrpcStream()
         self.send([train_pb2.TrainRequest(attach=attach).SerializeToString()])
         late = threading.Event()
         timer = None if timeout_seconds is None else threading.Timer(timeout_seconds, self._give_up, (late,))
         try:
-            begin(lambda: self._read(train))
+            self._grpc.begin(train, self._messages_of, self._shut_lane)
             if timer is not None:
                 timer.start()
             self.attached = self.receive().message.attached
@@ -120,28 +79,17 @@ class TrainStream:
             if timer is not None:
                 timer.cancel()
 
-    def send(self, messages: Iterable[bytes | None], *, at_once: bool = False) -> None:
+    def send(self, messages: Job, *, at_once: bool = False) -> None:
         """Hands serialized messages to the sending thread, which makes them one by one as the connection takes them;
         None where the next one has to wait for `SharedMemory.wait`.
 
         ``at_once``: it is not worth a thread; the server answers none of them before the last one has left.
         """
-        lane = self.lane
-        if lane is not None and at_once and self._queued == self._sent:
-            self._send_here(lane, iter(messages))
-            return
-        if lane is not None:
-            self._queued += 1
-            if self._queued == 1:
-                begin(lambda: self._send_by_lane(lane))
-        self._jobs.put(messages)
-
-    def _send_here(self, lane: Lane, messages: Iterator[bytes | None]) -> None:
-        for message in messages:
-            if message is None:
-                self.send(messages)  # who waits for room has to read what the server says
-                return
-            lane.send(message)
+        sender = self._sender
+        if sender is None:
+            self._grpc.send(messages)
+        else:
+            sender.send(messages, at_once=at_once)
 
     @property
     def slice_bytes(self) -> int:
@@ -150,34 +98,19 @@ class TrainStream:
 
     def receive(self) -> Opened[train_pb2.TrainResponse]:
         """The next message."""
-        if self.lane is not None:
-            return self._receive_by_lane()
-        if self._end is not None and self._answers.empty():
-            raise self._end  # whoever asks once more, after Ctrl-C perhaps, must not wait
-        answer = take(self._answers)
-        if isinstance(answer, BaseException):
-            raise answer
-        self._room.put(None)
-        return _opened(answer)
+        if self.lane is None:
+            return _opened(self._grpc.receive())
+        message = self._next_by_lane()
+        if message is not None:
+            return _opened(message)
+        status = self._grpc.status()  # says why
+        self.lane_broke = isinstance(status, StreamEnded)
+        raise status
 
     def _next_by_lane(self) -> bytes | None:
         """None: it is over. (Apart, so that no error's traceback keeps the lane.)"""
         lane = self.lane
         return None if lane is None else lane.receive()
-
-    def _receive_by_lane(self) -> Opened[train_pb2.TrainResponse]:
-        message = self._next_by_lane()
-        if message is not None:
-            return _opened(message)
-        give_up_at = time.monotonic() + STATUS_SECONDS
-        while self._end is None:  # the status says why
-            if time.monotonic() > give_up_at:
-                self._cancel()
-                raise StreamEnded("the lane has ended, and the stream has not")
-            with suppress(queue.Empty):
-                self._answers.get(timeout=POLL_SECONDS)
-        self.lane_broke = isinstance(self._end, StreamEnded)
-        raise self._end
 
     def collect(self, sequence: int, accept: Accept, wait: Wait | None = None) -> train_pb2.Receipt:
         """Passes the answer to block ``sequence`` on, message by message, and returns its receipt. Waits for it as long
@@ -214,7 +147,7 @@ class TrainStream:
     @property
     def ended(self) -> bool:
         """Whether the server has ended it, or it is broken."""
-        return self._end is not None
+        return self._grpc.end is not None
 
     def close(self, *, leaves: bool = False) -> None:
         """Ends the stream in order and waits, briefly, until the server has given the run back.
@@ -224,7 +157,7 @@ class TrainStream:
         if leaves:
             self.send([train_pb2.TrainRequest(leave=train_pb2.Leave()).SerializeToString()], at_once=True)
         self._end_sending()
-        timer = threading.Timer(CLOSE_TIMEOUT_SECONDS, self._cancel)
+        timer = threading.Timer(CLOSE_TIMEOUT_SECONDS, self._grpc.cancel)
         timer.start()
         try:
             while True:
@@ -237,52 +170,21 @@ class TrainStream:
 
     def abandon(self) -> None:
         """Drops the stream as it is."""
-        begin(self._cancel)
+        begin(self._grpc.cancel)
         self._end_sending()
         self._let_go()
 
     def _end_sending(self) -> None:
         """When all that is queued has been sent."""
-        self._grpc_jobs.put(None)
-        if self.lane is not None:
-            if self._queued:
-                self._jobs.put(None)
-            else:
-                self.lane.finish()
+        self._grpc.finish()
+        if self._sender is not None:
+            self._sender.finish()
 
     def _give_up(self, late: threading.Event) -> None:
         late.set()
-        self._cancel()
+        self._grpc.cancel()
 
-    def _cancel(self) -> None:
-        self._over = True
-        if self._call is not None:
-            self._call.cancel()
-        self._room.put(None)
-
-    def _read(self, train: TrainMethod) -> None:
-        """Begins the call; passes on what the server answers, as long as there is room, and the error that ends it."""
-        try:
-            self._call = call = train(self._messages(self._grpc_jobs))
-            if self._over:  # cancelled before there was a call
-                call.cancel()
-            while True:
-                self._room.get()
-                self._answers.put(next(call))
-        except StopIteration:
-            self._end = StreamEnded("the server ended the stream")
-        except BaseException as error:  # for the caller's thread to raise
-            self._end = error
-        self._answers.put(self._end)
-        lane = self.lane
-        if lane is not None:
-            lane.shut()  # its server may have been stopped, and would keep it open
-
-    def _messages(self, jobs: Jobs) -> Iterator[bytes]:
-        while (job := jobs.get()) is not None:
-            yield from self._messages_of(job)
-
-    def _messages_of(self, job: Iterable[bytes | None]) -> Iterator[bytes]:
+    def _messages_of(self, job: Job) -> Iterator[bytes]:
         for message in job:
             if message is not None:
                 yield message
@@ -290,18 +192,6 @@ class TrainStream:
                 self.memory.wait()
             yield from self._owed()
         yield from self._owed()
-
-    def _send_by_lane(self, lane: Lane) -> None:
-        """In a thread of its own: what has to wait, or is made while others compute."""
-        try:
-            while (job := self._jobs.get()) is not None:
-                for message in self._messages_of(job):
-                    lane.send(message)
-                self._sent += 1
-            lane.finish()
-        except BaseException:
-            log.exception("a message to the server could not be made")
-            self._cancel()
 
     def _owed(self) -> Iterator[bytes]:
         taken = None if self.memory is None else self.memory.owed()
@@ -325,11 +215,11 @@ class TrainStream:
             return None
 
     def _move(self, lane: Lane) -> None:
-        """Says that this was the last message through gRPC. What is queued from now on is for the lane."""
+        """Says that this was the last message through gRPC. What is sent from now on is for the lane."""
         self.send([train_pb2.TrainRequest(moved=train_pb2.Moved()).SerializeToString()])
-        self._jobs = queue.SimpleQueue()
+        self._sender = LaneSender(lane, self._messages_of, self._grpc.cancel)
         self.lane = lane
-        if self._end is not None:
+        if self._grpc.end is not None:
             lane.shut()
 
     def _mapped(self, vector: Array | None, lane: Lane | None) -> SharedMemory | None:
@@ -347,12 +237,17 @@ class TrainStream:
         self.send([train_pb2.TrainRequest(mapped=mapped).SerializeToString()])
         return memory
 
+    def _shut_lane(self) -> None:
+        """The call is over. The lane's server may have been stopped, and would keep it open."""
+        lane = self.lane
+        if lane is not None:
+            lane.shut()
+
     def _let_go(self) -> None:
         if self.memory is not None:
             self.memory.close()
-        lane, self.lane = self.lane, None  # what still comes is the end of the stream
-        if lane is not None:
-            lane.shut()
+        self._shut_lane()
+        self.lane = self._sender = None  # what still comes is the end of the stream
 
 
 def _opened(serialized: bytes) -> Opened[train_pb2.TrainResponse]:

@@ -6,7 +6,7 @@ A session hands replies over and knows neither dtypes nor blocks.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -62,12 +62,13 @@ class Encoder(ABC):
         """Cuts ``part`` so that ``rows`` rows of each piece make a message of a good size."""
 
     @abstractmethod
-    def _encode(self, offset: int, values: Array) -> Iterator[EncodedPart]: ...
+    def _encode(self, offset: int, values: Array) -> Iterable[EncodedPart]: ...
 
     def encode(self, reply: Reply) -> list[EncodedPart]:
         """The values of one reply, in order; none where it has none."""
         parts = [] if reply.values is None else list(self._encode(reply.offset, reply.values))
-        self._sent_bytes += sum(part.data.nbytes for part in parts)
+        for part in parts:
+            self._sent_bytes += part.data.nbytes
         return parts
 
     def take_sent_bytes(self) -> int:
@@ -110,8 +111,8 @@ class DenseEncoder(Encoder):
         for start in range(part.start, part.stop, length):
             yield Range(start, min(start + length, part.stop))
 
-    def _encode(self, offset: int, values: Array) -> Iterator[EncodedPart]:
-        yield EncodedPart(offset, narrowed(values, self._wire))
+    def _encode(self, offset: int, values: Array) -> list[EncodedPart]:
+        return [EncodedPart(offset, narrowed(values, self._wire))]
 
     def restart(self) -> None:
         pass

@@ -50,8 +50,7 @@ class BlockHeader:
     """What is logged with the block."""
 
 
-@dataclass(frozen=True)
-class GradientSlice:
+class GradientSlice(NamedTuple):
     """One Gradients message: ``data`` holds ``steps`` rows of the elements from ``offset`` on, still encoded."""
 
     sequence: int
@@ -84,8 +83,7 @@ class Outcome:
     staleness: int = 0
 
 
-@dataclass(frozen=True)
-class Receipt:
+class Receipt(NamedTuple):
     """What a committed block says of itself; see ``gradwire.v1.Receipt``."""
 
     step: int
@@ -114,8 +112,7 @@ class Placed(NamedTuple):
     size_bytes: int
 
 
-@dataclass(frozen=True)
-class Reply:
+class Reply(NamedTuple):
     """A part of an answer, not yet encoded. ``values`` is ``[rows, length]``; None: there is no data. ``written``: they
     lie where the client reads them already."""
 

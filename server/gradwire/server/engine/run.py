@@ -9,7 +9,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,7 @@ from gradwire.server.engine.staged_block import StagedBlock, override_text
 from gradwire.server.engine.storage import Storage
 from gradwire.server.engine.workers import Holder, WorkerRecord
 from gradwire.server.memory.budget import MemoryBudget
+from gradwire.server.metrics.traffic import StreamTotals
 from gradwire.server.optimizers.base import Hyperparameters
 from gradwire.server.series.run_series import RunSeries
 from gradwire.server.series.scalars import Scalar
@@ -55,8 +56,7 @@ class Values:
     """What the run's series are to be, as `RunSeries.to_data` has it; None: as they are, up to ``step``."""
 
 
-@dataclass(frozen=True)
-class Prepared:
+class Prepared(NamedTuple):
     """A block that has passed all checks: what its commit will answer, and what it needs besides the block."""
 
     receipt: Receipt
@@ -108,6 +108,8 @@ class Run:
         self.used_at = time.monotonic()
         """When somebody did anything with the run last; while a worker holds it that is always."""
         self.activity = Activity()
+        self.traffic = StreamTotals()
+        """What its streams have brought and taken since the server began."""
         self.users = 0
         """Calls about the run that have not ended."""
         self.events = RunEvents()

@@ -59,6 +59,15 @@ class StagedBlock:
     round: AppliedRound | None = None
     """Of a shared run: what the block is made of."""
 
+    def repeated(self, sequence: int, version: int, state: State, segments: list[Segment]) -> StagedBlock:
+        """The same block once more, before its commit. Neither holds memory of its own."""
+        again = object.__new__(StagedBlock)  # eighteen arguments, of which five are new
+        vars(again).update(vars(self))
+        again.sequence, again.version, again.state, again.segments = sequence, version, state, segments
+        again.locked = False
+        again.journaling_at = again.journal_seconds = 0.0
+        return again
+
     def covers(self, layout: Layout) -> bool:
         """Whether no element is absent."""
         return self.ranges == (Range(0, layout.elements),)

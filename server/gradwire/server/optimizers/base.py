@@ -35,6 +35,9 @@ class Kernel:
     statics: tuple[bool, ...]
     """Trailing arguments of ``update``, fixed at compile time."""
 
+    def __hash__(self) -> int:
+        return hash((self.update, self.statics))  # each step looks its compiled code up by this
+
 
 class Hyperparameters(Protocol):
     """The hyperparameters of one group, checked and immutable. Each optimizer has its own class.

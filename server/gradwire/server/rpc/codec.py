@@ -41,6 +41,9 @@ from gradwire.wire.service import MAX_WEIGHT
 
 _MANY_GROUPS = 1000
 
+_KEPT_BYTES = 1024
+"""Of a header. What is kept of a stream is not counted in the memory limit."""
+
 
 def spec_pieces(message: run_pb2.RunSpec) -> int:
     """How many tensors and groups it has; of many groups not all are looked at."""
@@ -88,10 +91,26 @@ def decode_features(values: Iterable[int]) -> frozenset[Feature]:
     return frozenset(feature for feature in Feature if feature in said)
 
 
-def decode_gradients(message: train_pb2.Gradients, data: bytes | memoryview | SharedSlice) -> GradientSlice:
-    """A slice with ``data`` in place of the message's own. Raises ProtocolViolation."""
-    header = _decode_header(message.header, message.last) if message.HasField("header") else None
-    return GradientSlice(message.sequence, message.offset, data, message.last, header)
+class GradientsDecoder:
+    """Of one stream. A short header that is as the last one is the same object: by that who plans blocks knows it."""
+
+    def __init__(self) -> None:
+        self._message: train_pb2.BlockHeader | None = None
+        self._last = False
+        self._header = BlockHeader()
+
+    def decode(self, message: train_pb2.Gradients, data: bytes | memoryview | SharedSlice) -> GradientSlice:
+        """A slice with ``data`` in place of the message's own. Raises ProtocolViolation."""
+        last = message.last
+        if not message.HasField("header"):
+            return GradientSlice(message.sequence, message.offset, data, last, None)
+        header = message.header
+        if header != self._message or last is not self._last:
+            self._message, self._header = None, _decode_header(header, last)
+            if header.ByteSize() <= _KEPT_BYTES:  # a copy: it belongs to a message, which may be large
+                self._message, self._last = train_pb2.BlockHeader(), last
+                self._message.CopyFrom(header)
+        return GradientSlice(message.sequence, message.offset, data, last, self._header)
 
 
 def _decode_header(message: train_pb2.BlockHeader, last: bool) -> BlockHeader:
@@ -167,28 +186,28 @@ def encode_reply(reply: Reply, encoder: Encoder) -> Iterator[tuple[train_pb2.Par
         if part.delta is not None:
             parameters.encoding = run_pb2.ENCODING_INT8 if part.delta else run_pb2.ENCODING_FLOAT32
         if index == end and reply.receipt is not None:
-            _encode_receipt(reply.receipt, encoder.take_sent_bytes(), parameters.receipt)
+            encode_receipt(reply.receipt, encoder.take_sent_bytes(), parameters.receipt)
         yield parameters, part.data
     if not parts:
         parameters = train_pb2.Parameters(sequence=reply.sequence, offset=reply.offset)
         if reply.receipt is not None:
-            _encode_receipt(reply.receipt, encoder.take_sent_bytes(), parameters.receipt)
+            encode_receipt(reply.receipt, encoder.take_sent_bytes(), parameters.receipt)
         yield parameters, None
 
 
-_MOST_BYTES = MAX_ANSWER_BYTES - 1024
+MOST_BYTES = MAX_ANSWER_BYTES - 1024
 """Of data and a receipt in one message; the other fields are small."""
 
 
 def cut(parameters: train_pb2.Parameters, data: Array | None) -> Iterator[tuple[train_pb2.Parameters, Array | None]]:
     """A message as several where it would be larger than `MAX_ANSWER_BYTES`, for a long trajectory or many groups."""
     receipt = parameters.receipt.ByteSize() if parameters.HasField("receipt") else 0
-    if data is None or data.nbytes + receipt <= _MOST_BYTES:
+    if data is None or data.nbytes + receipt <= MOST_BYTES:
         yield parameters, data
         return
     rows, length = data.shape
-    columns = min(length, _MOST_BYTES // data.itemsize)
-    together = max(1, _MOST_BYTES // (columns * data.itemsize))
+    columns = min(length, MOST_BYTES // data.itemsize)
+    together = max(1, MOST_BYTES // (columns * data.itemsize))
     for row in range(0, rows, together):
         for column in range(0, length, columns):
             values = data[row : row + together, column : column + columns]
@@ -239,7 +258,8 @@ def encode_region(memory: SharedMemory) -> train_pb2.SharedRegion:
     )
 
 
-def _encode_receipt(receipt: Receipt, sent_bytes: int, message: train_pb2.Receipt) -> None:
+def encode_receipt(receipt: Receipt, sent_bytes: int, message: train_pb2.Receipt) -> None:
+    """Into ``message``, which is empty."""
     message.step = receipt.step
     message.gradient_norm = receipt.gradient_norm
     message.learning_rates.extend(receipt.learning_rates)

@@ -113,7 +113,11 @@ class BlockReceiver:
         failpoint("stage.before")
         if early is not None:
             await unless_short(self._executor, lambda: early.take(arrived.settled(), place), work)
-        elif not self._lying.take(arrived, block, first=first):
+        elif self._lying.take(arrived, block, first=first):
+            memory = self.memory
+            if memory is not None and not part.last:  # those that are left are summed where the block is committed
+                await unless_short(self._executor, lambda: self._lying.sum(memory), work)
+        else:
             for one in [*self._lying.give_up(), *([] if alone else [arrived])]:
                 await self._copy(one)
         return arrived
@@ -150,13 +154,14 @@ class BlockReceiver:
         out = self._in_place(block)
 
         def gradients() -> Gradients:
-            start, array = 0, kept
+            start, array, chunk_sums = 0, kept, None
             if memory is not None:
-                values = memory.whole_gradients(run.spec.layout.elements, run.spec.dtype)
+                values = memory.gradient_values(Range(0, run.spec.layout.elements), run.spec.dtype)
                 array = run.device.stage(values, run.spec.dtype)
+                chunk_sums = self._lying.sums(memory)
             elif last.alone:
                 start, array = last.place.start, run.device.stage(last.settled(), run.spec.dtype)
-            self._computed = StagedGradients(run.spec, run.device, block, array, start, out)
+            self._computed = StagedGradients(run.spec, run.device, block, array, start, out, chunk_sums=chunk_sums)
             return self._computed
 
         work = updates(run.spec.layout.elements, incoming.steps) + block.piece_work

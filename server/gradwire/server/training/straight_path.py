@@ -13,6 +13,7 @@ from gradwire.server.encodings.encoders import Encoder
 from gradwire.server.engine.block import GradientSlice, Receipt, Reply, Returns
 from gradwire.server.engine.block_plan import check_header, plan_block, planning_work
 from gradwire.server.engine.gradients import StagedGradients
+from gradwire.server.engine.repeated_plan import RepeatedPlan
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.staged_block import StagedBlock
 from gradwire.server.engine.threads import is_short, updates
@@ -31,6 +32,7 @@ class StraightPath:
         self._encoder = encoder
         self._whole = Range(0, run.spec.layout.elements)
         self._answer_bytes = encoder.vector_bytes(self._whole.stop)
+        self._repeated = RepeatedPlan(run)
         self._open = self._whole.stop > 0 and encoder.dense is not None and not run.spec.clips
 
     def plan(self, part: GradientSlice) -> StagedBlock | None:
@@ -43,21 +45,28 @@ class StraightPath:
             not self._open
             or header is None
             or not part.last
-            or header.contribution is not None
             or part.sequence != self._holder.record.last_sequence + 1
+            or self._answer_bytes > self._encoder.slice_bytes
+            or isinstance(part.data, SharedSlice)
+            or run.lock.locked
+        ):
+            return None
+        again = self._repeated.after(part)
+        if again is not None:
+            return again
+        if (
+            header.contribution is not None
             or header.returns is Returns.TRAJECTORY
             or header.absent_tensors
             or header.deferred
-            or self._answer_bytes > self._encoder.slice_bytes
             or not is_short(updates(self._whole.stop, header.steps))
             or not is_short(planning_work(run, header))
-            or isinstance(part.data, SharedSlice)
             or self._decoder.place(part.offset, len(part.data), header.steps) != self._whole
-            or run.lock.locked
         ):
             return None
         block = plan_block(run, part.sequence, header, check_header(run, header, max_result_bytes=0))
         block.received_bytes = len(part.data)
+        self._repeated.keep(block)
         return block
 
     @property
