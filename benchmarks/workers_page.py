@@ -70,6 +70,12 @@ def _targets(results: Sequence[Result]) -> list[str]:
         if peers:
             said = ", ".join(f"{ratio:.2f} of the time of {name}" for name, ratio in peers.items())
             lines.append(f"- {result.label}: {said} (target: below 1: {_met(all(r < 1 for r in peers.values()))})")
+        if teams.RAY in result.timings and teams.IN_SHARED_MEMORY in result.timings:
+            ratio = result.timings[teams.IN_SHARED_MEMORY].ratio(result.timings[teams.RAY])
+            lines.append(
+                f"- {result.label}: {ratio:.2f} of the time of {teams.RAY} with parameters in shared memory, where "
+                f"Ray's workers have theirs (target: below 1: {_met(ratio < 1)})"
+            )
         if teams.GLOO in result.timings:
             ratio = ours.ratio(result.timings[teams.GLOO])
             target = f" (target {GLOO_TARGET}: {_met(ratio <= GLOO_TARGET)})" if result.case in GLOO_CASES else ""
