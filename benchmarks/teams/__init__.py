@@ -12,12 +12,14 @@ from benchmarks.teams.task import Task
 from benchmarks.teams.team import Team, Unavailable
 
 OURS = "gradwire"
+IN_SHARED_MEMORY = "gradwire, parameters in shared memory"
 WITHOUT_SHARED_MEMORY = "gradwire, no shared memory"
 GLOO = "gloo all-reduce, fused Adam in each"
 RAY = "Ray actor that averages"
 FLOWER = "Flower FedAdam"
 KINDS = {
     OURS: "gradwire_team:GradwireTeam",
+    IN_SHARED_MEMORY: "gradwire_team:ParametersInSharedMemory",
     WITHOUT_SHARED_MEMORY: "gradwire_team:WithoutSharedMemory",
     GLOO: "gloo_team:GlooTeam",
     RAY: "ray_team:RayTeam",

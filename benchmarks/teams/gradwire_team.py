@@ -18,6 +18,7 @@ class GradwireTeam(Workers):
     """Over loopback TCP, with the memory that both sides of one host share by themselves."""
 
     shares_memory = True
+    params_in_it = False
     module = __name__
     processes: int | None = None
     """None: one for each worker."""
@@ -25,7 +26,8 @@ class GradwireTeam(Workers):
     def __init__(self, task: Task) -> None:
         self.server = Child([*SERVE, "--listen", LOOPBACK, "--threads", str(task.threads)], threads=task.threads)
         super().__init__(task, self.module, threads=1, processes=self.processes)
-        self.join({"address": self.server.said["addresses"][0], "shared_memory": self.shares_memory})
+        address = self.server.said["addresses"][0]
+        self.join({"address": address, "shared_memory": self.shares_memory, "shared_params": self.params_in_it})
 
     def join(self, target: Any) -> None:
         first, *others = self.workers
@@ -35,6 +37,12 @@ class GradwireTeam(Workers):
     def close(self) -> None:
         super().close()
         self.server.close()
+
+
+class ParametersInSharedMemory(GradwireTeam):
+    """The same, and a worker's parameters lie in that memory, as those of Ray's workers do: it copies no answer."""
+
+    params_in_it = True
 
 
 class WithoutSharedMemory(GradwireTeam):
@@ -51,7 +59,7 @@ class Worker(Member):
         self._own = None if server is not None else connect(target["address"])
         server = server or self._own
         assert server is not None
-        options = {"worker_id": f"rank-{rank}", "shared_memory": target["shared_memory"]}
+        options = {"worker_id": f"rank-{rank}", **{name: target[name] for name in ("shared_memory", "shared_params")}}
         if rank == 0:
             optimizer, workers = TorchAdam(lr=LR, betas=BETAS, eps=EPS), Shared(start_with=task.workers)
             params = {TENSOR: task.parameters()}

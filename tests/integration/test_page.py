@@ -177,6 +177,8 @@ def test_what_is_said_of_a_run(hosted: HostedServer) -> None:
     blocks = found["workers"][0]["blocks"]
     assert (blocks["count"], blocks["received_bytes"]) == (1, 32)
     assert 0 < blocks["p50"] == blocks["p99"] < WAIT_SECONDS
+    assert {way: sum(paths.values()) for way, paths in found["bytes"].items()} == {"received": 128, "sent": 128}
+    assert {path for paths in found["bytes"].values() for path in paths} <= {"stream", "lane", "shared_memory"}
     assert row["spark"]["name"] == "gradient_norm"
     assert found["groups"][0]["lr"] == 0.25
     told = [(event["kind"], event["text"], event["step"]) for event in found["events"]]
@@ -192,11 +194,14 @@ def test_what_is_said_of_a_shared_run(hosted: HostedServer) -> None:
     with connect(hosted.target) as server:
         run = server.create_run("shared", {"w": np.zeros(4)}, Adam(), workers=Shared(quorum=1), worker_id="w-0")
         run.step({"w": np.ones(4)})
+        eventually(lambda: get(hosted, "/api/runs/shared")["workers"][0]["blocks"] is not None, "the block is noted")
         found = get(hosted, "/api/runs/shared")
         run.close()
     (worker,) = found["workers"]
     assert (worker["id"], worker["attached"], worker["outcomes"]["accepted"]) == ("w-0", True, 1)
     assert (worker["waits_for"], found["worker_count"]) == ("block 2", 1)
+    assert (worker["blocks"]["count"], worker["blocks"]["received_bytes"]) == (1, 32)
+    assert 0 < worker["blocks"]["p50"] < WAIT_SECONDS
     assert (found["round"]["number"], found["round"]["outcomes"]["accepted"]) == (2, 1)
 
 

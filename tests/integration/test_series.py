@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -347,6 +348,56 @@ def test_whoever_watches_is_told_what_changes_until_the_run_is_deleted(server: S
     assert isinstance(translate(caught.value, "here"), RunNotFound)
     wrong = service_pb2.StreamSeriesRequest(name=f"runs/{a_run(server).name}", interval_seconds=0.01)
     assert isinstance(refused(lambda request: list(server._link.stub.StreamSeries(request)), wrong), ProtocolViolation)
+
+
+def test_a_client_follows_a_run_until_that_is_deleted(server: Server) -> None:
+    run = a_run(server)
+    run.step_many(many(MAX_BUCKETS), log={"loss": np.arange(float(MAX_BUCKETS)), "other": 1.0})
+    updates = server.watch_series(run.name, "loss", interval_seconds=0.1)
+    first = next(updates)
+    assert (first.step, first.changed, list(first.series)) == (MAX_BUCKETS, ("loss",), ["loss"])
+    assert len(first.series["loss"].count) == MAX_BUCKETS
+    for value in (5.0, 6.0, 7.0):  # the first one makes all buckets wider, the others belong to the last one
+        run.step(grads(), log={"loss": value})
+        update = next(updates)
+    assert update.step == MAX_BUCKETS + 3
+    seen, kept = vars(update.series["loss"]), vars(run.series("loss"))
+    assert len(seen["count"]) == MAX_BUCKETS // 2 + 2
+    assert all(np.array_equal(seen[field], kept[field]) for field in kept)
+    server.delete_run(run.name)
+    assert list(updates) == []
+    with pytest.raises(RunNotFound):
+        server.watch_series(run.name)
+
+
+def test_a_client_that_follows_a_run_learns_of_a_roll_back_and_of_new_series(server: Server) -> None:
+    run = a_run(server)
+    snapshot = run.save_snapshot()
+    run.step(grads(), log={"loss": 1.0})
+    updates = server.watch_series(run.name, ["loss", "late"], interval_seconds=0.1)
+    assert next(updates).series["loss"].last.tolist() == [1.0]
+    run.roll_back(snapshot)
+    assert next(updates).series["loss"].last.tolist() == []
+    run.step(grads(), log={"late": 2.0})
+    update = next(updates)
+    assert (update.changed, update.series["late"].last.tolist()) == (("late",), [2.0])
+    updates.close()
+
+
+def test_a_client_follows_a_run_over_a_restart_of_its_server(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"listen": (f"unix:{tmp_path}/socket",), "data_dir": str(tmp_path / "data")}
+    with ExitStack() as opened:
+        with HostedServer(**settings) as hosted, connect(hosted.target) as server:
+            run = a_run(server, durability="JOURNAL")
+            run.step(grads(), log={"loss": 1.0})
+            updates = opened.enter_context(connect(hosted.target)).watch_series(run.name, "loss", interval_seconds=0.1)
+            assert next(updates).series["loss"].last.tolist() == [1.0]
+        with HostedServer(**settings) as again, connect(again.target) as server:
+            server.attach(run.name).step(grads(), log={"loss": 2.0})
+            while (update := next(updates)).step < 2:
+                pass
+            assert update.series["loss"].last.tolist() == [1.0, 2.0]
+            updates.close()
 
 
 def test_who_watches_learns_of_a_roll_back(server: Server) -> None:

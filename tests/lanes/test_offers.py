@@ -259,8 +259,9 @@ def test_its_socket_is_for_this_user_alone_and_goes_with_the_server(tmp_path: Pa
     abandoned.bind(str(beside))  # as a server that was killed leaves it
     abandoned.close()
     with HostedServer(listen=(f"unix:{tmp_path}/socket", "127.0.0.1:0")) as hosted:
-        directory = hosted.server.servicer.lanes._directory
-        assert directory is not None
+        own = hosted.server.servicer.lanes._directory
+        assert own is not None
+        directory = own.path
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
         for path in (beside, directory / "socket"):
             assert stat.S_IMODE(path.stat().st_mode) == 0o600

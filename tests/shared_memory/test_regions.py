@@ -95,6 +95,32 @@ def test_memory_is_counted_and_files_are_closed(budget: MemoryBudget) -> None:
     assert open_files() == files
 
 
+def test_memory_that_is_held_stays_until_the_last_has_let_go(budget: MemoryBudget, ours: SharedMemory) -> None:
+    theirs = ClientMemory(offer_of(ours))
+    ours.confirm(theirs.proof)
+    theirs.close()
+    ours.view(0, 8)[:] = 7
+    ours.hold()
+    ours.hold()
+    ours.close()
+    with pytest.raises(ProtocolViolation):  # nothing comes or goes by it any more
+        ours.gradients(0, 8)
+    ours.let_go()
+    assert (ours.view(0, 8) == 7).all()
+    assert budget.used_bytes == COUNTED
+    ours.let_go()
+    assert budget.used_bytes == 0
+    ours.close()
+
+
+def test_memory_that_nobody_holds_any_more_goes_with_its_stream(budget: MemoryBudget, ours: SharedMemory) -> None:
+    ours.hold()
+    ours.let_go()
+    assert budget.used_bytes == COUNTED
+    ours.close()
+    assert budget.used_bytes == 0
+
+
 def test_a_client_that_has_not_mapped_the_memory_frees_it(budget: MemoryBudget, ours: SharedMemory) -> None:
     ours.confirm(b"")
     assert budget.used_bytes == 0

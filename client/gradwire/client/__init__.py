@@ -2,6 +2,7 @@
 
 from gradwire.client.calls.catalog import RunSummary
 from gradwire.client.calls.series import Series
+from gradwire.client.calls.series_watch import SeriesUpdate
 from gradwire.client.calls.server_info import Quota, Recovery, ServerStatus, WhoAmI
 from gradwire.client.calls.snapshots import SnapshotInfo
 from gradwire.client.calls.waits import Wait
@@ -108,6 +109,7 @@ __all__ = [
     "RunSummary",
     "SequenceMismatch",
     "Series",
+    "SeriesUpdate",
     "Server",
     "ServerStatus",
     "ServerTooOld",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -15,6 +15,7 @@ from typing import Any
 from gradwire.client.calls.catalog import RunSummary, delete_run, get_run, list_runs
 from gradwire.client.calls.creation import NewRun, RunRules
 from gradwire.client.calls.files import import_run
+from gradwire.client.calls.series_watch import SeriesUpdate, watch_series
 from gradwire.client.calls.server_info import ServerStatus, WhoAmI, server_status, who_am_i
 from gradwire.client.errors import ConnectionLost
 from gradwire.client.optimizers.optimizer import Optimizer
@@ -267,6 +268,34 @@ class Server:
     def list_runs(self) -> list[RunSummary]:
         """All runs of the server, ordered by name."""
         return list_runs(self._link)
+
+    def watch_series(
+        self,
+        name: str,
+        series: str | Sequence[str] = (),
+        *,
+        from_step: int = 0,
+        resolution: int = 0,
+        interval_seconds: float = 1.0,
+        retry: RetryPolicy | None = None,
+    ) -> Generator[SeriesUpdate, None, None]:
+        """Follows what is logged of a run, without being attached to it: at first what there is, then what changes.
+
+        It goes on over broken connections and restarts of the server, and ends when the run does: when that has been
+        deleted, replaced, or is not there after a restart. Whoever has seen enough leaves the loop.
+
+        Args:
+            name: of the run.
+            series: which ones, see `Run.series`; none: all, those that are still to come too.
+            from_step: only buckets that end there or later.
+            resolution: at most so many buckets of each, made of neighbours; 0: as they are kept, at most 2,048.
+            interval_seconds: between two updates at least; 0.1 or more. Where nothing changes, none comes.
+            retry: see `RetryPolicy`; each update ends what has failed before it.
+
+        Raises RunNotFound where there is no such run, ProtocolViolation, ServerTooOld, ConnectionLost.
+        """
+        names = (series,) if isinstance(series, str) else series
+        return watch_series(self._link, retry or RetryPolicy(), name, names, from_step, resolution, interval_seconds)
 
     def delete_run(self, name: str) -> int:
         """Deletes a run and returns the step it had reached. Raises RunNotFound."""

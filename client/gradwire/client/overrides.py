@@ -15,6 +15,8 @@ def override_messages(
     groups: int, lr: float | Sequence[float] | None, overrides: Mapping[int, Mapping[str, Any]] | None
 ) -> list[run_pb2.Override]:
     """The changes of ``groups`` groups. Raises ValueError or TypeError."""
+    if lr is None and not overrides:
+        return []
     changes: dict[int, dict[str, Any]] = {group: dict(values) for group, values in (overrides or {}).items()}
     for group in changes:
         if not 0 <= group < groups:

@@ -106,6 +106,11 @@ class Layout:
         return {name: index for index, name in enumerate(self.names)}
 
     @cached_property
+    def indices(self) -> frozenset[int]:
+        """Of all tensors."""
+        return frozenset(range(len(self.names)))
+
+    @cached_property
     def _starts(self) -> list[int]:
         return [0, *accumulate(map(math.prod, self.shapes))][:-1]
 

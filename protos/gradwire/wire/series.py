@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -35,6 +36,16 @@ def is_own(name: str) -> bool:
 
 def name_error(name: str) -> str:
     """What is wrong with the name of a client's series; empty: nothing."""
+    return _known_error(name) if len(name) <= MAX_NAME_BYTES else _error(name)
+
+
+@lru_cache(maxsize=4 * MAX_SERIES)
+def _known_error(name: str) -> str:
+    """Steps bring the same few names again and again."""
+    return _error(name)
+
+
+def _error(name: str) -> str:
     if not 1 <= len(name.encode(errors="replace")) <= MAX_NAME_BYTES or not name.isprintable() or name != name.strip():
         return (
             f"{name!r} is no name of a series; expected 1 to {MAX_NAME_BYTES} bytes of printable characters, without "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -34,12 +33,12 @@ def test_each_answer_says_what_its_reply_says() -> None:
     answers = WholeAnswers(DenseEncoder(FLOAT32))
     replies = [
         Reply(1, 0, values(), FIRST),
-        Reply(2, 0, values() + 1, replace(FIRST, step=2, gradient_norm=0.25)),
-        Reply(3, 0, values(), replace(FIRST, step=3, gradient_norm=0.0)),
-        Reply(4, 0, values(), replace(FIRST, step=4, learning_rates=(0.1, 0.3))),
-        Reply(5, 0, values(5000), replace(FIRST, step=5, received_bytes=20_000)),
-        Reply(6, 4, values(2), replace(FIRST, step=6, durability=Durability.JOURNAL)),
-        Reply(7, 0, values().astype(np.float64), replace(FIRST, step=7)),
+        Reply(2, 0, values() + 1, FIRST._replace(step=2, gradient_norm=0.25)),
+        Reply(3, 0, values(), FIRST._replace(step=3, gradient_norm=0.0)),
+        Reply(4, 0, values(), FIRST._replace(step=4, learning_rates=(0.1, 0.3))),
+        Reply(5, 0, values(5000), FIRST._replace(step=5, received_bytes=20_000)),
+        Reply(6, 4, values(2), FIRST._replace(step=6, durability=Durability.JOURNAL)),
+        Reply(7, 0, values().astype(np.float64), FIRST._replace(step=7)),
     ]
     for reply in replies:
         found = answers.encode(reply)
@@ -54,9 +53,9 @@ def test_each_answer_says_what_its_reply_says() -> None:
     [
         Reply(1, 0, values()),
         Reply(1, receipt=FIRST),
-        Reply(1, 0, values(), replace(FIRST, skipped_steps=(0,))),
-        Reply(1, 0, values(), replace(FIRST, repeated=True)),
-        Reply(1, 0, values(), replace(FIRST, contribution=Outcome(Kind.ACCEPTED, "", ""))),
+        Reply(1, 0, values(), FIRST._replace(skipped_steps=(0,))),
+        Reply(1, 0, values(), FIRST._replace(repeated=True)),
+        Reply(1, 0, values(), FIRST._replace(contribution=Outcome(Kind.ACCEPTED, "", ""))),
         Reply(1, 0, values(2**20), FIRST),
     ],
     ids=["a part", "a receipt alone", "skipped steps", "a repeat", "a contribution", "more than a message holds"],
@@ -78,6 +77,9 @@ def test_a_header_that_is_as_the_last_one_is_the_same_object() -> None:
     assert decoder.decode(gradients(2, steps=2), b"1234") == (2, 0, b"1234", True, first)
     assert decoder.decode(gradients(3, steps=2), b"").header is first
     assert decoder.decode(train_pb2.Gradients(sequence=4), b"").header is None
+    large = [decoder.decode(gradients(4, steps=2, absent_tensors=range(2000)), b"").header for _ in range(2)]
+    assert large[0] == large[1] == BlockHeader(2, absent_tensors=frozenset(range(2000)))
+    assert large[0] is not large[1]
     other = decoder.decode(gradients(4, steps=2, returns=train_pb2.RETURNS_NONE), b"").header
     assert other == BlockHeader(2, Returns.NONE)
     deferred = decoder.decode(gradients(5, last=False, steps=2, deferred=True), b"").header

@@ -124,7 +124,7 @@ def test_one_series_too_many_is_refused_and_the_servers_own_have_their_place() -
     for number in range(CLIENTS):
         series.add(1, f"loss {number}", 1.0)
     with pytest.raises(ProtocolViolation, match="expected at most 64, of which 16 are kept"):
-        series.claim(["loss 0", "one more"])
+        series.claim([Scalar("loss 0"), Scalar("one more")])
     series.note_block(1, 1.0, (0.1,) * 30)
     assert len(series.names()) == MAX_SERIES - 1
     series.add(2, "loss 0", 1.0)
@@ -136,7 +136,7 @@ def test_memory_is_counted_and_given_back() -> None:
     for step in range(1000):
         series.add(step, "loss", 1.0)
     with pytest.raises(MemoryLimitExceeded, match="the series 'other' of runs/a needs"):
-        series.claim(["other"])
+        series.claim([Scalar("other")])
     assert budget.used_bytes == series.size_bytes == FIRST_BUCKETS * BUCKET_BYTES
     assert part(series).count.sum() == 1000
     series.note_block(1, 1.0, (0.1,))  # finds too little room, and says nothing

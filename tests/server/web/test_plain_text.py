@@ -54,8 +54,11 @@ def test_what_is_left_out_is_counted() -> None:
     now = {
         "groups": [{"optimizer": "adam", "lr": 0.1}],
         "group_count": 1,
-        "workers": [{"id": "w-0", "sequence": 3, "waits_for": "block 4", "waits_seconds": 9.6}],
+        "workers": [
+            {"id": "w-0", "sequence": 3, "waits_for": "block 4", "waits_seconds": 9.6, "blocks": {"p50": 0.0123}}
+        ],
         "worker_count": 1,
+        "bytes": {"received": {"lane": 12, "shared_memory": 3}, "sent": {}},
         "round": {"number": 4, "waiting_for": "2 of 3", "outcomes": {"accepted": 5}},
         "snapshots": [],
         "snapshot_count": 0,
@@ -63,6 +66,7 @@ def test_what_is_left_out_is_counted() -> None:
     }
     text = of_one("runs/a", FACTS, about, now)
     assert "tensors (1 of 900)\n  w  scalar" in text
-    assert "waits for block 4 since 10 s" in text
+    assert "w-0  sequence 3  12.3 ms a block  waits for block 4 since 10 s" in text
+    assert "  received  lane           12 bytes\n  received  shared memory  3 bytes" in text
     assert "round 4: 2 of 3; 5 accepted" in text
     assert "snapshots" not in text

@@ -7,7 +7,6 @@ import pytest
 
 from gradwire.server.metrics.blocks import BlockCounters
 from gradwire.server.metrics.histogram import Histogram
-from gradwire.server.metrics.traffic import Traffic
 from gradwire.server.web.recent import WINDOW_SECONDS, Recent, percentiles
 
 
@@ -28,16 +27,13 @@ def test_none_and_what_is_beyond_all_bounds() -> None:
 
 
 def test_what_was_more_than_a_minute_ago_counts_no_more() -> None:
-    blocks, traffic = BlockCounters(), Traffic()
-    recent = Recent(blocks, traffic)
+    blocks = BlockCounters()
+    recent = Recent(blocks)
     blocks.compute_seconds.observe(3.0)
-    assert recent.look(0.0)["seconds"]["compute"] is None, "nobody knows when that was"
+    assert recent.look(0.0)["compute"] is None, "nobody knows when that was"
     blocks.compute_seconds.observe(30e-6)
-    traffic.stream("float32", "float32").received.bytes += 7
-    traffic.uploads.bytes += 5
     found = recent.look(1.0)
-    assert found["seconds"]["compute"]["p50"] < 1e-3
-    assert found["seconds"]["journal"] is None
-    assert found["bytes"] == {"received": 12, "sent": 0}
-    assert recent.look(WINDOW_SECONDS)["seconds"]["compute"] is not None
-    assert recent.look(1.5 + WINDOW_SECONDS)["seconds"]["compute"] is None
+    assert found["compute"]["p50"] < 1e-3
+    assert found["journal"] is None
+    assert recent.look(WINDOW_SECONDS)["compute"] is not None
+    assert recent.look(1.5 + WINDOW_SECONDS)["compute"] is None

@@ -46,6 +46,9 @@ def views(layout: Layout, flat: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]
 
 def gather(layout: Layout, rows: Sequence[Array | None], part: Range) -> Array:
     """Columns ``part`` of the tensors' ``[K, size]`` arrays. The tensors in ``part`` must all have one."""
+    only = rows[0] if len(rows) == 1 else None
+    if only is not None:
+        return only[:, part.start : part.stop]
     pieces = _pieces(layout, rows, part)
     if len({piece.dtype for piece in pieces}) > 1:  # float16 and bfloat16 have no common type but this one
         pieces = [piece.astype(np.float64) for piece in pieces]

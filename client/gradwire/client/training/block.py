@@ -42,14 +42,15 @@ class Block:
         self.rows = rows
         self.trajectory = trajectory
         self.ahead = ahead
-        self.absent = frozenset(index for index, row in enumerate(rows) if row is None)
-        self.present = set(range(len(rows))) - self.absent
+        self.absent = frozenset([index for index, row in enumerate(rows) if row is None])
+        self.present = layout.indices - self.absent if self.absent else layout.indices
         self.ranges = layout.present_ranges(self.absent)
         whole = header.HasField("contribution")  # others have changed what is absent here
         self.answer_ranges = layout.present_ranges(frozenset()) if whole else self.ranges
         self.answered = header.returns != train_pb2.RETURNS_NONE
         """Whether parameters come back."""
-        header.absent_tensors.extend(sorted(self.absent))
+        if self.absent:
+            header.absent_tensors.extend(sorted(self.absent))
 
 
 def one_step(
@@ -68,7 +69,7 @@ def one_step(
         overrides=override_messages(layout.groups, lr, overrides),
         contribution=contribution,
     )
-    unchanged = frozenset(layout.index[name] for name in ahead)
+    unchanged = frozenset([layout.index[name] for name in ahead])
     return Block(layout, header, flat_vector.gradient_rows(layout, grads, None), ahead=unchanged)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from gradwire.client.encodings.block import BlockData
 from gradwire.client.transport.shared_memory import NoRoom, SharedMemory
@@ -17,13 +17,22 @@ def block_messages(
     *,
     begun: bool = False,
     memory: SharedMemory | None = None,
-) -> Iterator[bytes | None]:
+) -> Iterable[bytes | None]:
     """The serialized messages of one block, made one by one as the connection takes them; see `slice_message`.
 
     Args:
         begun: the block is deferred and others of its messages have left; its header goes with the last one.
         memory: where the data goes, as far as there is room.
     """
+    if len(block.parts) == 1 and memory is None:  # nothing to wait for
+        only = train_pb2.Gradients(sequence=sequence, offset=block.parts[0].start, last=True, header=header)
+        return (gradients_request(only, block.data(0)),)
+    return _messages(sequence, header, block, begun, memory)
+
+
+def _messages(
+    sequence: int, header: train_pb2.BlockHeader, block: BlockData, begun: bool, memory: SharedMemory | None
+) -> Iterator[bytes | None]:
     if not block.parts:
         empty = train_pb2.Gradients(sequence=sequence, last=True, header=header)
         yield train_pb2.TrainRequest(gradients=empty).SerializeToString()

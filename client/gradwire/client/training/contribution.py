@@ -13,6 +13,8 @@ from gradwire.wire.service import MAX_WEIGHT
 def check_weight(weight: Any, *, shared: bool) -> float:
     """How much a gradient counts. Raises TypeError for no number, ValueError for one that is not finite and > 0, and
     for any but 1 where it is the only one."""
+    if type(weight) is float and weight == 1.0:
+        return weight
     found = number("weight", weight)
     if not 0 < found <= MAX_WEIGHT:
         raise ValueError(

@@ -88,7 +88,7 @@ class Delivery:
             stream.send([train_pb2.TrainRequest(gradients=again).SerializeToString()], at_once=True)
             return
         block, header, early = self._block, self._block.header, self._attachment.early
-        there = early.tensors & block.ahead & block.present  # none, where the stream is a new one
+        there = early.tensors and early.tensors & block.ahead & block.present  # none, where the stream is a new one
         header.deferred = bool(there)
         if not there:
             early.forget()

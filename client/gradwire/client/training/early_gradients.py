@@ -35,6 +35,8 @@ class EarlyGradients:
 
     def forget(self) -> None:
         """Begins anew: what is still queued does not leave, what has left will be replaced."""
+        if not self.tensors and not self._round.begun:
+            return
         self._round.over = True
         self._round = _Round()
         self.tensors.clear()

@@ -66,6 +66,8 @@ def values_of_block(log: Mapping[str, Any] | None, first_step: int, steps: int |
         steps: of `Run.step_many`, where there may be a value for each; None: a single step.
     """
     parts: Parts = {}
+    if log is None:
+        return parts
     for name, value in _checked(log).items():
         _check_name(name)
         if steps is None or _is_number(value):

@@ -32,7 +32,7 @@ async def log_scalars(run: Run, worker_id: str, number: int, epoch: int, scalars
 async def _log(run: Run, worker_id: str, number: int, epoch: int, scalars: Sequence[Scalar]) -> int:
     if not run.check_log(worker_id, number, epoch):
         return run.step
-    run.series.claim(scalar.name for scalar in scalars)
+    run.series.claim(scalars)
     storage = storage_of(run)
     if storage is not None and storage.journals:
         text = log_to_text(number, scalars)

@@ -78,7 +78,7 @@ class Restorer:
         try:
             logged = log_from_text(entry.block) if not entry.gradients else None
             if logged is not None:
-                run.series.claim(scalar.name for scalar in logged[1])
+                run.series.claim(logged[1])
                 run.log(entry.worker_id, *logged)
                 return run.step
             header, expected, applied_round = block_from_text(entry.block)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 from gradwire.server.engine.block import Kind, Outcome, Receipt
@@ -45,8 +45,7 @@ class AppliedRound:
     def receipts(self, receipt: Receipt) -> list[Receipt]:
         """What each contributor is answered, in their order; ``receipt``: the round's own."""
         return [
-            replace(
-                receipt,
+            receipt._replace(
                 skipped_steps=(0,) if part.skipped else (),
                 received_bytes=part.received_bytes,
                 contribution=self.outcome_of(part),

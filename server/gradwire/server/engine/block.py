@@ -83,8 +83,7 @@ class Outcome:
     staleness: int = 0
 
 
-@dataclass(frozen=True)
-class Receipt:
+class Receipt(NamedTuple):
     """What a committed block says of itself; see ``gradwire.v1.Receipt``."""
 
     step: int

@@ -93,7 +93,7 @@ def plan_block(run: Run, sequence: int, header: BlockHeader, groups: tuple[Hyper
     series, which stays with the run.
     """
     if header.scalars:
-        run.series.claim(scalar.name for scalar in header.scalars)
+        run.series.claim(header.scalars)
     spec, layout = run.spec, run.spec.layout
     tensors = len(layout.names)
     present: Any = slice(None)

@@ -27,6 +27,7 @@ from gradwire.server.engine.staged_block import StagedBlock, override_text
 from gradwire.server.engine.storage import Storage
 from gradwire.server.engine.workers import Holder, WorkerRecord
 from gradwire.server.memory.budget import MemoryBudget
+from gradwire.server.metrics.traffic import StreamTotals
 from gradwire.server.optimizers.base import Hyperparameters
 from gradwire.server.series.run_series import RunSeries
 from gradwire.server.series.scalars import Scalar
@@ -107,6 +108,8 @@ class Run:
         self.used_at = time.monotonic()
         """When somebody did anything with the run last; while a worker holds it that is always."""
         self.activity = Activity()
+        self.traffic = StreamTotals()
+        """What its streams have brought and taken since the server began."""
         self.users = 0
         """Calls about the run that have not ended."""
         self.events = RunEvents()

@@ -86,8 +86,8 @@ class Holder:
     """Since when no more of its blocks is read, by `time.perf_counter`; 0: more is."""
     waits: Callable[[], Wait | None] = field(default=lambda: None)
     """What it waits for; set by whoever serves its stream. On the event loop."""
-    block_seconds: Collection[float] = ()
-    """What each of its last blocks took, from its first message to the last one of its answer."""
+    block_seconds: Callable[[], Collection[float]] = field(default=tuple)
+    """What each of its last blocks took, from its first message to the last one of its answer. On the event loop."""
     stall_told: bool = False
     """See `activity.Attached`."""
 

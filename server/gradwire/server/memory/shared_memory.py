@@ -60,6 +60,8 @@ class SharedMemory:
         self.in_place = False
         """Whether parameters go where their elements have their place in a vector."""
         self._withdrawn = False
+        self._held = 0
+        self._closed = False
         self._unpin: Callable[[], None] | None = None
         self._reservation: Reservation | None = budget.reserve(
             memory_bytes(gradient_bytes, parameter_bytes), "memory that is shared with a client"
@@ -178,10 +180,27 @@ class SharedMemory:
         """The client has begun its next block, so it has taken what answered the one before."""
         self._ring.clear()
 
+    def hold(self) -> None:
+        """What the client has written is still to be read when its stream has ended: `close` leaves the memory there,
+        and the last `let_go` frees it."""
+        self._held += 1
+
+    def let_go(self) -> None:
+        """Once for each `hold`."""
+        self._held -= 1
+        if self._closed and not self._held:
+            self._free()
+
     def close(self) -> None:
-        """Frees the memory. Nothing may read or write it any more. May be called more than once."""
+        """Frees the memory, unless somebody holds it: nothing else may read or write it any more. May be called more
+        than once."""
         self.mapped = False
+        self._closed = True
         self._close_file()
+        if not self._held:
+            self._free()
+
+    def _free(self) -> None:
         unpin, self._unpin = self._unpin, None
         if unpin is not None:
             unpin()

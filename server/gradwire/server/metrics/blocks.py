@@ -1,13 +1,13 @@
 """Blocks of steps: how many, with what result, and how long each part of them took.
 
-A watch is called for each step, so it notes the moments and leaves it to others to make something of them: looking at
-the clock is the most of it.
+A watch is called for each step, so it notes the moments, as one tuple, and makes something of them only when there are
+many: in the midst of a step each line costs several times what it costs among its like.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from itertools import chain
+from collections.abc import Collection
 from time import perf_counter
 
 import numpy as np
@@ -20,9 +20,10 @@ FOLDED_AT_ONCE = 1024
 LAST_BLOCKS = 256
 """Of a stream, of which it is known how long each took."""
 
-Noted = tuple[float, float, float, float, float, int, int]
-"""Of a block that was answered: when it began, was whole, was applied and was answered, for how long of that it waited
-for the disk, its steps, and how many of them were skipped."""
+Noted = tuple[float, float, float, float, float, int, int, deque[float]]
+"""Of a block that was answered: when it began, was whole (0: with its first message), was applied and was answered, for
+how long of that it waited for the disk, its steps, how many of them were skipped, and where its stream keeps how long
+its last blocks took."""
 
 
 class BlockCounters:
@@ -64,17 +65,26 @@ class BlockCounters:
         count = len(self.noted)
         if not count:
             return
-        # numpy takes half as long over one long row as over many short ones.
-        numbers = np.fromiter(chain.from_iterable(self.noted), np.float64, 7 * count).reshape(-1, 7)
+        began, whole, applied, answered, journal, steps, skipped, last = zip(*self.noted, strict=True)
         self.noted.clear()
-        began, whole, applied, answered, journal, steps, skipped = numbers.T
         self.applied += count
-        self.steps += int(steps.sum())
-        self.skipped_steps += int(skipped.sum())
-        self.receive_seconds.observe_all(whole - began)
-        self.compute_seconds.observe_all(applied - whole - journal)
-        self.journal_seconds.observe_all(journal[journal > 0])
-        self.answer_seconds.observe_all(answered - applied)
+        self.steps += sum(steps)
+        self.skipped_steps += sum(skipped)
+        begun, done, ended = np.array(began), np.array(applied), np.array(answered)
+        for seconds, of_stream in zip((ended - begun).tolist(), last, strict=True):
+            of_stream.append(seconds)
+        if any(whole):
+            ready = np.array([at or first for at, first in zip(whole, began, strict=True)])
+            self.receive_seconds.observe_all(ready - begun)
+        else:  # each came in one message
+            ready = begun
+            self.receive_seconds.observe_nothing(count)
+        if any(journal):
+            waited = np.array(journal)
+            self.journal_seconds.observe_all(waited[waited > 0])
+            ready = ready + waited
+        self.compute_seconds.observe_all(done - ready)
+        self.answer_seconds.observe_all(ended - done)
 
     def count_unanswered(self, steps: int, skipped: int) -> None:
         """A block was applied, and its sender was gone before it had the answer."""
@@ -89,13 +99,13 @@ class BlockWatch:
     __slots__ = (
         "_counters",
         "_journal_seconds",
+        "_last_seconds",
         "_noted",
         "_skipped",
         "_steps",
         "applied_at",
         "began",
         "ended_at",
-        "last_seconds",
         "whole_at",
     )
 
@@ -110,11 +120,15 @@ class BlockWatch:
         """When it was applied; 0: it has not been."""
         self.ended_at = perf_counter()
         """When the last one was answered, or the stream was opened."""
-        self.last_seconds: deque[float] = deque(maxlen=LAST_BLOCKS)
-        """What each of the last blocks took, from its first message to the last one of its answer."""
+        self._last_seconds: deque[float] = deque(maxlen=LAST_BLOCKS)
         self._journal_seconds = 0.0
         self._steps = 1
         self._skipped = 0
+
+    def last_seconds(self) -> Collection[float]:
+        """What each of the last blocks took, from its first message to the last one of its answer."""
+        self._counters.fold()
+        return self._last_seconds
 
     def begin(self) -> None:
         """A message has come, the first one of a block or a further one."""
@@ -140,15 +154,25 @@ class BlockWatch:
 
     def answered(self) -> None:
         """The last message of its answer has been handed to gRPC."""
-        began, applied = self.began, self.applied_at
+        applied = self.applied_at
         if not applied:  # it has failed meanwhile
             return
-        whole, journal = self.whole_at or began, self._journal_seconds
         self.ended_at = now = perf_counter()
-        self.last_seconds.append(now - began)
-        self._noted.append((began, whole, applied, now, journal, self._steps, self._skipped))
+        noted = self._noted
+        noted.append(
+            (
+                self.began,
+                self.whole_at,
+                applied,
+                now,
+                self._journal_seconds,
+                self._steps,
+                self._skipped,
+                self._last_seconds,
+            )
+        )
         self.began = self.whole_at = self.applied_at = 0.0
-        if len(self._noted) >= FOLDED_AT_ONCE:
+        if len(noted) >= FOLDED_AT_ONCE:
             self._counters.fold()
 
     def repeated(self) -> None:

@@ -61,6 +61,10 @@ class Histogram:
         self.counts[bisect_left(self.bounds, value)] += 1
         self.total += value
 
+    def observe_nothing(self, times: int) -> None:
+        """As `observe` 0 so many times."""
+        self.counts[0] += times
+
     def observe_all(self, values: npt.NDArray[np.float64]) -> None:
         """As `observe` each of them, in a fraction of the time."""
         places = np.searchsorted(self.bounds, values)

@@ -20,6 +20,7 @@ from gradwire.server.engine.threads import updates
 from gradwire.server.engine.workers import Holder, WorkerRecord
 from gradwire.server.failpoints import failpoint
 from gradwire.server.rounds.generations import Generations
+from gradwire.server.rounds.lying import LyingGradient
 from gradwire.server.rounds.pieces import absent_from_all, pieces_of
 from gradwire.server.rounds.staged import StagedContribution, Stagings
 from gradwire.server.series.scalars import combined
@@ -109,11 +110,12 @@ def combine(
     if they are known, as `Device.combine` returns them. Under the run's lock."""
     assert run.spec.shared is not None
     mean = run.spec.shared.combine is Combine.MEAN
-    parts = [
-        (each.says.weight, each.header.absent_tensors, each.staging.array) for each in contributions if each.staging
-    ]
+    parts = [(each.says.weight, each.header.absent_tensors, each.staging) for each in contributions if each.staging]
     if len(parts) == 1 and (mean or parts[0][0] == 1.0):
-        return parts[0][2], None
+        staging = parts[0][2]
+        if isinstance(staging, LyingGradient):  # it is read several times, and must be the same each time
+            return run.device.copy(staging.array, stagings.combined), None
+        return staging.array, None
     out = stagings.combined
     pieces = pieces_of(run.spec.layout, [(weight, absent) for weight, absent, _ in parts], mean)
-    return out, run.device.combine(out, [array for _, _, array in parts], pieces)
+    return out, run.device.combine(out, [staging.array for _, _, staging in parts], pieces)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from concurrent.futures import Executor
-from dataclasses import replace
 from time import perf_counter
 from typing import Any
 
@@ -21,9 +21,11 @@ from gradwire.server.engine.activity import (
 from gradwire.server.engine.block import GradientSlice, Kind, Receipt, Reply, Waiting
 from gradwire.server.engine.features import Feature, require_understood
 from gradwire.server.engine.run import Run
+from gradwire.server.engine.threads import unless_short, updates
 from gradwire.server.engine.workers import Holder, check_id
 from gradwire.server.failpoints import failpoint
 from gradwire.server.memory.shared_memory import SharedMemory
+from gradwire.server.metrics.blocks import LAST_BLOCKS
 from gradwire.server.metrics.counters import Counters
 from gradwire.server.rounds.generations import Generation
 from gradwire.server.rounds.leases import AttachShared
@@ -31,6 +33,7 @@ from gradwire.server.rounds.rounds import Rounds, rounds_of
 from gradwire.server.rounds.staged import StagedContribution
 from gradwire.server.rounds.upload import Upload
 from gradwire.server.training.session import Admission, make_ready, memory_for
+from gradwire.wire.encoding import Array
 from gradwire.wire.errors import Fenced, GradwireError, SequenceMismatch
 from gradwire.wire.layout import Range
 
@@ -82,9 +85,11 @@ class SharedSession:
         self._watch = counters.blocks.watch()  # it is a stream; what it waits for is no block
         rounds.counters = counters.contributions
         self._left = False
-        self._whole_at = perf_counter()
+        self._last_seconds: deque[float] = deque(maxlen=LAST_BLOCKS)
+        self._began_at = self._whole_at = perf_counter()
         self._sending_at = 0.0
         holder.waits = self._wait
+        holder.block_seconds = lambda: self._last_seconds
 
     @classmethod
     async def attach(
@@ -126,6 +131,7 @@ class SharedSession:
     async def share_memory(self) -> None:
         """As `Session.share_memory`."""
         self.memory = memory_for(self.run, self._decoder, self._encoder)
+        self._upload.use(self.memory)
         await make_ready(self.memory, self.run, self._executor)
 
     async def resume(self) -> AsyncIterator[Reply | Waiting]:
@@ -159,6 +165,8 @@ class SharedSession:
                     yield answer
             return
         self._count(part)
+        if self._upload.idle:
+            self._began_at = perf_counter()
         contribution = await self._upload.take(part)
         if contribution is None:
             return
@@ -173,6 +181,7 @@ class SharedSession:
             raise
         async for reply in self._answer(contribution):
             yield reply
+        self._last_seconds.append(perf_counter() - self._began_at)
 
     async def _settled(self) -> AsyncIterator[Waiting]:
         """Waits until no round is about to be applied; what comes meanwhile belongs to the next one."""
@@ -189,7 +198,7 @@ class SharedSession:
     def _repeated(self, part: GradientSlice) -> Receipt | None:
         record = self.holder.record
         if self._upload.idle and part.sequence == record.last_sequence and record.receipt is not None:
-            return replace(record.receipt, repeated=True)
+            return record.receipt._replace(repeated=True)
         return None
 
     def _count(self, part: GradientSlice) -> None:
@@ -255,12 +264,13 @@ class SharedSession:
         """All parameters as they are now, and the receipt, which says so."""
         self._pinned = generation = await self.rounds.pin(self.holder.worker_id)
         try:
-            self._answering = receipt = replace(receipt, step=generation.step, epoch=generation.epoch)
+            self._answering = receipt = receipt._replace(step=generation.step, epoch=generation.epoch)
             self.rounds.leases.sent(self.holder.worker_id, generation.step)
             whole = Range(0, self.run.spec.layout.elements)
             values = None
             if self._encoder.dense is not None and whole.stop:
                 values = await generation.encoded(self._encoder.dense, self._executor)
+            written = values is not None and await self._written(values)
             tiles = self._encoder.tiles(whole, 1) if whole.stop else iter(())
             tile = next(tiles, None)
             self._sending_at = perf_counter()
@@ -270,12 +280,27 @@ class SharedSession:
                 part = generation.part(tile) if values is None else values[:, tile.start : tile.stop]
                 this, tile = tile, next(tiles, None)
                 self._sending_at = perf_counter()
-                yield Reply(sequence, this.start, part, receipt if tile is None else None)
+                yield Reply(sequence, this.start, part, receipt if tile is None else None, written)
             self._answering = None
         finally:
             self._sending_at = 0.0
             self._watch.ended_at = perf_counter()
             self._unpin()
+
+    async def _written(self, values: Array) -> bool:
+        """Writes all parameters to where the client has them, in a thread, so that several workers get theirs at once;
+        False: they do not lie in the memory that is shared with it."""
+        memory, spec = self.memory, self.run.spec
+        if memory is None or not (memory.mapped and memory.in_place):
+            return False
+        if values.dtype != spec.dtype or spec.vector_bytes > memory.parameter_bytes:
+            return False
+
+        def write() -> None:
+            memory.whole_parameters(spec.layout.elements, spec.dtype)[...] = values
+
+        await unless_short(self._executor, write, updates(spec.layout.elements, 1))
+        return True
 
     def _unpin(self) -> None:
         pinned, self._pinned = self._pinned, None

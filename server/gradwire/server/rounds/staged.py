@@ -11,6 +11,7 @@ from gradwire.server.engine.block import BlockHeader, Contribution, Receipt
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.workers import Holder
 from gradwire.server.memory.budget import Reservation
+from gradwire.server.rounds.lying import LyingGradient
 
 
 @dataclass(eq=False)
@@ -29,7 +30,7 @@ class StagedContribution:
     """Of the stream on which it came."""
     sequence: int
     header: BlockHeader
-    staging: Staging | None
+    staging: Staging | LyingGradient | None
     """Where its gradient is; None: it adds nothing."""
     received_bytes: int
     skipped: bool = False
@@ -93,9 +94,11 @@ class Stagings:
             memory.release()
             raise
 
-    def give(self, staging: Staging | None) -> None:
+    def give(self, staging: Staging | LyingGradient | None) -> None:
         """It is not needed any more."""
-        if staging is not None:
+        if isinstance(staging, LyingGradient):
+            staging.let_go()
+        elif staging is not None:
             self._free.append(staging)
 
     def keep(self, most: int) -> None:

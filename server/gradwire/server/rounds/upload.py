@@ -16,6 +16,8 @@ from gradwire.server.engine.spec import NonFinitePolicy
 from gradwire.server.engine.threads import unless_short, updates
 from gradwire.server.engine.workers import Holder
 from gradwire.server.failpoints import failpoint
+from gradwire.server.memory.shared_memory import SharedMemory
+from gradwire.server.rounds.lying import LyingGradient, LyingUpload
 from gradwire.server.rounds.rounds import Rounds
 from gradwire.server.rounds.staged import StagedContribution, Staging
 from gradwire.server.training.incoming_block import ArrivedSlice, Here, IncomingBlock
@@ -41,6 +43,11 @@ class Upload:
         self._incoming: IncomingBlock | None = None
         self._header = BlockHeader()
         self._staging: Staging | None = None
+        self._lying = LyingUpload(self._run, decoder)
+
+    def use(self, memory: SharedMemory | None) -> None:
+        """Gradients may lie there."""
+        self._lying.memory = memory
 
     @property
     def idle(self) -> bool:
@@ -59,10 +66,9 @@ class Upload:
         place = incoming.add(part, self._decoder)
         arrived = ArrivedSlice(self._decoder, place, part.data, 1, alone=False)
         failpoint("stage.before")
-        if place.stop > place.start:
-            array, device = self._kept.array, self._run.device
-            work = updates(place.stop - place.start, 1)
-            await unless_short(self._executor, lambda: device.write(array, place.start, arrived.to_be_copied()), work)
+        if place.stop > place.start and not self._lying.take(arrived):
+            for each in (*self._lying.give_up(), arrived):
+                await self._copy(each)
         failpoint("stage.after")
         if not part.last:
             return None
@@ -70,13 +76,23 @@ class Upload:
         incoming.coverage.require_complete(f"contribution {part.sequence}", ranges)
         return await self._whole(part.sequence, incoming.received_bytes, ranges)
 
+    async def _copy(self, arrived: ArrivedSlice) -> None:
+        array, device, place = self._kept.array, self._run.device, arrived.place
+        work = updates(place.stop - place.start, 1)
+        await unless_short(self._executor, lambda: device.write(array, place.start, arrived.to_be_copied()), work)
+
     async def _whole(self, sequence: int, received_bytes: int, ranges: tuple[Range, ...]) -> StagedContribution:
         self._incoming = None
         if not ranges:
             return StagedContribution(self._hold, sequence, self._header, None, received_bytes)
-        staging = self._kept
+        staging = self._lying.whole() or self._kept
         work = updates(self._run.spec.layout.elements, 1)
-        wrong = await unless_short(self._executor, lambda: self._settle(staging, ranges), work)
+        try:
+            wrong = await unless_short(self._executor, lambda: self._settle(staging, ranges), work)
+        except BaseException:
+            if staging is not self._staging:
+                self._rounds.stagings.give(staging)
+            raise
         skips = self._run.spec.non_finite_policy is NonFinitePolicy.SKIP
         contribution = StagedContribution(
             self._hold,
@@ -87,11 +103,11 @@ class Upload:
             skipped=bool(wrong) and skips,
             refusal="" if skips else wrong,
         )
-        if contribution.staging is not None:
+        if contribution.staging is self._staging:
             self._staging = None  # it belongs to the contribution now
         return contribution
 
-    def _settle(self, staging: Staging, ranges: tuple[Range, ...]) -> str:
+    def _settle(self, staging: Staging | LyingGradient, ranges: tuple[Range, ...]) -> str:
         """Clips a gradient where each contribution is clipped; what is wrong with one that is not finite, in words,
         where that matters. Bulk work."""
         spec, device, array = self._run.spec, self._run.device, staging.array
@@ -127,6 +143,7 @@ class Upload:
         if incoming is None or not (part.last and header.deferred):
             check_steps(self._run.spec, header.steps, max(self._decoder.least_row_bytes, self._encoder.least_row_bytes))
             incoming = self._incoming = IncomingBlock.begun(part.sequence, header, self._run.spec.layout)
+            self._lying.begin(header)
         if part.last or not header.deferred:
             self._check(header)
             self._header = header
@@ -147,7 +164,7 @@ class Upload:
         if header.returns is not Returns.LAST:
             raise ProtocolViolation(f"returns {header.returns.name}; expected LAST in a shared run")
         check_header(self._run, header, max_result_bytes=0)
-        self._run.series.claim(scalar.name for scalar in header.scalars)
+        self._run.series.claim(header.scalars)
         if header.overrides and self._rounds.leases.leader != self._hold.worker_id:
             leader = self._rounds.leases.leader
             raise LeaderBusy(

@@ -41,6 +41,9 @@ from gradwire.wire.service import MAX_WEIGHT
 
 _MANY_GROUPS = 1000
 
+_KEPT_BYTES = 1024
+"""Of a header. What is kept of a stream is not counted in the memory limit."""
+
 
 def spec_pieces(message: run_pb2.RunSpec) -> int:
     """How many tensors and groups it has; of many groups not all are looked at."""
@@ -89,7 +92,7 @@ def decode_features(values: Iterable[int]) -> frozenset[Feature]:
 
 
 class GradientsDecoder:
-    """Of one stream. A header that is as the last one is the same object: by that it is known to who plans blocks."""
+    """Of one stream. A short header that is as the last one is the same object: by that who plans blocks knows it."""
 
     def __init__(self) -> None:
         self._message: train_pb2.BlockHeader | None = None
@@ -103,9 +106,10 @@ class GradientsDecoder:
             return GradientSlice(message.sequence, message.offset, data, last, None)
         header = message.header
         if header != self._message or last is not self._last:
-            self._message = None
-            self._header = _decode_header(header, last)
-            self._message, self._last = header, last
+            self._message, self._header = None, _decode_header(header, last)
+            if header.ByteSize() <= _KEPT_BYTES:  # a copy: it belongs to a message, which may be large
+                self._message, self._last = train_pb2.BlockHeader(), last
+                self._message.CopyFrom(header)
         return GradientSlice(message.sequence, message.offset, data, last, self._header)
 
 

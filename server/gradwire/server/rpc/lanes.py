@@ -10,12 +10,12 @@ import os
 import secrets
 import socket
 import stat
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 
 from gradwire.server.rpc.lane import Lane
+from gradwire.server.rpc.lane_directory import LaneDirectory
 from gradwire.wire.hosts import is_unix
 from gradwire.wire.lane import AVAILABLE, HANDSHAKE_SECONDS, NONCE_BYTES, SUFFIX, WELCOME, user_at
 
@@ -62,7 +62,7 @@ class Lanes:
         self._offers: dict[bytes, Offer] = {}
         self._listeners: list[socket.socket] = []
         self._paths: list[Path] = []
-        self._directory: Path | None = None
+        self._directory: LaneDirectory | None = None
         self._beside = False  # of unix sockets
         self._loopback = ""
         self._greeted: set[socket.socket] = set()
@@ -78,8 +78,8 @@ class Lanes:
                 self._beside = True
         if loopback and not all(map(is_unix, addresses)):
             with _else_through_grpc("loopback"):
-                self._directory = Path(tempfile.mkdtemp(prefix="gradwire-lanes-"))  # mode 0700
-                self._listen(self._directory / "socket")
+                self._directory = LaneDirectory()
+                self._listen(self._directory.path / "socket")
                 self._loopback = str(self._paths[-1].absolute())
 
     def offer(self, peer: str, region: Callable[[], int]) -> Offer | None:
@@ -106,9 +106,8 @@ class Lanes:
         with contextlib.suppress(OSError):  # above all: the directory is no more
             while self._paths:
                 self._paths.pop().unlink(missing_ok=True)
-            if self._directory is not None:
-                self._directory.rmdir()
-        self._directory = None
+        if self._directory is not None:
+            self._directory.close()
 
     def _listen(self, path: Path) -> None:
         with contextlib.suppress(FileNotFoundError):

@@ -15,11 +15,13 @@ from gradwire.wire.series import FIELDS, MAX_BUCKETS
 
 def decode_scalars(messages: Iterable[train_pb2.Scalar]) -> tuple[Scalar, ...]:
     """Raises ProtocolViolation. What else may be wrong with them, `check_scalars` says."""
-    return tuple(_decode_scalar(message) for message in messages)
+    return tuple([_decode_scalar(message) for message in messages])
 
 
 def _decode_scalar(message: train_pb2.Scalar) -> Scalar:
     values, rows = message.values, message.block_steps
+    if len(values) == 1 and not rows and not message.HasField("buckets"):  # nearly all of them
+        return Scalar(message.name, values[0])
     if message.HasField("buckets"):
         columns = [rows, *(getattr(message.buckets, name) for name in FIELDS[1:])]
         lengths = {len(column) for column in columns}
@@ -30,8 +32,6 @@ def _decode_scalar(message: train_pb2.Scalar) -> Scalar:
             )
         table = np.array(columns, np.float64).reshape(len(FIELDS), -1)
         return Scalar(message.name, table=table, width=message.buckets.bucket_steps)
-    if len(values) == 1 and not rows:
-        return Scalar(message.name, values[0])
     if (rows and len(rows) != len(values)) or len(values) > MAX_BUCKETS:
         raise ProtocolViolation(
             f"scalar {message.name!r} has {len(values)} values for {len(rows)} steps; expected at most {MAX_BUCKETS}, "

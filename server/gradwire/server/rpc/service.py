@@ -143,7 +143,8 @@ class OptimizerServicer(SnapshotCalls, WorkerCalls, SeriesCalls, ServerCalls):
                 offer = self.lanes.offer(call.peer, partial(_file_of, session)) if by_lane else None
                 self.note(call.context, call, "Train")
                 call.action = "Detach"
-                traffic = self.registry.counters.traffic.stream(*encoding_names(attach, run))
+                names = encoding_names(attach, run)
+                traffic = streams.enter_context(self.registry.counters.traffic.stream(*names, run.traffic))
                 stream = TrainStream(
                     guard, call.context, session.holder, session.memory, encoder, run.budget, pace, traffic, offer
                 )

@@ -14,7 +14,7 @@ from gradwire.server.engine.block import GradientSlice, Reply, Waiting
 from gradwire.server.engine.workers import Holder
 from gradwire.server.memory.budget import MemoryBudget
 from gradwire.server.memory.shared_memory import SharedMemory
-from gradwire.server.metrics.traffic import StreamBytes, Traffic
+from gradwire.server.metrics.traffic import StreamBytes, stream_bytes
 from gradwire.server.rpc.codec import GradientsDecoder, cut, decode_request, encode_reply, encode_waiting
 from gradwire.server.rpc.lane import Lane
 from gradwire.server.rpc.lanes import Offer
@@ -68,7 +68,7 @@ class TrainStream:
         self._whole_answers = WholeAnswers(encoder)
         self._budget = budget
         self._pace = pace
-        self._traffic = traffic or Traffic().stream("", "")
+        self._traffic = traffic or stream_bytes()
         self._paced_seconds = 0.0  # what it has waited for
         self._between = True  # no block is arriving
         self.left = False

@@ -60,10 +60,12 @@ class Buckets:
             self._begin(step)
         if not self._count:
             self._first = self._minimum = self._maximum = value
-        elif value < self._minimum or self._minimum != self._minimum:
-            self._minimum = value
-        if value > self._maximum or self._maximum != self._maximum:
-            self._maximum = value
+        else:
+            least, largest = self._minimum, self._maximum
+            if value < least or least != least:
+                self._minimum = value
+            if value > largest or largest != largest:
+                self._maximum = value
         self._last = value
         self._total += value
         self._count += 1

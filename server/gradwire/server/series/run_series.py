@@ -147,15 +147,18 @@ class RunSeries:
 
     # --- what comes --------------------------------------------------------------------------------------------------
 
-    def claim(self, names: Iterable[str]) -> None:
-        """Makes room for these series, where they have none: nothing can go wrong afterwards, when values come.
+    def claim(self, scalars: Iterable[Scalar]) -> None:
+        """Makes room for the series of these, where they have none: nothing can go wrong afterwards, when values come.
 
         Raises ProtocolViolation for a name that is none and for one too many, MemoryLimitExceeded.
         """
         with self._lock:
-            for name in names:
-                if name not in self._series:
-                    self._make(name)
+            self._claim(scalars)
+
+    def _claim(self, scalars: Iterable[Scalar]) -> None:
+        for scalar in scalars:
+            if scalar.name not in self._series:
+                self._make(scalar.name)
 
     def _make(self, name: str) -> None:
         wrong = name_error(name)
@@ -193,9 +196,9 @@ class RunSeries:
             step: after it.
             applied: which of its steps were; None: all of them.
         """
-        self.claim(scalar.name for scalar in scalars)
         step = min(step, _LAST_STEP)
         with self._lock:
+            self._claim(scalars)
             for scalar in scalars:
                 buckets = self._series[scalar.name]
                 if scalar.table is None:
@@ -213,7 +216,11 @@ class RunSeries:
         """
         step = min(step, _LAST_STEP)
         with self._lock:
-            self._note(GRADIENT_NORM, step, gradient_norm)
+            norms = self._series.get(GRADIENT_NORM)
+            if norms is None:
+                self._note(GRADIENT_NORM, step, gradient_norm)
+            else:
+                norms.add(step, gradient_norm)
             if learning_rates != self._rates:
                 self._note_rates(step, learning_rates)
             if self.live:

@@ -5,8 +5,7 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -18,8 +17,7 @@ _MAX_STEP = 2**53
 _MAX_COUNT = 2**32
 
 
-@dataclass(frozen=True)
-class Scalar:
+class Scalar(NamedTuple):
     """Values of one block, in the order of its steps."""
 
     name: str
@@ -68,8 +66,7 @@ def check_scalars(scalars: Sequence[Scalar], steps: int) -> None:
         raise ProtocolViolation(
             f"a block brings values of {len(scalars)} series; expected at most {MAX_SERIES - OWN_SERIES}"
         )
-    names = {scalar.name for scalar in scalars}
-    if len(names) < len(scalars):
+    if len(scalars) > 1 and len({scalar.name for scalar in scalars}) < len(scalars):
         raise ProtocolViolation("a block brings a series twice; expected each name once")
     for scalar in scalars:
         scalar.check(steps)

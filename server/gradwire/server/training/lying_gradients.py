@@ -33,7 +33,7 @@ class LyingGradients:
             decoder.dense == spec.dtype
             and not spec.clips
             and spec.non_finite_policy is not NonFinitePolicy.SKIP
-            and _reads_where_it_lies(run)
+            and reads_where_it_lies(run)
         )
         self._slices: list[ArrivedSlice] = []
         self._arrived = 0  # elements, from the first one on
@@ -91,7 +91,7 @@ class LyingGradients:
         return slices
 
 
-def _reads_where_it_lies(run: Run) -> bool:
+def reads_where_it_lies(run: Run) -> bool:
     """Whether the run's device computes from memory of the host."""
     values = np.zeros((1, 1), run.spec.dtype)
     return run.device.stage(values, run.spec.dtype) is values

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Collection
 from concurrent.futures import Executor
-from dataclasses import replace
 from time import perf_counter
 from typing import Any, NamedTuple, Protocol
 
@@ -224,7 +223,7 @@ class Session:
         """What answers a message of a block that has been committed before; None: it is of another one."""
         record = self.holder.record
         if self._receiver.idle and part.sequence == record.last_sequence and record.receipt is not None:
-            return replace(record.receipt, repeated=True)
+            return record.receipt._replace(repeated=True)
         return None
 
     async def _commit_block(self, whole: WholeBlock) -> AsyncIterator[Reply]:

@@ -100,10 +100,10 @@ class Scrape:
         yield gauge("gradwire_rounds_overdue", "Rounds past their deadline that have not closed.", overdue)
         about = "How long the block that has been under way longest has been so; 0: none is."
         yield gauge("gradwire_oldest_block_seconds", about, self._oldest_seconds)
-        counts = list(self._watched.registry.counters.traffic.counts.items())
+        counts = self._watched.registry.counters.traffic.counts().items()
         about = "Values that were received and sent: in streams, in shared memory, in the messages of other calls."
         labels = ["direction", "encoding", "path"]
-        yield counters("gradwire_bytes", about, labels, [(key, count.bytes) for key, count in counts])
+        yield counters("gradwire_bytes", about, labels, counts)
 
     def _storage(self) -> Iterator[Metric]:
         registry = self._watched.registry

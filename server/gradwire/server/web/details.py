@@ -13,9 +13,11 @@ from gradwire.server.durability.run_storage import storage_of
 from gradwire.server.engine.activity import Wait
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.workers import Holder
+from gradwire.server.metrics.traffic import RECEIVED, SENT
 from gradwire.server.optimizers.base import Hyperparameters, field_types
 from gradwire.server.optimizers.known import name_of
 from gradwire.server.rounds.report import overview
+from gradwire.server.rounds.rounds import rounds_of
 from gradwire.server.runs import operations
 from gradwire.server.runs.registry import Registry
 from gradwire.server.store.base import SnapshotInfo
@@ -77,8 +79,17 @@ def events(run: Run) -> dict[str, Any]:
 
 
 def workers(run: Run) -> dict[str, Any]:
-    """Who works on it, and what each waits for. On the event loop."""
-    return _sole(run) if run.spec.shared is None else _shared(run)
+    """Who works on it, what each waits for, and what their streams have brought and taken. On the event loop."""
+    return {**(_sole(run) if run.spec.shared is None else _shared(run)), "bytes": _bytes(run)}
+
+
+def _bytes(run: Run) -> dict[str, dict[str, int]]:
+    """By direction and path, since the server began; paths that nothing has taken are left out."""
+    found: dict[str, dict[str, int]] = {RECEIVED: {}, SENT: {}}
+    for (direction, _, path), count in sorted(run.traffic.counts().items()):
+        if count:
+            found[direction][path] = found[direction].get(path, 0) + count
+    return found
 
 
 def _group(group: Hyperparameters) -> dict[str, Any]:
@@ -112,12 +123,15 @@ def _sole(run: Run) -> dict[str, Any]:
     return {"worker_count": len(workers), "workers": workers, "round": None}
 
 
-def _blocks(holder: Holder) -> dict[str, Any] | None:
-    """How long the last blocks of a stream took, and how large the last one was; None: it has sent none."""
-    taken, receipt = list(holder.block_seconds), holder.record.receipt
+def _blocks(holder: Holder | None) -> dict[str, Any] | None:
+    """How long the last blocks of a stream took, and how large the last one was; None: it has sent none, or is no more.
+    Those of a shared run waited for their rounds."""
+    if holder is None:
+        return None
+    taken, receipt = holder.block_seconds(), holder.record.receipt
     if not taken or receipt is None:
         return None
-    p50, p90, p99 = np.percentile(taken, (50, 90, 99)).tolist()
+    p50, p90, p99 = np.percentile(list(taken), (50, 90, 99)).tolist()
     return {"count": len(taken), "p50": p50, "p90": p90, "p99": p99, "received_bytes": receipt.received_bytes}
 
 
@@ -127,6 +141,7 @@ def _wait(wait: Wait | None) -> dict[str, Any]:
 
 def _shared(run: Run) -> dict[str, Any]:
     found = overview(run, MAX_WORKERS)
+    holders = {holder.worker_id: holder for holder in rounds_of(run).holders}
     workers = [
         {
             "id": worker.worker_id,
@@ -140,6 +155,7 @@ def _shared(run: Run) -> dict[str, Any]:
             "share": worker.share,
             "heard_seconds": worker.last_heard_seconds,
             "outcomes": {kind.name.lower(): count for kind, count in worker.outcomes.items()},
+            "blocks": _blocks(holders.get(worker.worker_id)),
             **_wait(worker.wait),
         }
         for worker in found.report.workers

@@ -46,8 +46,8 @@ class Page:
             who = self._caller(request, "ListRuns")
         except GradwireError as error:
             return await refusal(request, error)
-        rows = await self._listing.look()
-        return await answer(request, 200, await self._aside.run(_encoded, plain_text.of_all, rows, who))
+        text = await self._aside.run(_encoded, plain_text.of_all, await self._listing.look(), who)
+        return await answer(request, 200, text)
 
     async def of_one(self, request: web.BaseRequest, name: str) -> web.StreamResponse:
         """One run."""
@@ -75,8 +75,8 @@ class Page:
             who = self._caller(request, "ListRuns")
         except GradwireError as error:
             return await refusal(request, error)
-        rows = await self._listing.look()
-        return await answer(request, 200, await self._aside.run(_list, rows, who), JSON)
+        found = await self._aside.run(_list, await self._listing.look(), who)
+        return await answer(request, 200, found, JSON)
 
     async def facts(self, request: web.BaseRequest, name: str) -> web.StreamResponse:
         """One run, as JSON."""

@@ -37,8 +37,17 @@ def of_one(name: str, facts: dict[str, Any], about: dict[str, Any], now: dict[st
         for group in now["groups"]
     ]
     parts += _section("groups", groups, now["group_count"])
-    workers = [(worker["id"], f"sequence {worker['sequence']}", _waits(worker)) for worker in now["workers"]]
+    workers = [
+        (worker["id"], f"sequence {worker['sequence']}", _taken(worker["blocks"]), _waits(worker))
+        for worker in now["workers"]
+    ]
     parts += _section("workers", workers, now["worker_count"])
+    ways = [
+        (direction, path.replace("_", " "), f"{count} bytes")
+        for direction, paths in now["bytes"].items()
+        for path, count in paths.items()
+    ]
+    parts += _section("values by streams, since the server began", ways, len(ways))
     if now["round"] is not None:
         outcomes = ", ".join(f"{count} {kind}" for kind, count in now["round"]["outcomes"].items())
         parts += ["", f"round {now['round']['number']}: {now['round']['waiting_for'] or 'none is open'}; {outcomes}"]
@@ -69,6 +78,10 @@ def _cells(name: str, facts: dict[str, Any], now: float) -> Sequence[str]:
         str(facts["parameters"]),
         "-" if progress is None else _ago(now - progress),
     )
+
+
+def _taken(blocks: dict[str, Any] | None) -> str:
+    return "" if blocks is None else f"{1e3 * blocks['p50']:.3g} ms a block"
 
 
 def _waits(worker: dict[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""How long blocks have taken lately, and how many bytes there were, of the server as a whole."""
+"""How long blocks have taken lately, of the server as a whole."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from itertools import pairwise
 from typing import Any
 
 from gradwire.server.metrics.blocks import BlockCounters
-from gradwire.server.metrics.traffic import Traffic
 
 WINDOW_SECONDS = 60.0
 
@@ -22,13 +21,12 @@ class Recent:
         blocks: are folded by looking.
     """
 
-    def __init__(self, blocks: BlockCounters, traffic: Traffic) -> None:
+    def __init__(self, blocks: BlockCounters) -> None:
         self._blocks = blocks
-        self._traffic = traffic
         self._looks: deque[tuple[float, dict[str, list[int]]]] = deque()
 
     def look(self, now: float) -> dict[str, Any]:
-        """Percentiles of each phase in seconds, and totals of bytes by direction. Args: now: seconds of any clock."""
+        """Percentiles of each phase, in seconds. Args: now: seconds of any clock."""
         self._blocks.fold()
         counts = {phase: list(getattr(self._blocks, f"{phase}_seconds").counts) for phase in _PHASES}
         while self._looks and self._looks[0][0] < now - WINDOW_SECONDS:
@@ -40,10 +38,7 @@ class Recent:
             bounds = getattr(self._blocks, f"{phase}_seconds").bounds
             news = [new - old for new, old in zip(counts[phase], before[phase], strict=True)]
             seconds[phase] = percentiles(bounds, news)
-        sums = {"received": 0, "sent": 0}
-        for (direction, _, _), count in self._traffic.counts.items():
-            sums[direction] += count.bytes
-        return {"seconds": seconds, "bytes": sums}
+        return seconds
 
 
 def percentiles(bounds: Sequence[float], counts: Sequence[int]) -> dict[str, float] | None:

@@ -14,6 +14,7 @@ from typing import Any
 from aiohttp import web
 
 from gradwire.server.access.identity import Identity
+from gradwire.server.metrics.traffic import RECEIVED, SENT
 from gradwire.server.runs.registry import Registry
 from gradwire.server.web.answers import HEADERS, answer, to_json, write
 from gradwire.server.web.door import without_end
@@ -65,7 +66,7 @@ class Streams:
         self._watchers: set[_Watcher] = set()
         self._pacing: list[asyncio.Task[None]] = []
         """What goes on as long as anybody watches."""
-        self._recent = Recent(watched.registry.counters.blocks, watched.registry.counters.traffic)
+        self._recent = Recent(watched.registry.counters.blocks)
         self._server = b""
         """The event that says how the server is."""
 
@@ -123,9 +124,10 @@ class Streams:
         who, registry = watcher.who, self._watched.registry
         hello = {"instance": registry.server_instance, "id": who.id, "tenant": who.tenant}
         await write(response, event("hello", to_json({**hello, "role": who.role.name.lower()})))
-        rows, spoken, server = await self._listing.look(), time.monotonic(), b""
+        await self._listing.look()
+        spoken, server = time.monotonic(), b""
         while not watcher.over:
-            news = await watcher.follows.news(rows)
+            news = await watcher.follows.news(self._listing.now)  # not kept: whoever drops a long list last frees it
             if server != self._server:
                 news, server = news + self._server, self._server
             if news or time.monotonic() - spoken >= _HEARTBEAT_SECONDS:
@@ -135,7 +137,6 @@ class Streams:
                 async with asyncio.timeout(_HEARTBEAT_SECONDS):
                     await watcher.turn.wait()
             watcher.turn.clear()
-            rows = self._listing.now
         await write(response, event("end", to_json({"why": watcher.over})))
 
     async def _look(self) -> None:
@@ -145,7 +146,8 @@ class Streams:
             began = time.monotonic()
             try:
                 await self._listing.look()
-                self._server = event("server", to_json(self._status(began)))
+                sums = await asyncio.to_thread(self._byte_sums)
+                self._server = event("server", to_json({**self._status(began), "bytes": sums}))
                 failing = False
             except Exception:
                 if not failing:
@@ -185,10 +187,17 @@ class Streams:
             return f"{watcher.who.outside(main)} has been deleted"
         return ""
 
+    def _byte_sums(self) -> dict[str, int]:
+        """By direction."""
+        sums = {RECEIVED: 0, SENT: 0}
+        for (direction, _, _), count in self._watched.registry.counters.traffic.counts().items():
+            sums[direction] += count
+        return sums
+
     def _status(self, now: float) -> dict[str, Any]:
         registry: Registry = self._watched.registry
         return {
-            **self._recent.look(now),
+            "seconds": self._recent.look(now),
             "memory_bytes": registry.budget.used_bytes,
             "memory_limit_bytes": registry.budget.limit_bytes,
             "loop_lag_seconds": float(f"{self._watched.loop_lag_seconds():.2g}"),

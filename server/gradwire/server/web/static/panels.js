@@ -4,6 +4,7 @@ import { h, time } from "./dom.js";
 import { bytes, count, duration, span, value } from "./format.js";
 
 const EVENTS_SHOWN = 12;
+const WAYS = { stream: "by gRPC", lane: "by lane", shared_memory: "in shared memory" };
 const LONG_SECONDS = 2; // what is waited for less is how training goes
 
 /** Replaces what a panel shows; nothing: the panel is not there. */
@@ -14,9 +15,19 @@ function fill(panel, heading, about, ...children) {
 
 const pairs = (found) => h("dl.pairs", {}, ...found.flatMap(([key, text]) => [h("dt", {}, key), h("dd", {}, text)]));
 
-export function drawWorkers(panel, { workers, worker_count: total, round }) {
+/** What streams have brought and taken, by the way; nothing: none has. */
+function drawTraffic(found) {
+  const told = ["received", "sent"].map((way) => {
+    const ways = Object.entries(found[way]).map(([path, sum]) => `${bytes(sum)} ${WAYS[path] ?? path}`);
+    return ways.length ? `${way} ${ways.join(", ")}` : "";
+  }).filter(Boolean);
+  return told.length ? h("p.traffic", { title: "values that the run's streams have carried since the server began" }, told.join(" · ")) : "";
+}
+
+export function drawWorkers(panel, { workers, worker_count: total, round, bytes: sums }) {
+  const traffic = drawTraffic(sums);
   if (!workers.length) {
-    fill(panel, "Workers", "", h("p.nothing", {}, "Nobody is attached."));
+    fill(panel, "Workers", "", h("p.nothing", {}, "Nobody is attached."), traffic);
     return;
   }
   const list = h("ul.workers", {}, ...workers.map((worker) => {
@@ -34,7 +45,7 @@ export function drawWorkers(panel, { workers, worker_count: total, round }) {
   const open = round ? h("p.round", {}, h("b", {}, `Round ${count(round.number)}`), " ",
     round.waiting_for ? `${round.waiting_for} · ${span(round.open_seconds)}` : "is not open yet",
     h("small", {}, Object.entries(round.outcomes).map(([kind, found]) => `${count(found)} ${kind}`).join(" · "))) : "";
-  fill(panel, "Workers", total > workers.length ? `${workers.length} of ${count(total)}` : total > 1 ? count(total) : "", open, list);
+  fill(panel, "Workers", total > workers.length ? `${workers.length} of ${count(total)}` : total > 1 ? count(total) : "", open, list, traffic);
 }
 
 export function drawEvents(panel, events, choose) {
