@@ -419,14 +419,22 @@ def test_streams_end_when_the_server_drains() -> None:
         assert events.until("end")["why"] == "the server is about to stop"
 
 
+async def more_than_fits(self: object, rows: object) -> bytes:
+    return b"x" * 2**26
+
+
+def test_one_who_does_not_read_leaves_its_place_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FollowsAll, "news", more_than_fits)
+    with HostedServer(**HTTP, stall_timeout_seconds=1.0) as hosted, Events(hosted):
+        page = page_of(hosted)
+        eventually(lambda: hosted.call(lambda: len(page.streams)) == 1, "it is there")
+        eventually(lambda: hosted.call(lambda: len(page.streams)) == 0, "it has been ended")
+
+
 def test_one_who_does_not_read_is_ended_too(monkeypatch: pytest.MonkeyPatch, access: AccessFile) -> None:
     with HostedServer(**HTTP, access=str(access.path)) as hosted:
         page = page_of(hosted)
-
-        async def stuck(self: object, rows: object) -> bytes:
-            return b"x" * 2**26
-
-        monkeypatch.setattr(FollowsAll, "news", stuck)
+        monkeypatch.setattr(FollowsAll, "news", more_than_fits)
         with Events(hosted, Authorization=f"Bearer {secret_of('read')}"):
             eventually(lambda: hosted.call(lambda: len(page.streams)) == 1, "it is there")
             access.remove("read")

@@ -170,6 +170,15 @@ def test_scales_and_smoothing(window: Browser, hosted: HostedServer) -> None:
         window.until(lambda: "whole range" not in window.text(".bar"), "and all of it again")
 
 
+def test_no_two_places_of_an_axis_have_the_same_label(window: Browser, hosted: HostedServer) -> None:
+    window.open(url(hosted))
+    labels = "return import('/static/format.js').then((format) => format.labels(arguments[0]))"
+    assert window.run(labels, [0, 5e6, 1e7]) == ["0", "5M", "10M"]
+    assert window.run(labels, [10_000_000, 10_000_005]) == ["10,000,000", "10,000,005"]
+    assert window.run(labels, [0.69314, 0.6931500000000001]) == ["0.69314", "0.69315"]
+    assert window.run(labels, [None, 1, 10]) == ["", "1", "10"]
+
+
 def test_words_of_others_stay_words(window: Browser, hosted: HostedServer) -> None:
     def shown(place: str) -> bool:
         return HOSTILE in window.text(place)

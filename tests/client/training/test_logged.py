@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any
 
 import numpy as np
@@ -126,3 +127,27 @@ def test_too_many_series_are_refused_and_those_that_wait_stay() -> None:
     with pytest.raises(ValueError, match="49 series are logged; expected at most 48"):
         logged.add({"one more": [1.0]})
     assert len(logged.take()) == 48
+    logged.add({f"a {number}": [1.0] for number in range(48)})
+    assert len(logged.take()) == 48, "what has gone counts no more"
+
+
+def test_what_was_put_back_counts_with_what_is_newer() -> None:
+    logged = Logged()
+    logged.add({f"a {number}": [1.0] for number in range(40)})
+    taken = logged.take()
+    logged.add({f"b {number}": [1.0] for number in range(8)})
+    logged.put_back(taken)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="49 series are logged"):
+            logged.add({"one more": [1.0]})
+        logged.add({"b 1": [2.0]})
+    assert len(logged.take()) == 48
+
+
+def test_to_log_takes_no_longer_where_much_waits() -> None:
+    """It takes 0.2 s; to go through all that waits each time took half a minute."""
+    logged = Logged()
+    began = time.process_time()
+    for number in range(20_000):
+        logged.add({"loss": [float(number)]})
+    assert time.process_time() - began < 5

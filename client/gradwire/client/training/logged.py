@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,12 @@ Part = float | tuple[Table, int]
 Parts = dict[str, list[Part]]
 
 
+class _Waiting(NamedTuple):
+    parts: Parts
+    names: frozenset[str]
+    """Of these and of what waited before them."""
+
+
 class Logged:
     """Of one run. May be used from any thread: `Run.log` waits for no step.
 
@@ -28,23 +34,31 @@ class Logged:
     """
 
     def __init__(self) -> None:
-        self._waiting: deque[Parts] = deque()
+        self._waiting: deque[_Waiting] = deque()
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
     def add(self, parts: Parts) -> None:
         """Raises ValueError for too many series, and then has added nothing."""
-        _check_number(set(parts).union(*self._waiting.copy()))
+        names = self._names.union(parts)
+        _check_number(names)
         if parts:
-            self._waiting.append(parts)
+            self._waiting.append(_Waiting(parts, names))
+
+    @property
+    def _names(self) -> frozenset[str]:
+        """Of all that waits. That of the last one has them but for what was put back before it."""
+        with suppress(IndexError):
+            return self._waiting[-1].names | self._waiting[0].names
+        return frozenset()
 
     def take(self) -> Parts:
         """All of it; nothing waits afterwards but what has come meanwhile."""
         taken = []
         for _ in range(len(self._waiting)):
             with suppress(IndexError):  # another thread has taken it
-                taken.append(self._waiting.popleft())
+                taken.append(self._waiting.popleft().parts)
         return joined(*taken)
 
     def cut(self, step: int) -> None:
@@ -56,7 +70,7 @@ class Logged:
     def put_back(self, parts: Parts) -> None:
         """What `take` has given goes with another block."""
         if parts:
-            self._waiting.appendleft(parts)
+            self._waiting.appendleft(_Waiting(parts, self._names.union(parts)))
 
 
 def values_of_block(log: Mapping[str, Any] | None, first_step: int, steps: int | None) -> Parts:

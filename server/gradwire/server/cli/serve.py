@@ -76,7 +76,7 @@ def _option(
 @_option("--tls-client-ca", "PEM file: authorities, by one of which clients need a certificate.", default_text="none")
 @_option("--access", "TOML file: tokens, certificates, tenants.", default_text="none: nobody is asked")
 @_option("--audit-log", "File of JSON lines: who called what.", default_text="none")
-@_option("--http", "HOST:PORT for those who watch: /metrics, /healthz, /readyz.", default_text="none")
+@_option("--http", "HOST:PORT for those who watch: the page, /metrics, /healthz, /readyz.", default_text="none")
 @_option("--http-name", "A further name by which that is called; may be repeated.", multiple=True)
 @_option("--metrics-per-run", "Metrics of each run, too.", is_flag=True)
 @_option("--max-connections", "Connections at a time; more are refused.", int)

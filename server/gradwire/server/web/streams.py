@@ -16,7 +16,7 @@ from aiohttp import web
 from gradwire.server.access.identity import Identity
 from gradwire.server.metrics.traffic import RECEIVED, SENT
 from gradwire.server.runs.registry import Registry
-from gradwire.server.web.answers import HEADERS, answer, to_json, write
+from gradwire.server.web.answers import HEADERS, PIECE_BYTES, answer, to_json, write
 from gradwire.server.web.door import without_end
 from gradwire.server.web.following import FollowsAll, FollowsSome, event
 from gradwire.server.web.listing import Listing
@@ -54,6 +54,8 @@ class _Watcher:
     over: str = ""
     """Why it is; empty: it is not."""
     ending_since: float = 0.0
+    writing_since: float = 0.0
+    """When the piece that is being written was begun; 0: nothing is."""
     turn: asyncio.Event = field(default_factory=asyncio.Event)
 
 
@@ -135,13 +137,20 @@ class Streams:
             if server != self._server:
                 news, server = news + self._server, self._server
             if news or time.monotonic() - spoken >= _HEARTBEAT_SECONDS:
-                await write(response, news or b": still here\n\n")
+                await self._write(response, watcher, news or b": still here\n\n")
                 spoken = time.monotonic()
             with suppress(TimeoutError):
                 async with asyncio.timeout(_HEARTBEAT_SECONDS):
                     await watcher.turn.wait()
             watcher.turn.clear()
         await write(response, event("end", to_json({"why": watcher.over})))
+
+    @staticmethod
+    async def _write(response: web.StreamResponse, watcher: _Watcher, data: bytes) -> None:
+        for start in range(0, len(data), PIECE_BYTES):  # whoever reads slowly reads
+            watcher.writing_since = time.monotonic()
+            await write(response, data[start : start + PIECE_BYTES])
+        watcher.writing_since = 0.0
 
     async def _look(self) -> None:
         """Looks once for all; the longer that takes, the less often."""
@@ -162,7 +171,7 @@ class Streams:
             await asyncio.sleep(max(TICK_SECONDS, (time.monotonic() - began) / _SHARE))
 
     async def _attend_to_all(self) -> None:
-        """Ends those who may not watch any more, those too who do not read."""
+        """Ends those who may not watch any more, and those who do not read."""
         while True:
             for watcher in list(self._watchers):
                 self._attend(watcher, time.monotonic())
@@ -175,18 +184,21 @@ class Streams:
             watcher.task.cancel()
             return
         if not watcher.over:
-            if why := self._why_over(watcher):
+            if why := self._why_over(watcher, now):
                 watcher.over, watcher.ending_since = why, now
                 watcher.turn.set()
         elif now - watcher.ending_since >= _LAST_WORDS_SECONDS:
             watcher.task.cancel()
 
-    def _why_over(self, watcher: _Watcher) -> str:
+    def _why_over(self, watcher: _Watcher, now: float) -> str:
         main = watcher.follows.main
         if why := watcher.still():
             return why
         if self._watched.unready() == "draining":
             return "the server is about to stop"
+        patience_seconds = self._watched.registry.config.stall_timeout_seconds
+        if watcher.writing_since and now - watcher.writing_since > patience_seconds:
+            return f"nothing has been read for {patience_seconds:g} s"
         if main and main not in self._watched.registry:
             return f"{watcher.who.outside(main)} has been deleted"
         return ""

@@ -1,7 +1,7 @@
 // One series of several runs over each other, drawn with uPlot.
 
 import { h, setText } from "./dom.js";
-import { short, value } from "./format.js";
+import { labels, value } from "./format.js";
 
 const HEIGHT = 230;
 const FACED = { "rolled back": "--bad", written: "--bad", recovered: "--wait", fenced: "--wait", rejected: "--wait", "round dropped": "--wait" };
@@ -139,7 +139,7 @@ export class Chart {
       series.push(edge, edge);
     });
     const axis = { stroke: ink, font: `11px ${color("--font")}`, ticks: { show: false }, grid: { stroke: color("--line"), width: 1 } };
-    const values = (_, splits) => splits.map((each) => (each === null ? "" : short(each)));
+    const values = (_, splits) => labels(splits);
     return {
       width,
       height: HEIGHT,
@@ -148,7 +148,7 @@ export class Chart {
       bands,
       legend: { show: false },
       scales: { x: { time: false, distr: this.shared.logStep ? 3 : 1 }, y: { distr: this.log ? 3 : 1 } },
-      axes: [{ ...axis, grid: { show: false }, values, size: 30 }, { ...axis, values, size: 54, gap: 6 }],
+      axes: [{ ...axis, grid: { show: false }, values, size: 30, space: 80 }, { ...axis, values, size: 54, gap: 6 }],
       cursor: {
         y: false,
         points: { size: 7 },

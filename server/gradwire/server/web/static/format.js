@@ -1,6 +1,7 @@
 // Numbers, sizes and times as people read them.
 
 const whole = new Intl.NumberFormat("en-US");
+const long = new Intl.NumberFormat("en-US", { maximumSignificantDigits: 15 });
 const digits = new Intl.NumberFormat("en-US", { maximumSignificantDigits: 5 });
 
 /** A count, in groups of three digits. */
@@ -12,6 +13,13 @@ export function short(value) {
     if (Math.abs(value) >= size) return `${trim((value / size).toPrecision(3))}${unit}`;
   }
   return trim(value.toPrecision(3));
+}
+
+/** Labels of an axis: as short as tells them apart. */
+export function labels(values) {
+  const shortest = values.map((each) => (each === null ? "" : short(each)));
+  if (new Set(shortest).size === shortest.length || values.includes(null)) return shortest;
+  return values.map((each) => long.format(each));
 }
 
 const trim = (text) => (text.includes(".") && !text.includes("e") ? text.replace(/\.?0+$/, "") : text);
