@@ -83,16 +83,18 @@ class Wire:
     """
 
     def __init__(self, logged: Sequence[str] = ()) -> None:
-        self._scalars = [train_pb2.Scalar(name=name, values=[0.3]) for name in logged]
+        self._logged = logged
         self._sequence = 0
         self._messages: Iterator[bytes] = iter(())
 
     def fill(self) -> None:
         """Makes the messages of a chunk."""
-        header, data = train_pb2.BlockHeader(steps=1, scalars=self._scalars), np.ones(1, np.float32).tobytes()
+        data = np.ones(1, np.float32).tobytes()
         made = []
         for _ in range(CHUNK):
             self._sequence += 1
+            scalars = [train_pb2.Scalar(name=name, values=[1 / self._sequence]) for name in self._logged]
+            header = train_pb2.BlockHeader(steps=1, scalars=scalars)
             part = train_pb2.Gradients(sequence=self._sequence, data=data, last=True, header=header)
             made.append(train_pb2.TrainRequest(gradients=part).SerializeToString())
         self._messages = iter(made)

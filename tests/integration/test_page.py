@@ -24,7 +24,7 @@ from gradwire.server.web.page import Page
 from tests.faults.hosted import WAIT_SECONDS, HostedServer, eventually
 from tests.integration.access import ROLES, AccessFile, secret_of
 from tests.integration.certificates import Files
-from tests.integration.watching import Answer, ask, hosted_page
+from tests.integration.watching import Answer, Scraped, ask, hosted_page
 
 HTTP: dict[str, Any] = {"http": "127.0.0.1:0"}
 BROWSER = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
@@ -388,11 +388,14 @@ def test_there_are_so_many_streams_and_places_are_free_again(
 ) -> None:
     eventually(lambda: hosted.call(lambda: len(page_of(hosted).streams)) == 0, "others have gone")
     monkeypatch.setattr(streams, "MAX_STREAMS_OF_ONE", 2)
+    refused = Scraped(hosted)("gradwire_page_streams_refused_total")
     with Events(hosted), Events(hosted):
         with Events(hosted) as third:
             assert third.answer.status == 503
             assert "2 of yours" in third.answer.read().decode()
-        assert ask(hosted, "/metrics").status == 200
+        found = Scraped(hosted)
+        assert found("gradwire_page_streams") == 2
+        assert found("gradwire_page_streams_refused_total") == refused + 1
     eventually(lambda: hosted.call(lambda: len(page_of(hosted).streams)) == 0, "their places are free")
     monkeypatch.setattr(streams, "MAX_STREAMS", 1)
     with Events(hosted), Events(hosted) as second:

@@ -5,14 +5,19 @@ from __future__ import annotations
 import gc
 import socket
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import numpy as np
 import pytest
 
 from gradwire.client import SGD, AMSGrad, Draining, Fenced, RetryPolicy, Run, RunOptions, Server, connect
 from gradwire.client.transport import lane as client_lane
+from gradwire.client.transport import stream
+from gradwire.client.transport.shared_memory import SharedMemory
 from gradwire.server.rpc import lanes
 from gradwire.server.rpc.lane import Lane
 from tests.faults.bare import fresh_name
@@ -124,11 +129,11 @@ def test_a_packet_that_the_system_does_not_take_ends_it(
         monkeypatch.setattr(lanes, "Lane", with_little_room)
     values = {"w": np.zeros(9_000, np.float32)}
     with connect(hosted.target) as server, server.create_run(fresh_name("room"), values, SGD(lr=1.0)) as run:
-        stream = run._attachment.stream
-        assert stream is not None
-        assert stream.lane is not None
+        attached = run._attachment.stream
+        assert attached is not None
+        assert attached.lane is not None
         if end == "client":
-            stream.lane._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
+            attached.lane._socket.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1)
         for step in (1, 2):
             assert run.step({"w": np.ones(9_000, np.float32)}).step == step
             assert (run.params["w"] == -step).all()
@@ -143,6 +148,47 @@ def test_one_that_cannot_be_opened_says_so_once(monkeypatch: pytest.MonkeyPatch)
         client_lane._Connection(socket.AF_UNIX, socket.SOCK_SEQPACKET, 99)
     gc.collect()
     assert not unraisable
+
+
+def test_its_finalizer_is_no_place_for_ctrl_c() -> None:
+    """No line of Python runs there, before or after which one would be swallowed and the file stay open."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    connection = client_lane._Connection(fileno=ours.detach())
+    calls: list[str] = []
+
+    def profile(frame: FrameType, event: str, argument: object) -> None:
+        if event == "call":
+            calls.append(frame.f_code.co_qualname)
+
+    sys.setprofile(profile)
+    try:
+        del connection
+    finally:
+        sys.setprofile(None)
+    assert not calls
+    with theirs:
+        assert theirs.recv(1) == b""
+
+
+def test_the_caller_s_thread_never_has_its_files(hosted: HostedServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its socket and the region's file are numbers before they are objects: Ctrl-C in between would leave them open."""
+    seen: list[tuple[type, bool]] = []
+
+    def noting(kind: type) -> Callable[..., Any]:
+        def make(*arguments: Any) -> Any:
+            seen.append((kind, threading.get_ident() == here))
+            return kind(*arguments)
+
+        return make
+
+    here = threading.get_ident()
+    for kind in (client_lane.Lane, SharedMemory):
+        monkeypatch.setattr(stream, kind.__name__, noting(kind))
+    with connect(hosted.target) as server:
+        run = server.create_run(fresh_name("files"), {"w": gradient(BULK, 0)}, AMSGrad(lr=0.01))
+        assert run.step({"w": gradient(BULK, 1)}).step == 1
+        assert has_lane(run)
+    assert seen == [(client_lane.Lane, False), (SharedMemory, False)]
 
 
 @pytest.mark.parametrize("size", [3, BULK])

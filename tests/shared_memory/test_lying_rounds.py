@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradwire.client import AMSGrad, Receipt, Run, Server, Shared, connect
+from gradwire.client import AMSGrad, NonFiniteGradient, Receipt, Run, Server, Shared, connect
 from gradwire.v1 import service_pb2_grpc, train_pb2
 from tests.contract.shared_runs import UNDERSTANDS
 from tests.faults.bare import Stub, channel_to
@@ -274,3 +274,20 @@ def test_a_slice_that_lies_elsewhere_has_all_copied(hosted: HostedServer, stub: 
     assert run.params["w"].tobytes() == plain_round(honest, GRADIENT, OTHER)
     liar.answer()
     liar.end()
+
+
+@pytest.mark.parametrize("element", [0, LARGE // 2, LARGE - 1])
+def test_one_value_that_is_not_finite_refuses_its_contribution_alone(hosted: HostedServer, element: int) -> None:
+    """In whichever slice it is: each is looked at when it comes."""
+    gradient = np.ones(LARGE, np.float32)
+    gradient[element] = np.inf
+    with connect(hosted.target) as near:
+        run = near.create_run(
+            fresh("inf"), {"x": np.zeros(LARGE, np.float32)}, AMSGrad(lr=0.01), workers=Shared(quorum=1), worker_id="b"
+        )
+        with pytest.raises(NonFiniteGradient, match=f"is inf at its element {element};"):
+            run.step({"x": gradient})
+        receipt = run.step({"x": np.ones(LARGE, np.float32)})
+        assert receipt.step == 1
+        assert receipt.gradient_norm == pytest.approx(LARGE**0.5)
+        run.close()

@@ -22,6 +22,7 @@ from gradwire.server.memory.budget import MemoryBudget
 from gradwire.server.optimizers.adam import AdamHyperparameters
 from gradwire.server.optimizers.schedules import Schedule
 from gradwire.server.series.scalars import Scalar
+from gradwire.wire.errors import ProtocolViolation
 from gradwire.wire.layout import Layout
 
 LAYOUT = Layout([[("none", (0,)), ("a", (2,)), ("b", (3,))], [("c", ())]])
@@ -112,14 +113,24 @@ def test_tensors_that_have_taken_other_numbers_of_steps(run: Run, holder: Holder
     [
         BlockHeader(overrides={1: {"lr": 0.5}}),
         BlockHeader(absent_tensors=frozenset({1})),
-        BlockHeader(scalars=(Scalar("loss", 1.0),)),
         BlockHeader(steps=1024),
     ],
-    ids=["overrides", "absent tensors", "scalars", "a receipt that is counted"],
+    ids=["overrides", "absent tensors", "a receipt that is counted"],
 )
 def test_what_is_planned_anew_each_time(run: Run, holder: Holder, header: BlockHeader) -> None:
     repeated = RepeatedPlan(run)
     assert [take(run, holder, repeated, header) for _ in range(3)] == [False] * 3
+
+
+def test_what_a_block_logs_may_be_new(run: Run, holder: Holder) -> None:
+    repeated, logged = RepeatedPlan(run), (Scalar("loss", 1.0), Scalar("loss", 2.0), Scalar("accuracy", 0.5), None)
+    headers = [BlockHeader(scalars=() if each is None else (each,)) for each in logged]
+    assert [take(run, holder, repeated, header) for header in headers] == [False, True, True, True]
+    parts = [run.series.read(name) for name in ("loss", "accuracy")]
+    assert [part and part.last.tolist() for part in parts] == [[1.0, 2.0], [0.5]]
+    assert not take(run, holder, repeated, BlockHeader(returns=Returns.NONE, scalars=(Scalar("loss", 3.0),)))
+    with pytest.raises(ProtocolViolation):
+        repeated.after(part_of(run, holder, BlockHeader(returns=Returns.NONE, scalars=(Scalar("lr", 1.0),))))
 
 
 def test_after_anything_else_has_changed_the_run_it_is_planned_anew(run: Run, holder: Holder) -> None:

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from gradwire.server.rpc.series import decode_scalars, encode_series
-from gradwire.server.series.run_series import part_of
 from gradwire.server.series.scalars import check_scalars
+from gradwire.server.series.series_part import part_of
 from gradwire.v1 import train_pb2
 from gradwire.wire.errors import ProtocolViolation
 from gradwire.wire.series import MAX_BUCKETS, buckets_of

@@ -10,8 +10,9 @@ import pytest
 
 from gradwire.server.memory.budget import MemoryBudget
 from gradwire.server.series.buckets import BUCKET_BYTES, FIRST_BUCKETS
-from gradwire.server.series.run_series import RunSeries, SeriesPart
+from gradwire.server.series.run_series import RunSeries
 from gradwire.server.series.scalars import Scalar, check_scalars, combined, scalars_from_data, scalars_to_data
+from gradwire.server.series.series_part import SeriesPart
 from gradwire.wire.errors import MemoryLimitExceeded, ProtocolViolation
 from gradwire.wire.series import MAX_BUCKETS, MAX_SERIES, OWN_SERIES, buckets_of
 

@@ -40,6 +40,19 @@ def test_only_what_is_asked_for() -> None:
     assert watch.news() == []
 
 
+def test_who_has_watched_before_is_told_what_came_since() -> None:
+    series = watched()
+    series.add(4, "late", 1.0)
+    watch = SeriesWatch(series, told_to=3)
+    assert told(watch.news()) == [("loss", 3, [3, 4]), ("late", 3, [1])]
+    assert watch.last_steps == {"loss": 4, "late": 4}
+    series.add(5, "loss", 5.0)
+    series.add(2, "new", 7.0)
+    assert told(watch.news()) == [("loss", 4, [4, 5]), ("new", 0, [7])], "what is new may begin at any step"
+    series.add(6, "loss", 6.0)
+    assert told(SeriesWatch(series, told_to=6).news()) == [("loss", 6, [6])], "the others have nothing that is newer"
+
+
 def test_wider_buckets_come_whole() -> None:
     series = watched()
     watch = SeriesWatch(series)

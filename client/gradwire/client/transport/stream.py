@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import grpc
 from google.protobuf.message import DecodeError
 
-from gradwire.client.transport.call_threads import begin
+from gradwire.client.transport.call_threads import begin, in_own_thread
 from gradwire.client.transport.grpc_stream import GrpcStream, Job, StreamEnded, TrainMethod
 from gradwire.client.transport.lane import Lane
 from gradwire.client.transport.lane_sender import LaneSender
@@ -199,11 +199,19 @@ class TrainStream:
             yield train_pb2.TrainRequest(taken=taken).SerializeToString()
 
     def _take_offers(self, target: str, vector: Array | None) -> None:
-        """Takes what the server has offered with the attachment, as far as that can be had."""
-        lane = self._lane_to(target)
-        self.memory = self._mapped(vector, lane)
+        """Takes what the server has offered with the attachment, as far as that can be had.
+
+        In a thread of its own: in this one Ctrl-C may come between a file descriptor and the object that closes it.
+        """
+        lane, self.memory = in_own_thread(lambda: self._offered(target, vector))
+        if self.attached.HasField("region"):
+            self._say_mapped(self.memory)
         if lane is not None:
             self._move(lane)
+
+    def _offered(self, target: str, vector: Array | None) -> tuple[Lane | None, SharedMemory | None]:
+        lane = self._lane_to(target)
+        return lane, self._mapped(vector, lane)
 
     def _lane_to(self, target: str) -> Lane | None:
         if not self.attached.HasField("lane"):
@@ -223,19 +231,20 @@ class TrainStream:
             lane.shut()
 
     def _mapped(self, vector: Array | None, lane: Lane | None) -> SharedMemory | None:
-        """Maps the memory that the server has offered, and says so."""
+        """Maps the memory that the server has offered."""
         if not self.attached.HasField("region"):
             return None
-        memory = None
         try:
-            memory = SharedMemory(self.attached.region, vector, -1 if lane is None else lane.take_file())
+            return SharedMemory(self.attached.region, vector, -1 if lane is None else lane.take_file())
         except (OSError, ValueError) as error:
             log.warning("no memory is shared with the server, values go through gRPC: %s", error)
+            return None
+
+    def _say_mapped(self, memory: SharedMemory | None) -> None:
         mapped = train_pb2.Mapped(
             proof=b"" if memory is None else memory.proof, in_place=memory is not None and memory.in_place
         )
         self.send([train_pb2.TrainRequest(mapped=mapped).SerializeToString()])
-        return memory
 
     def _shut_lane(self) -> None:
         """The call is over. The lane's server may have been stopped, and would keep it open."""

@@ -59,11 +59,18 @@ class StagedBlock:
     round: AppliedRound | None = None
     """Of a shared run: what the block is made of."""
 
-    def repeated(self, sequence: int, version: int, state: State, segments: list[Segment]) -> StagedBlock:
-        """The same block once more, before its commit. Neither holds memory of its own."""
-        again = object.__new__(StagedBlock)  # eighteen arguments, of which five are new
+    def repeated(
+        self, header: BlockHeader, sequence: int, version: int, state: State, segments: list[Segment]
+    ) -> StagedBlock:
+        """The same block once more, before its commit. Neither holds memory of its own.
+
+        Args:
+            header: as ours, but for what it logs.
+        """
+        again = object.__new__(StagedBlock)  # eighteen arguments, of which six are new
         vars(again).update(vars(self))
-        again.sequence, again.version, again.state, again.segments = sequence, version, state, segments
+        again.header, again.sequence, again.version = header, sequence, version
+        again.state, again.segments = state, segments
         again.locked = False
         again.journaling_at = again.journal_seconds = 0.0
         return again

@@ -25,6 +25,10 @@ class Counters:
         self.traffic = Traffic()
         self.denied = {kind.reason: 0 for kind in DENIALS}
         """By reason."""
+        self.page_streams = 0
+        """Event streams of the page that are open."""
+        self.page_streams_refused = 0
+        """That were turned away, since there were as many as there may be."""
         self.rolled_back = {ASKED: 0, RECOVERY: 0}
 
     def refused(self, error: GradwireError) -> None:

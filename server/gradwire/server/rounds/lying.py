@@ -15,6 +15,7 @@ from gradwire.server.engine.block import BlockHeader
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.spec import NonFinitePolicy, RunSpec
 from gradwire.server.memory.shared_memory import SharedMemory, SharedSlice
+from gradwire.server.training.arriving_sums import ArrivingSums
 from gradwire.server.training.incoming_block import ArrivedSlice
 from gradwire.server.training.lying_gradients import reads_where_it_lies
 from gradwire.wire.layout import Range
@@ -55,11 +56,14 @@ class LyingUpload:
         )
         self._open = False
         self._slices: list[ArrivedSlice] = []
+        self.sums = ArrivingSums(run)
+        """Of what lies there."""
 
     def begin(self, header: BlockHeader) -> None:
         """With the next contribution."""
         self._open = self._possible and not (header.deferred or header.absent_tensors)
         self._slices = []
+        self.sums.begin()
 
     def take(self, arrived: ArrivedSlice) -> bool:
         """Whether a slice may stay where it lies; False: none of its contribution may, see `give_up`."""
@@ -72,6 +76,7 @@ class LyingUpload:
         )
         if self._open:
             self._slices.append(arrived)
+            self.sums.note(arrived.place)
         return self._open
 
     def give_up(self) -> list[ArrivedSlice]:

@@ -6,6 +6,7 @@ from concurrent.futures import Executor
 
 import numpy as np
 
+from gradwire.server.devices.chunks import in_order
 from gradwire.server.encodings.decoders import Decoder
 from gradwire.server.encodings.encoders import Encoder
 from gradwire.server.engine.block import BlockHeader, GradientSlice, Returns
@@ -66,15 +67,24 @@ class Upload:
         place = incoming.add(part, self._decoder)
         arrived = ArrivedSlice(self._decoder, place, part.data, 1, alone=False)
         failpoint("stage.before")
-        if place.stop > place.start and not self._lying.take(arrived):
-            for each in (*self._lying.give_up(), arrived):
-                await self._copy(each)
+        if place.stop > place.start:
+            await self._keep(arrived, last=part.last)
         failpoint("stage.after")
         if not part.last:
             return None
         ranges = self._run.spec.layout.present_ranges(self._header.absent_tensors)
         incoming.coverage.require_complete(f"contribution {part.sequence}", ranges)
         return await self._whole(part.sequence, incoming.received_bytes, ranges)
+
+    async def _keep(self, arrived: ArrivedSlice, *, last: bool) -> None:
+        """Copies a slice, unless it may stay where it lies."""
+        memory, place = self._lying.memory, arrived.place
+        if not self._lying.take(arrived):
+            for each in (*self._lying.give_up(), arrived):
+                await self._copy(each)
+        elif memory is not None and self._checks and not last:  # those that are left are summed where it is settled
+            work = updates(place.stop - place.start, 1)
+            await unless_short(self._executor, lambda: self._lying.sums.add(memory), work)
 
     async def _copy(self, arrived: ArrivedSlice) -> None:
         array, device, place = self._kept.array, self._run.device, arrived.place
@@ -111,12 +121,12 @@ class Upload:
         """Clips a gradient where each contribution is clipped; what is wrong with one that is not finite, in words,
         where that matters. Bulk work."""
         spec, device, array = self._run.spec, self._run.device, staging.array
-        checks = spec.non_finite_policy is not NonFinitePolicy.ALLOW
+        memory = self._lying.memory if isinstance(staging, LyingGradient) else None
         clips = spec.clips and not spec.clips_steps
-        if not (checks or clips):
+        if not (self._checks or clips):
             return ""
-        sums = device.square_sums(array, 0, ranges)
-        if checks and not np.isfinite(sums).all():
+        sums = device.square_sums(array, 0, ranges) if memory is None else in_order(self._lying.sums.whole(memory))
+        if self._checks and not np.isfinite(sums).all():
             found = first_non_finite(device, array, ranges)
             if found is not None:
                 what = non_finite_text(spec.layout, *found)
@@ -124,6 +134,10 @@ class Upload:
         if clips:
             clip(spec, device, array, ranges, sums)
         return ""
+
+    @property
+    def _checks(self) -> bool:
+        return self._run.spec.non_finite_policy is not NonFinitePolicy.ALLOW
 
     # --- headers -----------------------------------------------------------------------------------------------------
 

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from gradwire.server.series.run_series import SeriesPart
 from gradwire.server.series.scalars import Scalar
+from gradwire.server.series.series_part import SeriesPart
 from gradwire.v1 import service_pb2, train_pb2
 from gradwire.wire.errors import ProtocolViolation
 from gradwire.wire.series import FIELDS, MAX_BUCKETS

@@ -25,7 +25,7 @@ from gradwire.server.runs.creation import Creation
 from gradwire.server.runs.operations import groups_of, tensor_steps_of
 from gradwire.server.runs.registry import Registry
 from gradwire.server.runs.transfer import check_state
-from gradwire.server.series.run_series import check_data
+from gradwire.server.series.stored_series import check_data
 from gradwire.server.store.base import Snapshot, SnapshotDamaged, Vector
 from gradwire.server.store.json_text import joined, list_text
 from gradwire.server.store.writer import refusing

@@ -12,6 +12,9 @@ from gradwire.wire.series import FIELDS, MAX_BUCKETS, Table, merged
 FIRST_BUCKETS = 64
 """Room of a new series."""
 
+LAST_STEP = 2**53 - 1
+"""Values of later steps count as of this one, beyond which float64 tells no two neighbours apart."""
+
 BUCKET_BYTES = 8 * len(FIELDS)
 
 _FEW = 16

@@ -5,24 +5,23 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from gradwire.server.memory.budget import NO_ROOM, MemoryBudget, Reservation
-from gradwire.server.series.buckets import BUCKET_BYTES, FIRST_BUCKETS, Buckets
-from gradwire.server.series.scalars import Scalar, table_from_text, table_to_text
+from gradwire.server.series.buckets import BUCKET_BYTES, FIRST_BUCKETS, LAST_STEP, Buckets
+from gradwire.server.series.scalars import Scalar, table_to_text
+from gradwire.server.series.series_part import SeriesPart, part_of
+from gradwire.server.series.stored_series import check_data
 from gradwire.wire.errors import ProtocolViolation
 from gradwire.wire.series import (
-    FIELDS,
     GRADIENT_NORM,
     LR,
     MAX_SERIES,
     OWN_SERIES,
     STEPS_PER_SECOND,
-    Table,
     is_own,
     merged,
     name_error,
@@ -34,58 +33,7 @@ _MOST_RATES = OWN_SERIES - 2
 _RATE_SECONDS = 1.0
 """How often the speed is looked at, at most."""
 
-_MANY = 2**9
-"""So many times more values than steps there may be: as many as an integer of 64 bits counts."""
-
-_LAST_STEP = 2**53 - 1
-"""Values of later steps count as of this one, beyond which float64 tells no two neighbours apart."""
-
 _FIRST_BYTES = FIRST_BUCKETS * BUCKET_BYTES
-
-
-@dataclass(frozen=True, eq=False)
-class SeriesPart:
-    """Buckets of one series, in order; only those with values. All arrays have the same length."""
-
-    first_step: npt.NDArray[np.int64]
-    """The bucket holds values of ``first_step .. first_step + steps - 1``."""
-    steps: int
-    """Width of each, in steps; a power of two, of which each ``first_step`` is a multiple."""
-    first: npt.NDArray[np.float64]
-    minimum: npt.NDArray[np.float64]
-    maximum: npt.NDArray[np.float64]
-    last: npt.NDArray[np.float64]
-    total: npt.NDArray[np.float64]
-    """Sum of the values; their mean is ``total / count``."""
-    count: npt.NDArray[np.int64]
-    last_step: int
-    """Of the newest value of the series; -1: there is none."""
-
-    def since(self, first_step: int) -> SeriesPart:
-        """Its buckets from one on."""
-        at = int(np.searchsorted(self.first_step, first_step))
-        return replace(
-            self,
-            first_step=self.first_step[at:],
-            first=self.first[at:],
-            minimum=self.minimum[at:],
-            maximum=self.maximum[at:],
-            last=self.last[at:],
-            total=self.total[at:],
-            count=self.count[at:],
-        )
-
-
-def part_of(table: Table, width: int, last_step: int) -> SeriesPart:
-    """A table of buckets as arrays, one for each of its rows."""
-    first_step, first, minimum, maximum, last, total, count = table
-    return SeriesPart(
-        first_step.astype(np.int64), width, first, minimum, maximum, last, total, count.astype(np.int64), last_step
-    )
-
-
-NOTHING = part_of(np.empty((len(FIELDS), 0)), 1, -1)
-"""A series without values."""
 
 
 class RunSeries:
@@ -196,7 +144,7 @@ class RunSeries:
             step: after it.
             applied: which of its steps were; None: all of them.
         """
-        step = min(step, _LAST_STEP)
+        step = min(step, LAST_STEP)
         with self._lock:
             self._claim(scalars)
             for scalar in scalars:
@@ -205,7 +153,7 @@ class RunSeries:
                     buckets.add(step, scalar.value)
                 else:
                     table = scalar.table.copy()
-                    table[0] = np.clip(_steps(table[0], applied) + before, 0, _LAST_STEP)
+                    table[0] = np.clip(_steps(table[0], applied) + before, 0, LAST_STEP)
                     buckets.add_buckets(table, scalar.width, step)
             self.version += 1
 
@@ -214,7 +162,7 @@ class RunSeries:
 
         Never raises: where there is no room, the values are not kept.
         """
-        step = min(step, _LAST_STEP)
+        step = min(step, LAST_STEP)
         with self._lock:
             norms = self._series.get(GRADIENT_NORM)
             if norms is None:
@@ -309,24 +257,3 @@ def _steps(rows: npt.NDArray[np.float64], applied: npt.NDArray[np.bool_] | None)
         return rows + 1
     counted = np.cumsum(applied)
     return np.where(rows < 0, rows + 1, counted[np.maximum(rows, 0).astype(np.intp)])
-
-
-def check_data(data: Mapping[str, Any]) -> dict[str, tuple[int, int, Table]]:
-    """Width, newest step and buckets of each series. Raises ValueError, TypeError for what `to_data` has not made."""
-    found: dict[str, tuple[int, int, Table]] = {}
-    for name, (width, last_step, text) in data.items():
-        table = table_from_text(text)
-        steps, counts = table[0], table[6]
-        whole = np.concatenate((steps, counts / _MANY, [width, last_step]))
-        if not (len(steps) and (whole >= 0).all() and (whole <= _LAST_STEP).all() and (steps == np.floor(steps)).all()):
-            raise ValueError(f"series {name!r} has steps or counts that are none")
-        if width < 1 or width & (width - 1) or (steps % width).any() or (steps[1:] <= steps[:-1]).any():
-            raise ValueError(f"series {name!r} has buckets that do not lie side by side")
-        if (counts < 1).any() or not steps[-1] <= last_step < steps[-1] + width:
-            raise ValueError(f"series {name!r} has a bucket without values, or values beyond its buckets")
-        if name_error(name) and not is_own(name):
-            raise ValueError(name_error(name))
-        found[name] = width, last_step, table
-    if len(found) > MAX_SERIES:
-        raise ValueError(f"{len(found)} series; expected at most {MAX_SERIES}")
-    return found

@@ -116,7 +116,7 @@ class BlockReceiver:
         elif self._lying.take(arrived, block, first=first):
             memory = self.memory
             if memory is not None and not part.last:  # those that are left are summed where the block is committed
-                await unless_short(self._executor, lambda: self._lying.sum(memory), work)
+                await unless_short(self._executor, lambda: self._lying.sums.add(memory), work)
         else:
             for one in [*self._lying.give_up(), *([] if alone else [arrived])]:
                 await self._copy(one)
@@ -158,7 +158,7 @@ class BlockReceiver:
             if memory is not None:
                 values = memory.gradient_values(Range(0, run.spec.layout.elements), run.spec.dtype)
                 array = run.device.stage(values, run.spec.dtype)
-                chunk_sums = self._lying.sums(memory)
+                chunk_sums = self._lying.sums.whole(memory)
             elif last.alone:
                 start, array = last.place.start, run.device.stage(last.settled(), run.spec.dtype)
             self._computed = StagedGradients(run.spec, run.device, block, array, start, out, chunk_sums=chunk_sums)

@@ -12,15 +12,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from gradwire.server.devices.chunks import NORM_CHUNK, range_of, whole_chunks
 from gradwire.server.encodings.decoders import Decoder
-from gradwire.server.engine.gradients import Sums
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.spec import NonFinitePolicy
 from gradwire.server.engine.staged_block import StagedBlock
-from gradwire.server.memory.shared_memory import SharedMemory, SharedSlice
+from gradwire.server.memory.shared_memory import SharedSlice
+from gradwire.server.training.arriving_sums import ArrivingSums
 from gradwire.server.training.incoming_block import ArrivedSlice
-from gradwire.wire.layout import Range
 
 
 class LyingGradients:
@@ -36,9 +34,8 @@ class LyingGradients:
             and reads_where_it_lies(run)
         )
         self._slices: list[ArrivedSlice] = []
-        self._arrived = 0  # elements, from the first one on
-        self._sums = np.zeros((0, 1))  # of chunks, as `Device.chunk_sums` returns them
-        self._summed = 0  # of which so many are known
+        self.sums = ArrivingSums(run)
+        """Of what lies there."""
 
     @property
     def whole(self) -> bool:
@@ -62,28 +59,10 @@ class LyingGradients:
         ):
             return False
         if first:
-            self._arrived = self._summed = 0
-            self._sums = np.zeros((-(-run.spec.layout.elements // NORM_CHUNK), 1))
-        if arrived.place.start == self._arrived:  # others wait for the end
-            self._arrived = arrived.place.stop
+            self.sums.begin()
+        self.sums.note(arrived.place)
         self._slices.append(arrived)
         return True
-
-    def sum(self, memory: SharedMemory) -> None:
-        """Sums the squares of the chunks that have arrived whole, from the first one on. Bulk work."""
-        run, elements = self._run, self._run.spec.layout.elements
-        first, stop = whole_chunks(Range(self._summed * NORM_CHUNK, self._arrived), elements)
-        if first < stop:
-            part = range_of(first, stop, elements)  # no more: the memory may be smaller than a vector
-            values = run.device.stage(memory.gradient_values(part, run.spec.dtype), run.spec.dtype)
-            self._sums[first:stop] = run.device.chunk_sums(values, 0, [part], part.start)
-            self._summed = stop
-
-    def sums(self, memory: SharedMemory) -> Sums:
-        """As `Device.chunk_sums`, once all of a block has arrived. Bulk work."""
-        self._arrived = self._run.spec.layout.elements
-        self.sum(memory)
-        return self._sums
 
     def give_up(self) -> list[ArrivedSlice]:
         """What has stayed so far, to be copied now."""

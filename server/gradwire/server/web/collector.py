@@ -57,6 +57,10 @@ class Scrape:
         yield gauge("gradwire_runs", "Runs that can be served.", len(runs))
         yield gauge("gradwire_damaged_runs", "Stored runs that cannot be served.", registry.damaged_count)
         yield gauge("gradwire_streams", "Train streams that are open.", self._streams)
+        counted = registry.counters
+        yield gauge("gradwire_page_streams", "Event streams of the page that are open.", counted.page_streams)
+        about = "Event streams of the page that were turned away, since there were as many as there may be."
+        yield counter("gradwire_page_streams_refused", about, counted.page_streams_refused)
         about = "What is set aside, for runs, and for what else clients make the server hold."
         yield gauges("gradwire_memory_bytes", about, ["kind"], kinds)
         yield gauge("gradwire_memory_limit_bytes", "What may be set aside: --max-memory.", registry.budget.limit_bytes)

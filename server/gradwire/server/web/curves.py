@@ -2,56 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gradwire.server.series.run_series import RunSeries, SeriesPart
+from gradwire.server.series.watch import News, SeriesWatch
 
 
-class Told(NamedTuple):
-    """What somebody has of one series."""
-
-    width: int
-    """Steps of a bucket."""
-    last_step: int
-    values: int
-    """In the last bucket."""
-
-
-def news(series: RunSeries, told: dict[str, Told], from_step: int = 0) -> dict[str, dict[str, Any]]:
+def news(watch: SeriesWatch) -> dict[str, dict[str, Any]]:
     """What is new in each series, by name. May take its time.
 
     Who gets it drops the points at ``from`` and after it, and adds those that came.
-
-    Args:
-        told: what is known already; brought up to date.
-        from_step: nothing before it is wanted of a series that is not in ``told``.
     """
-    found = {}
-    for name in series.names():
-        before = told.get(name)
-        since = from_step if before is None else before.last_step
-        part = series.read(name, since)
-        if part is not None and before is not None and part.steps != before.width:  # its buckets are others now
-            part = series.read(name)
-        if part is None:
-            continue
-        if not len(part.count):  # all of it is known from before
-            told.setdefault(name, Told(part.steps, part.last_step, 0))
-            continue
-        after = Told(part.steps, part.last_step, int(part.count[-1]))
-        if after != before:
-            told[name] = after
-            found[name] = points(part)
-    return found
+    return {each.name: points(each) for each in watch.news()}
 
 
-def points(part: SeriesPart) -> dict[str, Any]:
+def points(each: News) -> dict[str, Any]:
     """Buckets as arrays: first steps and means; smallest and largest values where a bucket has several."""
+    part = each.part
     found: dict[str, Any] = {
-        "from": int(part.first_step[0]),
+        "from": each.replaces_from,
         "width": part.steps,
         "step": part.first_step.tolist(),
         "mean": _short(part.total / part.count),

@@ -9,10 +9,10 @@ from typing import Any
 from gradwire.server.access.identity import Identity
 from gradwire.server.engine.run import Run
 from gradwire.server.runs.registry import Registry
+from gradwire.server.series.watch import SeriesWatch
 from gradwire.server.web import curves, details
 from gradwire.server.web.answers import to_json
 from gradwire.server.web.aside import Aside
-from gradwire.server.web.curves import Told
 from gradwire.server.web.listing import Rows
 from gradwire.wire.errors import GradwireError
 from gradwire.wire.series import is_own
@@ -64,7 +64,7 @@ class _Seen:
     """It has the curves up to here, from an earlier connection."""
     series: int = 0
     """So many of them."""
-    told: dict[str, Told] = field(default_factory=dict)
+    watch: SeriesWatch | None = None
     texts: dict[str, str] = field(default_factory=dict)
     """By kind of event."""
 
@@ -136,13 +136,15 @@ class FollowsSome:
 
 
 def _curves(run: Run, seen: _Seen, name: str) -> list[bytes]:
-    resumes = not seen.told and len(run.series.names()) == seen.series
-    from_step = seen.from_step if resumes else 0  # a series that is new may begin at any step
-    news: Mapping[str, Any] = curves.news(run.series, seen.told, from_step)
+    if seen.watch is None:
+        resumes = len(run.series.names()) == seen.series  # else one is new, and may begin at any step
+        seen.watch = SeriesWatch(run.series, told_to=seen.from_step if resumes else 0)
+    news: Mapping[str, Any] = curves.news(seen.watch)
+    last_steps = seen.watch.last_steps
     # What workers log may be of any step since their last value, the server's own only of the newest.
-    logged = [told.last_step for name, told in seen.told.items() if not is_own(name)]
-    seen.from_step = min(logged) if logged else max((told.last_step for told in seen.told.values()), default=0)
-    seen.series = len(seen.told)
+    logged = [step for name, step in last_steps.items() if not is_own(name)]
+    seen.from_step = min(logged) if logged else max(last_steps.values(), default=0)
+    seen.series = len(last_steps)
     return [event("series", to_json({"name": name, "series": news}))] if news else []
 
 

@@ -9,6 +9,7 @@ from aiohttp import web
 
 from gradwire.server.access.identity import ANYBODY, Identity, Role
 from gradwire.server.engine.run import Run
+from gradwire.server.series.watch import SeriesWatch
 from gradwire.server.web import assets, curves, details, plain_text
 from gradwire.server.web.answers import JSON, TEXT, answer, refusal, to_json
 from gradwire.server.web.aside import Aside
@@ -105,7 +106,7 @@ class Page:
             from_step = _number(request, "from")
         except GradwireError as error:
             return await refusal(request, error, who)
-        found = await self._aside.run(lambda: to_json(curves.news(run.series, {}, from_step)).encode())
+        found = await self._aside.run(lambda: to_json(curves.news(SeriesWatch(run.series, told_to=from_step))).encode())
         return await answer(request, 200, found, JSON)
 
     async def stream(self, request: web.BaseRequest) -> web.StreamResponse:

@@ -64,11 +64,12 @@ class Streams:
 
     def __init__(self, watched: Watched, listing: Listing) -> None:
         self._watched = watched
+        self._counters = watched.registry.counters
         self._listing = listing
         self._watchers: set[_Watcher] = set()
         self._pacing: list[asyncio.Task[None]] = []
         """What goes on as long as anybody watches."""
-        self._recent = Recent(watched.registry.counters.blocks)
+        self._recent = Recent(self._counters.blocks)
         self._server = b""
         """The event that says how the server is."""
 
@@ -92,6 +93,7 @@ class Streams:
         counts = Counter(watcher.caller for watcher in self._watchers)
         if len(self._watchers) >= MAX_STREAMS or counts[caller] >= MAX_STREAMS_OF_ONE:
             most = f"{MAX_STREAMS_OF_ONE} of yours" if counts[caller] >= MAX_STREAMS_OF_ONE else f"{MAX_STREAMS}"
+            self._counters.page_streams_refused += 1
             why = f"as many pages are open as are told what happens, {most}; close one, or come again"
             return await answer(request, 503, why, **{"Retry-After": "5"})
         if unready := self._watched.unready():
@@ -100,6 +102,7 @@ class Streams:
         assert task is not None
         watcher = _Watcher(request, who, caller, still, follows, task)
         self._watchers.add(watcher)
+        self._counters.page_streams = len(self._watchers)
         if len(self._watchers) == 1:
             loop = asyncio.get_running_loop()
             self._pacing = [loop.create_task(work()) for work in (self._look, self._attend_to_all)]
@@ -117,6 +120,7 @@ class Streams:
                 raise
         finally:
             self._watchers.discard(watcher)
+            self._counters.page_streams = len(self._watchers)
             if not self._watchers:
                 for pacing in self._pacing:
                     pacing.cancel()
@@ -202,7 +206,7 @@ class Streams:
     def _byte_sums(self) -> dict[str, int]:
         """By direction."""
         sums = {RECEIVED: 0, SENT: 0}
-        for (direction, _, _), count in self._watched.registry.counters.traffic.counts().items():
+        for (direction, _, _), count in self._counters.traffic.counts().items():
             sums[direction] += count
         return sums
 
