@@ -85,7 +85,7 @@ image: $(VENV)/installed  ## what later contracts must not break; at a release, 
 	cd protos && ../$(BIN)/buf build -o gradwire.v1.binpb
 
 # Peers have an environment of their own; link.py needs root and says so where it is not.
-BENCHMARKS := kernels combining synthetic wire blocks encodings many_clients neighbours footprint durability metrics_cost link
+BENCHMARKS := kernels combining synthetic wire blocks encodings many_clients neighbours footprint durability metrics_cost watching_cost link
 
 benchmarks: $(VENV)/installed  ## kernels, the experiment, the wire, many clients, neighbours, footprint, a link, with their floors
 	for name in $(BENCHMARKS); do $(BIN)/python benchmarks/$$name.py $(ARGUMENTS) || exit 1; done

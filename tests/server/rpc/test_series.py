@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from gradwire.server.engine.block import BlockHeader
+from gradwire.server.rpc.codec import GradientsDecoder
 from gradwire.server.rpc.series import decode_scalars, encode_series
-from gradwire.server.series.scalars import check_scalars
+from gradwire.server.series.scalars import Scalar, check_scalars
 from gradwire.server.series.series_part import part_of
 from gradwire.v1 import train_pb2
 from gradwire.wire.errors import ProtocolViolation
@@ -61,3 +64,22 @@ def test_a_part_is_told_with_all_its_columns() -> None:
     assert (found.name, found.bucket_steps, found.last_step, found.replaces_from) == ("loss", 4, 4999, 8)
     columns = [found.first_step, found.first, found.minimum, found.maximum, found.last, found.total, found.count]
     np.testing.assert_array_equal(np.array(columns, np.float64), table)
+
+
+def test_of_a_header_that_differs_in_what_it_logs_that_alone_is_new() -> None:
+    decoder = GradientsDecoder()
+
+    def decoded(*values: float, steps: int = 1, last: bool = True, deferred: bool = False) -> BlockHeader:
+        scalars = [train_pb2.Scalar(name="loss", values=[value]) for value in values]
+        header = train_pb2.BlockHeader(steps=steps, deferred=deferred, scalars=scalars)
+        found = decoder.decode(train_pb2.Gradients(sequence=1, last=last, header=header), b"").header
+        assert found is not None
+        return found
+
+    silent = decoded()
+    assert decoded(0.5) == replace(silent, scalars=(Scalar("loss", 0.5),))
+    assert decoded(0.25).scalars == (Scalar("loss", 0.25),)
+    assert decoded() is silent
+    assert decoded(0.5, steps=2) == BlockHeader(2, scalars=(Scalar("loss", 0.5),))
+    assert decoded(0.5, last=False, deferred=True).scalars == (), "before its last message it says nothing"
+    assert decoded(0.5, deferred=True).scalars == (Scalar("loss", 0.5),)

@@ -8,7 +8,8 @@ one.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any
 
 from gradwire.server.devices.base import Segment
 from gradwire.server.engine.block import BlockHeader, GradientSlice
@@ -29,7 +30,7 @@ class RepeatedPlan:
     def __init__(self, run: Run) -> None:
         self._run = run
         self._block: StagedBlock | None = None
-        self._silent: BlockHeader | None = None  # the header of that, without what it logs
+        self._silent: dict[str, Any] = {}  # the fields of its header, without what it logs
         self._step = 0  # the run's, when that was planned
         self._scalars = _Scalars([], 0)
 
@@ -40,7 +41,7 @@ class RepeatedPlan:
         counted = block.scalar_memory or block.result_memory or block.trajectory is not None
         empty = any(segment.start == segment.stop for segment in block.segments)
         self._block = None if alone or counted or empty else block
-        self._silent = replace(header, scalars=()) if header.scalars else header
+        self._silent = {**vars(header), "scalars": ()}
         self._step = self._run.step
         self._scalars = _Scalars([], 0)
 
@@ -74,7 +75,7 @@ class RepeatedPlan:
         """Whether two headers differ at most in what they log."""
         if header is last:
             return True
-        return bool(header.scalars or last.scalars) and replace(header, scalars=()) == self._silent
+        return bool(header.scalars or last.scalars) and {**vars(header), "scalars": ()} == self._silent
 
     def _compute(self, segments: Sequence[Segment], steps: int) -> _Scalars:
         run, layout = self._run, self._run.spec.layout

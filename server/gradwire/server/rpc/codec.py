@@ -92,7 +92,8 @@ def decode_features(values: Iterable[int]) -> frozenset[Feature]:
 
 
 class GradientsDecoder:
-    """Of one stream. A short header that is as the last one is the same object: by that who plans blocks knows it."""
+    """Of one stream. A short header that is as the last one is the same object: by that who plans blocks knows it. Of
+    one that differs in what it logs, only that is decoded."""
 
     def __init__(self) -> None:
         self._message: train_pb2.BlockHeader | None = None
@@ -105,12 +106,21 @@ class GradientsDecoder:
         if not message.HasField("header"):
             return GradientSlice(message.sequence, message.offset, data, last, None)
         header = message.header
+        if header.scalars and (last or not header.deferred) and header.ByteSize() <= _KEPT_BYTES:
+            silent = train_pb2.BlockHeader()
+            silent.CopyFrom(header)
+            silent.ClearField("scalars")
+            logs = self._decoded(silent, last).logging(decode_scalars(header.scalars))
+            return GradientSlice(message.sequence, message.offset, data, last, logs)
+        return GradientSlice(message.sequence, message.offset, data, last, self._decoded(header, last))
+
+    def _decoded(self, header: train_pb2.BlockHeader, last: bool) -> BlockHeader:
         if header != self._message or last is not self._last:
             self._message, self._header = None, _decode_header(header, last)
             if header.ByteSize() <= _KEPT_BYTES:  # a copy: it belongs to a message, which may be large
                 self._message, self._last = train_pb2.BlockHeader(), last
                 self._message.CopyFrom(header)
-        return GradientSlice(message.sequence, message.offset, data, last, self._header)
+        return self._header
 
 
 def _decode_header(message: train_pb2.BlockHeader, last: bool) -> BlockHeader:
