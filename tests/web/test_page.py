@@ -280,5 +280,12 @@ def test_who_is_asked_signs_in_and_out(browser: Browser, tmp_path: Path) -> None
         assert secret_of("read") not in browser.run("return JSON.stringify([localStorage, sessionStorage])")
         browser.click("#sign-out")
         browser.until(lambda: browser.count("#token"), "it asks again")
+        browser.enter("#token", secret_of("read"))
+        browser.click(".sign-in button")
+        browser.until(lambda: browser.text("#who") == "read · lab · read", "it lets in once more")
+        access.remove("read")
+        browser.until(lambda: browser.count("#token"), "it asks by itself when the token is revoked")
+        assert browser.text("#who") == ""
+        assert browser.run("return document.getElementById('sign-out').hidden")
     browser.open("about:blank")
     browser.complaints()

@@ -56,6 +56,7 @@ SERVER: dict[str, Callable[[Server], object]] = {
     "import_run": lambda server: server.import_run("another", __file__, weights_only=Adam()),
     "list_runs": lambda server: server.list_runs(),
     "delete_run": lambda server: server.delete_run("forks"),
+    "watch_series": lambda server: next(server.watch_series("forks")),
     "who_am_i": lambda server: server.who_am_i(),
     "status": lambda server: server.status(),
 }

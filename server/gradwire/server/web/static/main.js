@@ -57,6 +57,8 @@ function signIn(why) {
     setText(message, answer ? (await answer.text()).trim() : "the server does not answer");
   });
   main.replaceChildren(form);
+  setText(document.getElementById("who"), "");
+  document.getElementById("sign-out").hidden = true;
   connection.title = why;
   field.focus();
 }
