@@ -6,7 +6,6 @@ A server holds a lock on a file in its directory as long as it lives; the system
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import logging
 import os
 import shutil
@@ -30,7 +29,7 @@ class LaneDirectory:
             # Nobody touches a directory without such a file: it has to be locked when it gets its name.
             being_locked = self.path / f"{_LOCK}-"
             self._lock = os.open(being_locked, os.O_CREAT | os.O_RDWR | os.O_CLOEXEC, 0o600)
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _take(self._lock)
             being_locked.rename(self.path / _LOCK)
         except OSError:
             shutil.rmtree(self.path, ignore_errors=True)
@@ -62,8 +61,15 @@ def _remove_if_left(path: Path) -> None:
         return
     lock = os.open(path / _LOCK, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _take(lock)
         shutil.rmtree(path)
         log.info("removed %s, which a server that was killed had left", path)
     finally:
         os.close(lock)
+
+
+def _take(lock: int) -> None:
+    """Raises OSError where somebody has it."""
+    import fcntl  # not on Windows
+
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
