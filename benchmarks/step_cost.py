@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks.child import same_threads
 from benchmarks.contenders import start
-from benchmarks.contenders.problem import Contender, Problem
+from benchmarks.contenders.problem import Contender, Problem, Unavailable
 from benchmarks.measure import Timing, describe, interleave, machine, save, table
 
 STEPS = 500
@@ -93,7 +93,10 @@ def main() -> None:
     options = parser.parse_args()
     same_threads(1)
     about = machine(("pyzmq",))
-    found = {case: measure(case, 8 if options.quick else 40) for case in options.cases.split(",")}
+    try:
+        found = {case: measure(case, 8 if options.quick else 40) for case in options.cases.split(",")}
+    except Unavailable as reason:
+        sys.exit(f"not measured: {reason}")
     print(describe(about), end="\n\n")
     header = ["microseconds a step (x zmq's)", "elements", "client", "server", "both", "by the clock"]
     print(table(header, [row for case, costs in found.items() for row in rows_of(case, costs)]))
