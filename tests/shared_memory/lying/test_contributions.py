@@ -15,7 +15,6 @@ from gradwire.v1 import service_pb2_grpc, train_pb2
 from tests.contract.shared_runs import UNDERSTANDS
 from tests.faults.bare import Stub, channel_to
 from tests.faults.bare import fresh_name as fresh
-from tests.faults.conftest import check_nothing_is_left
 from tests.faults.gated import GatedDevice
 from tests.faults.hosted import HostedServer, eventually
 from tests.shared_memory.test_hostile_clients import BYTES, GRADIENT, SIZE, HostileStream
@@ -25,24 +24,6 @@ LIE = np.random.default_rng(3).standard_normal(SIZE, np.float32)
 NAN = np.full(SIZE, np.nan, np.float32)
 LARGE = 1_500_000
 """Several slices."""
-
-
-@pytest.fixture
-def device() -> GatedDevice:
-    return GatedDevice()
-
-
-@pytest.fixture
-def hosted(device: GatedDevice) -> Iterator[HostedServer]:
-    with HostedServer(device) as server:
-        yield server
-        check_nothing_is_left(server)
-
-
-@pytest.fixture
-def stub(hosted: HostedServer) -> Iterator[Stub]:
-    with channel_to(hosted.target) as channel:
-        yield service_pb2_grpc.OptimizerServiceStub(channel)
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,9 @@ import pytest
 from gradwire.client import AMSGrad, Run, connect
 from gradwire.server.devices.chunks import NORM_CHUNK
 from gradwire.server.devices.cpu import CpuDevice
-from gradwire.v1 import run_pb2, service_pb2_grpc, train_pb2
+from gradwire.v1 import run_pb2, train_pb2
 from gradwire.wire.layout import Range
-from tests.faults.bare import Stub, channel_to, create, fingerprint, fresh_name, read_parameters, spec_of
-from tests.faults.conftest import check_nothing_is_left
+from tests.faults.bare import Stub, create, fingerprint, fresh_name, read_parameters, spec_of
 from tests.faults.gated import GatedDevice
 from tests.faults.hosted import HostedServer, eventually
 from tests.shared_memory.test_hostile_clients import BYTES, GRADIENT, SIZE, HostileStream
@@ -27,24 +26,6 @@ REJECT, ALLOW, SKIP = (
 THIRD = SIZE // 3
 LARGE = 5_000_000
 """Five slices."""
-
-
-@pytest.fixture
-def device() -> GatedDevice:
-    return GatedDevice()
-
-
-@pytest.fixture
-def hosted(device: GatedDevice) -> Iterator[HostedServer]:
-    with HostedServer(device) as server:
-        yield server
-        check_nothing_is_left(server)
-
-
-@pytest.fixture
-def stub(hosted: HostedServer) -> Iterator[Stub]:
-    with channel_to(hosted.target) as channel:
-        yield service_pb2_grpc.OptimizerServiceStub(channel)
 
 
 def run_of(stub: Stub, policy: run_pb2.NonFinitePolicy.ValueType = REJECT) -> str:
