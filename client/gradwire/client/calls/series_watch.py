@@ -18,8 +18,7 @@ from gradwire.client.transport.link import Link
 from gradwire.client.transport.retry import Attempts, RetryPolicy, may_pass
 from gradwire.v1 import service_pb2
 from gradwire.wire.errors import RunNotFound
-
-_ARRAYS = ("first_step", "first", "minimum", "maximum", "last", "total", "count")
+from gradwire.wire.series import FIELDS
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +114,6 @@ def _joined(old: Series | None, message: service_pb2.Series) -> Series:
         return new
     kept = int(np.searchsorted(old.first_step, message.replaces_from))
     arrays: dict[str, Any] = {
-        field: np.concatenate((getattr(old, field)[:kept], getattr(new, field))) for field in _ARRAYS
+        field: np.concatenate((getattr(old, field)[:kept], getattr(new, field))) for field in FIELDS
     }
     return replace(new, **arrays)

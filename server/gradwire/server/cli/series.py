@@ -16,9 +16,8 @@ from gradwire.server.cli.calls import Stub, with_stub
 from gradwire.v1 import service_pb2
 from gradwire.wire.layout import run_resource
 from gradwire.wire.printable import printable
+from gradwire.wire.series import FIELDS
 from gradwire.wire.whole_file import whole_file
-
-_COLUMNS = ("first_step", "first", "minimum", "maximum", "last", "total", "count")
 
 
 @click.command("series")
@@ -62,7 +61,7 @@ def series_command(
 def _csv(found: service_pb2.GetSeriesResponse) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["series", "bucket_steps", *_COLUMNS])
+    writer.writerow(["series", "bucket_steps", *FIELDS])
     for each in found.series:
         writer.writerows([each.name, each.bucket_steps, *row] for row in _rows(each))
     return text.getvalue()
@@ -71,13 +70,13 @@ def _csv(found: service_pb2.GetSeriesResponse) -> str:
 def _json(found: service_pb2.GetSeriesResponse) -> str:
     series = []
     for each in found.series:
-        columns = {column: [_number(value) for value in getattr(each, column)] for column in _COLUMNS}
+        columns = {column: [_number(value) for value in getattr(each, column)] for column in FIELDS}
         series.append({"name": each.name, "bucket_steps": each.bucket_steps, "last_step": each.last_step, **columns})
     return json.dumps({"step": found.step, "series": series}) + "\n"
 
 
 def _rows(series: service_pb2.Series) -> Iterator[tuple[Any, ...]]:
-    return zip(*(getattr(series, column) for column in _COLUMNS), strict=True)
+    return zip(*(getattr(series, column) for column in FIELDS), strict=True)
 
 
 def _number(value: float) -> float | str:

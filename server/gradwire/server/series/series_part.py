@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,16 +32,8 @@ class SeriesPart:
     def since(self, first_step: int) -> SeriesPart:
         """Its buckets from one on."""
         at = int(np.searchsorted(self.first_step, first_step))
-        return replace(
-            self,
-            first_step=self.first_step[at:],
-            first=self.first[at:],
-            minimum=self.minimum[at:],
-            maximum=self.maximum[at:],
-            last=self.last[at:],
-            total=self.total[at:],
-            count=self.count[at:],
-        )
+        arrays: dict[str, Any] = {field: getattr(self, field)[at:] for field in FIELDS}
+        return replace(self, **arrays)
 
 
 def part_of(table: Table, width: int, last_step: int) -> SeriesPart:
