@@ -74,7 +74,7 @@ class StreamRegion:
 
     async def put(self, parameters: train_pb2.Parameters, data: Array, *, written: bool, last: bool) -> bool:
         """Puts ``data`` there, and where it is into its message; False: it must go in the message."""
-        placed = await self._placed(self._memory, parameters.offset, data, written=written, last=last)
+        placed = await self._placed(parameters.offset, data, written=written, last=last)
         if placed is None:
             return False
         self._owed = False
@@ -85,26 +85,25 @@ class StreamRegion:
         """The last message of an answer is about to be sent."""
         self._answered = True
 
-    async def _placed(
-        self, memory: SharedMemory, offset: int, data: Array, *, written: bool, last: bool
-    ) -> Placed | None:
+    async def _placed(self, offset: int, data: Array, *, written: bool, last: bool) -> Placed | None:
         """Writes data to shared memory, unless it has been ``written`` there; None: it must go in its message."""
+        memory = self._memory
         if not memory.carries(data.nbytes):
             return None
         if memory.in_place:
             alone = self._encoder.dense == data.dtype and data.shape[0] == 1
             place = memory.place(data.nbytes, offset * data.itemsize, last=last) if alone else None
         else:
-            place = await self._room(memory, data.nbytes, last=last)
+            place = await self._room(data.nbytes, last=last)
         if place is None:
             return None
         if not written:
             memory.parameters(place.position, data.nbytes).view(data.dtype).reshape(data.shape)[...] = data
         return Placed(place, data.nbytes)
 
-    async def _room(self, memory: SharedMemory, size: int, *, last: bool) -> Place | None:
+    async def _room(self, size: int, *, last: bool) -> Place | None:
         """Waits until the client has taken enough of what is there, as long as it sends nothing that is large."""
-        while (place := memory.place(size, 0, last=last)) is None:
+        while (place := self._memory.place(size, 0, last=last)) is None:
             if not self._requests.may_read_ahead:
                 return None
             request = await self._requests.ahead()
@@ -113,5 +112,5 @@ class StreamRegion:
                 continue
             self._requests.keep(request)
             if request is not None and request.message.gradients.HasField("shared"):
-                memory.taken(request.message.gradients.shared.taken)
+                self._memory.taken(request.message.gradients.shared.taken)
         return place
