@@ -151,6 +151,10 @@ class SharedMemory:
         """Whether slices of parameters of this size go through the memory, when there is room for them."""
         return self.mapped and MIN_SLICE_BYTES <= size_bytes <= slice_bytes(self.parameter_bytes)
 
+    def carries_all(self, vector_bytes: int) -> bool:
+        """Whether a whole vector of parameters has its place there, where the client has its own."""
+        return self.mapped and self.in_place and vector_bytes <= self.parameter_bytes
+
     def place(self, size_bytes: int, at: int, *, last: bool) -> Place | None:
         """Room for ``size_bytes`` of parameters, see `Ring.place`; None: there is none now.
 

@@ -131,7 +131,7 @@ class SharedSession:
     async def share_memory(self) -> None:
         """As `Session.share_memory`."""
         self.memory = memory_for(self.run, self._decoder, self._encoder)
-        self._upload.use(self.memory)
+        self._upload.memory = self.memory
         await make_ready(self.memory, self.run, self._executor)
 
     async def resume(self) -> AsyncIterator[Reply | Waiting]:
@@ -291,9 +291,7 @@ class SharedSession:
         """Writes all parameters to where the client has them, in a thread, so that several workers get theirs at once;
         False: they do not lie in the memory that is shared with it."""
         memory, spec = self.memory, self.run.spec
-        if memory is None or not (memory.mapped and memory.in_place):
-            return False
-        if values.dtype != spec.dtype or spec.vector_bytes > memory.parameter_bytes:
+        if memory is None or values.dtype != spec.dtype or not memory.carries_all(spec.vector_bytes):
             return False
 
         def write() -> None:

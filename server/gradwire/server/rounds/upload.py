@@ -18,10 +18,11 @@ from gradwire.server.engine.threads import unless_short, updates
 from gradwire.server.engine.workers import Holder
 from gradwire.server.failpoints import failpoint
 from gradwire.server.memory.shared_memory import SharedMemory
-from gradwire.server.rounds.lying import LyingGradient, LyingUpload
+from gradwire.server.rounds.lying import LyingGradient
 from gradwire.server.rounds.rounds import Rounds
 from gradwire.server.rounds.staged import StagedContribution, Staging
 from gradwire.server.training.incoming_block import ArrivedSlice, Here, IncomingBlock
+from gradwire.server.training.lying_gradients import LyingGradients
 from gradwire.wire.errors import LeaderBusy, ProtocolViolation, SequenceMismatch
 from gradwire.wire.layout import Range
 
@@ -35,6 +36,8 @@ class Upload:
     """
 
     def __init__(self, rounds: Rounds, hold: Holder, decoder: Decoder, encoder: Encoder, executor: Executor) -> None:
+        self.memory: SharedMemory | None = None
+        """Shared with the client, or offered to it."""
         self._rounds = rounds
         self._run = rounds.run
         self._hold = hold
@@ -44,11 +47,8 @@ class Upload:
         self._incoming: IncomingBlock | None = None
         self._header = BlockHeader()
         self._staging: Staging | None = None
-        self._lying = LyingUpload(self._run, decoder)
-
-    def use(self, memory: SharedMemory | None) -> None:
-        """Gradients may lie there."""
-        self._lying.memory = memory
+        spec = self._run.spec
+        self._lying = LyingGradients(self._run, decoder, clips=spec.clips and not spec.clips_steps)
 
     @property
     def idle(self) -> bool:
@@ -78,7 +78,7 @@ class Upload:
 
     async def _keep(self, arrived: ArrivedSlice, *, last: bool) -> None:
         """Copies a slice, unless it may stay where it lies."""
-        memory, place = self._lying.memory, arrived.place
+        memory, place = self.memory, arrived.place
         if not self._lying.take(arrived):
             for each in (*self._lying.give_up(), arrived):
                 await self._copy(each)
@@ -95,7 +95,8 @@ class Upload:
         self._incoming = None
         if not ranges:
             return StagedContribution(self._hold, sequence, self._header, None, received_bytes)
-        staging = self._lying.whole() or self._kept
+        lies, memory = self._lying.give_up(), self.memory
+        staging = LyingGradient(memory, self._run.spec) if lies and memory is not None else self._kept
         work = updates(self._run.spec.layout.elements, 1)
         try:
             wrong = await unless_short(self._executor, lambda: self._settle(staging, ranges), work)
@@ -121,7 +122,7 @@ class Upload:
         """Clips a gradient where each contribution is clipped; what is wrong with one that is not finite, in words,
         where that matters. Bulk work."""
         spec, device, array = self._run.spec, self._run.device, staging.array
-        memory = self._lying.memory if isinstance(staging, LyingGradient) else None
+        memory = self.memory if isinstance(staging, LyingGradient) else None
         clips = spec.clips and not spec.clips_steps
         if not (self._checks or clips):
             return ""
@@ -157,7 +158,7 @@ class Upload:
         if incoming is None or not (part.last and header.deferred):
             check_steps(self._run.spec, header.steps, max(self._decoder.least_row_bytes, self._encoder.least_row_bytes))
             incoming = self._incoming = IncomingBlock.begun(part.sequence, header, self._run.spec.layout)
-            self._lying.begin(header)
+            self._lying.begin(possible=not (header.deferred or header.absent_tensors))
         if part.last or not header.deferred:
             self._check(header)
             self._header = header

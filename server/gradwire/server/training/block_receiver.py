@@ -75,7 +75,7 @@ class BlockReceiver:
         self._executor = executor
         self._speed = ArrivalSpeed(local)
         self._gradients = GradientArray(run)
-        self._lying = LyingGradients(run, decoder)
+        self._lying = LyingGradients(run, decoder, clips=run.spec.clips)
         self._computed: StagedGradients | None = None
         self._spare = SpareState(run)
         self._speculates = True
@@ -105,6 +105,8 @@ class BlockReceiver:
         if not incoming.deferred:  # those of a deferred block leave when they are known
             self._speed.note(len(part.data), first=first, last=part.last)
         block, early = self._block, self._early
+        if first:
+            self._lying.begin(possible=block is not None and self._may_lie(block))
         alone = first and part.last and block is not None and block.ranges == (place,) and not self._run.spec.clips
         arrived = ArrivedSlice(self._decoder, place, part.data, incoming.steps, alone)
         work = updates(place.stop - place.start, incoming.steps)
@@ -113,7 +115,7 @@ class BlockReceiver:
         failpoint("stage.before")
         if early is not None:
             await unless_short(self._executor, lambda: early.take(arrived.settled(), place), work)
-        elif self._lying.take(arrived, block, first=first):
+        elif self._lying.take(arrived):
             memory = self.memory
             if memory is not None and not part.last:  # those that are left are summed where the block is committed
                 await unless_short(self._executor, lambda: self._lying.sums.add(memory), work)
@@ -121,6 +123,12 @@ class BlockReceiver:
             for one in [*self._lying.give_up(), *([] if alone else [arrived])]:
                 await self._copy(one)
         return arrived
+
+    def _may_lie(self, block: StagedBlock) -> bool:
+        """Whether the gradients of a block may be computed where the client has written them."""
+        run = self._run
+        journals = run.storage is not None and run.storage.journals
+        return block.header.steps == 1 and not block.header.deferred and block.covers(run.spec.layout) and not journals
 
     async def _copy(self, arrived: ArrivedSlice) -> None:
         """To where it waits until its block is whole."""
@@ -170,9 +178,9 @@ class BlockReceiver:
     def _in_place(self, block: StagedBlock) -> Callable[[], Floats] | None:
         """Where the new parameters go while they are computed; None: they are copied afterwards, if at all."""
         memory, run = self.memory, self._run
-        if memory is None or not memory.in_place or block.header.returns is not Returns.LAST:
+        if memory is None or not memory.carries_all(run.spec.vector_bytes):
             return None
-        if self._encoder.dense != run.spec.dtype or run.spec.vector_bytes > memory.parameter_bytes:
+        if block.header.returns is not Returns.LAST or self._encoder.dense != run.spec.dtype:
             return None
         return functools.partial(memory.whole_parameters, run.spec.layout.elements, run.spec.dtype)
 

@@ -15,54 +15,59 @@ import numpy as np
 from gradwire.server.encodings.decoders import Decoder
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.spec import NonFinitePolicy
-from gradwire.server.engine.staged_block import StagedBlock
 from gradwire.server.memory.shared_memory import SharedSlice
 from gradwire.server.training.arriving_sums import ArrivingSums
 from gradwire.server.training.incoming_block import ArrivedSlice
 
 
 class LyingGradients:
-    """Of one block after another, as long as all slices of it lie where their elements have their place in a vector."""
+    """The slices of one block, or contribution, after another, as long as all of it lie where their elements have their
+    place in a vector.
 
-    def __init__(self, run: Run, decoder: Decoder) -> None:
+    Args:
+        clips: whether each gradient is clipped by itself.
+    """
+
+    def __init__(self, run: Run, decoder: Decoder, *, clips: bool) -> None:
         spec = run.spec
-        self._run = run
-        self._open = (
+        self._itemsize = spec.dtype.itemsize
+        self._possible = (
             decoder.dense == spec.dtype
-            and not spec.clips
+            and not clips
             and spec.non_finite_policy is not NonFinitePolicy.SKIP
-            and reads_where_it_lies(run)
+            and _reads_where_it_lies(run)
         )
+        self._open = False
         self._slices: list[ArrivedSlice] = []
         self.sums = ArrivingSums(run)
         """Of what lies there."""
 
     @property
     def whole(self) -> bool:
-        """Whether what has arrived of the block lies there. The first slice that does not ends that."""
+        """Whether what has arrived lies there. The first slice that does not ends that."""
         return bool(self._slices)
 
-    def take(self, arrived: ArrivedSlice, block: StagedBlock | None, *, first: bool) -> bool:
-        """Whether a slice may stay where it lies. What stays is no more told to be taken than the block is answered."""
-        data, run = arrived.data, self._run
-        if (
-            not self._open
-            or not (first or self._slices)
-            or block is None
-            or block.header.deferred
-            or arrived.steps != 1
-            or not isinstance(data, SharedSlice)
-            or data.wanted  # the client writes something else there as soon as it is told that this was taken
-            or data.position != arrived.place.start * run.spec.dtype.itemsize
-            or not block.covers(run.spec.layout)
-            or (run.storage is not None and run.storage.journals)
-        ):
-            return False
-        if first:
-            self.sums.begin()
-        self.sums.note(arrived.place)
-        self._slices.append(arrived)
-        return True
+    def begin(self, *, possible: bool) -> None:
+        """With the next block. ``possible``: one that may lie there, one step of all elements."""
+        self._open = self._possible and possible
+        self._slices = []
+
+    def take(self, arrived: ArrivedSlice) -> bool:
+        """Whether a slice may stay where it lies; False: none of its block may, see `give_up`. Of what stays the client
+        is not told that it was taken before the block is answered."""
+        data = arrived.data
+        self._open = (
+            self._open
+            and isinstance(data, SharedSlice)
+            and not data.wanted  # the client writes something else there as soon as it is told that this was taken
+            and data.position == arrived.place.start * self._itemsize
+        )
+        if self._open:
+            if not self._slices:
+                self.sums.begin()
+            self.sums.note(arrived.place)
+            self._slices.append(arrived)
+        return self._open
 
     def give_up(self) -> list[ArrivedSlice]:
         """What has stayed so far, to be copied now."""
@@ -70,7 +75,7 @@ class LyingGradients:
         return slices
 
 
-def reads_where_it_lies(run: Run) -> bool:
+def _reads_where_it_lies(run: Run) -> bool:
     """Whether the run's device computes from memory of the host."""
     values = np.zeros((1, 1), run.spec.dtype)
     return run.device.stage(values, run.spec.dtype) is values
