@@ -103,16 +103,16 @@ class GradientsDecoder:
     def decode(self, message: train_pb2.Gradients, data: bytes | memoryview | SharedSlice) -> GradientSlice:
         """A slice with ``data`` in place of the message's own. Raises ProtocolViolation."""
         last = message.last
-        if not message.HasField("header"):
-            return GradientSlice(message.sequence, message.offset, data, last, None)
-        header = message.header
-        if header.scalars and (last or not header.deferred) and header.ByteSize() <= _KEPT_BYTES:
-            silent = train_pb2.BlockHeader()
-            silent.CopyFrom(header)
-            silent.ClearField("scalars")
-            logs = self._decoded(silent, last).logging(decode_scalars(header.scalars))
-            return GradientSlice(message.sequence, message.offset, data, last, logs)
-        return GradientSlice(message.sequence, message.offset, data, last, self._decoded(header, last))
+        header = self._header_of(message.header, last) if message.HasField("header") else None
+        return GradientSlice(message.sequence, message.offset, data, last, header)
+
+    def _header_of(self, header: train_pb2.BlockHeader, last: bool) -> BlockHeader:
+        if not (header.scalars and (last or not header.deferred) and header.ByteSize() <= _KEPT_BYTES):
+            return self._decoded(header, last)
+        silent = train_pb2.BlockHeader()
+        silent.CopyFrom(header)
+        silent.ClearField("scalars")
+        return self._decoded(silent, last).logging(decode_scalars(header.scalars))
 
     def _decoded(self, header: train_pb2.BlockHeader, last: bool) -> BlockHeader:
         if header != self._message or last is not self._last:
