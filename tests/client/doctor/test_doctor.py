@@ -18,7 +18,7 @@ import pytest
 from gradwire.client import Server, connect
 from gradwire.client.doctor import measurement
 from gradwire.client.doctor.command import main
-from gradwire.client.doctor.measurement import Cell, measure_link
+from gradwire.client.doctor.measurement import Cell
 from gradwire.client.doctor.report import best
 from tests.children import child
 from tests.serving import ServerProcess
@@ -58,6 +58,7 @@ def test_it_measures_every_encoding_and_block_and_leaves_nothing(
     assert found["upload_bytes_per_second"] > 1e6
     assert found["download_bytes_per_second"] > 1e6
     assert found["updates_per_second"] > 1e6
+    assert 0 < found["elements"] <= 2**24
     cells = found["steps"]
     assert {(cell["parameters"], cell["encoding"], cell["block"]) for cell in cells} == {
         (parameters, encoding, block)
@@ -79,20 +80,6 @@ def test_it_measures_every_encoding_and_block_and_leaves_nothing(
         same = [cell["step_seconds"] for cell in cells if cell["parameters"] == quickest["parameters"]]
         assert quickest["step_seconds"] == min(same)
     assert temporary_runs(server) == []
-
-
-def test_the_update_is_timed_by_itself(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The time of a whole step is mostly transfer, which must not count. The least of five: neighbours only add."""
-    monkeypatch.setattr(measurement, "_MOST_ELEMENTS", 2**20)
-    shares = []
-    for _ in range(5):
-        link = measure_link(server, 0.1)
-        assert link.elements <= 2**20
-        assert link.commit_seconds > 0
-        shares.append(link.commit_seconds * link.upload_bytes_per_second / (4 * link.elements))
-        if shares[-1] < 10:
-            return
-    raise AssertionError(f"the update took so many times the transfer: {shares}")
 
 
 def test_what_the_server_refuses_is_said_and_the_rest_is_measured(
