@@ -20,13 +20,16 @@ from gradwire.client.transport import stream
 from gradwire.client.transport.shared_memory import SharedMemory
 from gradwire.server.rpc import lanes
 from gradwire.server.rpc.lane import Lane
-from tests.faults.bare import fresh_name
+from gradwire.v1 import service_pb2_grpc
+from tests.faults.bare import attach_when_free, channel_to, create, fresh_name, spec_of
+from tests.faults.client_process import ClientProcess
 from tests.faults.cutting import cut_during
 from tests.faults.gated import BULK, GatedDevice, gradient
 from tests.faults.hosted import HostedServer, InBackground, eventually
 from tests.faults.proxy import Direction, Proxy
 from tests.lanes.conftest import has_lane
 from tests.lanes.proxy import LaneProxy
+from tests.serving import ServerProcess
 
 SMALL, SEVERAL, LARGE = (3, 1), (9_000, 5), (BULK, 1)
 """(elements, steps) of blocks: of one packet; of several; with its data in the region."""
@@ -201,6 +204,20 @@ def test_a_client_that_is_gone_leaves_nothing(
     eventually(lambda: hosted.handlers() == 0, "the stream has ended")
     proxy.welcome()
     assert run.step({"w": gradient(BULK, 2)}).step == 2
+
+
+def test_a_client_that_was_stopped_loses_its_place() -> None:
+    """SIGSTOP: its lane stays open, and gRPC's keepalive ends its stream."""
+    name = fresh_name("stopped")
+    with ServerProcess("--keepalive", "1") as process, channel_to(process.target) as channel:
+        stub = service_pb2_grpc.OptimizerServiceStub(channel)
+        create(stub, spec_of(name, 3), gradient(3, 0))
+        with ClientProcess("step-by-lane", process.target, name, 3) as client:
+            client.wait_for("step 1 went by a lane")
+            client.stop()
+            other = attach_when_free(stub, name, "other")
+            assert other.attached.step == 1
+            other.finish()
 
 
 def test_hundreds_of_attachments_leave_nothing(hosted: HostedServer, plain: Server) -> None:
