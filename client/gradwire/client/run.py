@@ -26,7 +26,8 @@ class Run(StoredRun):
     ``stale`` is true after a failure in the middle of a step: ``params`` may then mix old and new values, and the next
     step reads them anew first. In a shared run its answer does, whole, and the gradient counts as one of the older
     values; where those are a mixture, `step` raises ValueError until `refresh`. In a process that is forked from the
-    one that made it all calls raise ForkedProcess, and `close` does nothing.
+    one that made it all calls raise ForkedProcess, and `close` does nothing. A run that was closed attaches again when
+    it is used; once its connection is closed all calls raise ConnectionClosed.
     """
 
     @property
@@ -149,7 +150,7 @@ class Run(StoredRun):
         """Forgets what `send_ahead` has sent."""
         if not self._attachment.owner.here:
             return  # nothing of it has left this process
-        with self._lock:
+        with self._attachment.lock:
             self._attachment.early.forget()
 
     def step_many(
@@ -207,7 +208,7 @@ class Run(StoredRun):
         Raises ValueError, TypeError for what cannot be logged, and ServerTooOld.
         """
         attachment = self._attachment
-        attachment.owner.check()
+        attachment.require_usable()
         attachment.require_series()
         attachment.logged.add(values_between_blocks(values, at, self.step_count, more))
 

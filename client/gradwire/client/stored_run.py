@@ -120,12 +120,12 @@ class StoredRun:
 
     @property
     def _lock(self) -> threading.RLock:
-        self._attachment.owner.check()
+        self._attachment.require_usable()
         return self._attachment.lock
 
     @property
     def _remote(self) -> RemoteValues:
-        self._attachment.owner.check()
+        self._attachment.require_usable()
         return self._values
 
     @property

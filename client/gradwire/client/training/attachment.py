@@ -11,7 +11,14 @@ import grpc
 import numpy.typing as npt
 
 from gradwire.client.encodings.selection import Encodings
-from gradwire.client.errors import RunRolledBack, ServerTooOld, WorkerConflict, WorkerForgotten, translate
+from gradwire.client.errors import (
+    ConnectionClosed,
+    RunRolledBack,
+    ServerTooOld,
+    WorkerConflict,
+    WorkerForgotten,
+    translate,
+)
 from gradwire.client.overrides import override_messages
 from gradwire.client.training.early_gradients import EarlyGradients, Source
 from gradwire.client.training.local_parameters import LocalParameters
@@ -97,10 +104,13 @@ class Attachment:
             vector: see `SharedMemory`.
         """
         while self.stream is None:
-            self.token = self.link.token
-            self._announce(resuming)
             try:
+                self.token = self.link.token
+                self._announce(resuming)
                 stream = TrainStream(self._train, self.message, attempts.seconds_left, vector, self.link.target)
+            except ConnectionClosed as error:
+                error.applied = None if resuming else False
+                raise
             except grpc.RpcError as error:
                 failure = translate(error, self.link.target)
                 failure.applied = None if resuming else False  # of the step; the server speaks of the attachment
@@ -125,6 +135,11 @@ class Attachment:
                 self.drop()
                 raise
         return self.stream
+
+    def require_usable(self) -> None:
+        """All that a run is asked begins with this. Raises ForkedProcess, ConnectionClosed."""
+        self.owner.check()
+        self.link.check()
 
     def _train(self, requests: Iterator[bytes]) -> Any:
         """See `TrainMethod`."""
