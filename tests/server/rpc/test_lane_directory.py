@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import sys
 import tempfile
@@ -54,3 +56,18 @@ def test_what_is_no_directory_of_a_server_stays(temporary: Path) -> None:
     assert len(list(temporary.iterdir())) == 4
     assert (unlocked / "kept").exists()
     assert (elsewhere / "kept").exists()
+
+
+@pytest.mark.parametrize(("owner", "failing"), [(fcntl, "flock"), (Path, "rename")])
+def test_one_that_cannot_be_had_leaves_neither_a_directory_nor_a_descriptor(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch, owner: object, failing: str
+) -> None:
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOLCK, failing)
+
+    monkeypatch.setattr(owner, failing, fail)
+    before = os.listdir("/dev/fd")
+    with pytest.raises(OSError, match=failing):
+        LaneDirectory()
+    assert os.listdir("/dev/fd") == before
+    assert not list(temporary.iterdir())
