@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from gradwire.client.encodings.parameters import DeltaParameters
 from gradwire.client.encodings.pseudo_gradient import pseudo_gradient
-from gradwire.client.errors import ConnectionLost
 from gradwire.client.options import REFUSED, Receipt, decode_receipt
 from gradwire.client.stored_run import StoredRun
 from gradwire.client.training.block import RETURNS, Block, one_step, several_steps
@@ -225,12 +224,8 @@ class Run(StoredRun):
                 block.header.scalars.extend(scalar_messages(parts, self.step_count, block.header.steps))
             delivery = delivery_of(block, attachment, self._remote.attempts())
             message = delivery.complete()
-        except (ConnectionLost, ValueError, KeyboardInterrupt) as error:
-            if isinstance(error, KeyboardInterrupt):
-                left = delivery is not None and delivery.sent
-            else:
-                left = getattr(error, "applied", False) is not False
-            if not left:  # it may go with another block
+        except BaseException:
+            if delivery is None or not delivery.left:
                 attachment.logged.put_back(waiting)
             raise
         self.last_receipt = receipt = decode_receipt(message)
