@@ -65,28 +65,14 @@ class Run(StoredRun):
         has failed has left a mixture of old and new values in ``params``. A shared run's NonFiniteGradient is its
         answer, too: ``params`` are the newest, and the receipt is in ``last_receipt``.
         """
+        checked = check_weight(weight, shared=self.shared)
         with self._lock:
-            if self.shared and self._parameters.mixed:
+            if self.shared and self._parameters.mixed and not self._trained_elsewhere:
                 raise ValueError(
                     "params mix old and new values since a step has failed, so of which parameters a gradient is, is "
                     "not known; expected refresh() first, and a gradient of what it brings, or a run with "
                     "double_buffer=True"
                 )
-            return self._step(grads, lr=lr, overrides=overrides, ahead=ahead, weight=weight, log=log)
-
-    def _step(
-        self,
-        grads: Mapping[str, Any],
-        *,
-        lr: float | Sequence[float] | None = None,
-        overrides: Mapping[int, Mapping[str, Any]] | None = None,
-        ahead: Collection[str] = (),
-        weight: float = 1.0,
-        log: Mapping[str, Any] | None = None,
-    ) -> Receipt:
-        """As `step`, for gradients of parameters that lie elsewhere, where no answer is written before it is whole."""
-        checked = check_weight(weight, shared=self.shared)
-        with self._lock:
             if lr is not None or overrides:
                 self._require_lead("a change of hyperparameters")
             said = contribution(self._parameters, checked) if self.shared else None

@@ -138,13 +138,13 @@ def test_what_another_process_does_to_shared_parameters_during_a_step_is_told(
         optimizer.step()
         param.data.add_(1)
         optimizer.step()
-        run_step = optimizer.run._step
+        run_step = optimizer.run.step
 
         def step_of_both(*args: Any, **keywords: Any) -> Any:
             receipt = run_step(*args, **keywords)
             param.detach().numpy()[:] += 1
             return receipt
 
-        monkeypatch.setattr(optimizer.run, "_step", step_of_both)
+        monkeypatch.setattr(optimizer.run, "step", step_of_both)
         with pytest.warns(RuntimeWarning, match="shared memory were changed") if shared else nullcontext():
             optimizer.step()
