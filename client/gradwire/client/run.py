@@ -194,8 +194,7 @@ class Run(StoredRun):
         """
         attachment = self._attachment
         attachment.require_usable()
-        attachment.require_series()
-        attachment.logged.add(values_between_blocks(values, at, self.step_count, more))
+        attachment.log(values_between_blocks(values, at, self.step_count, more))
 
     def _deliver(self, block: Block, log: Parts) -> Receipt:
         attachment = self._attachment

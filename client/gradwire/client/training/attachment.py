@@ -22,7 +22,7 @@ from gradwire.client.errors import (
 from gradwire.client.overrides import override_messages
 from gradwire.client.training.early_gradients import EarlyGradients, Source
 from gradwire.client.training.local_parameters import LocalParameters
-from gradwire.client.training.logged import Logged, scalar_messages
+from gradwire.client.training.logged import Logged, Parts, scalar_messages
 from gradwire.client.transport.link import Link
 from gradwire.client.transport.owner import Owner
 from gradwire.client.transport.retry import Attempts, RetryPolicy, may_pass
@@ -53,7 +53,7 @@ class Attachment:
         message: how every stream begins.
         epoch: of the run, when it was last heard of.
         last_sequence: see `RunOptions`.
-        attached: those of a connection that have a stream; closing it closes them.
+        attached: those of a connection that have a stream, or values that wait; closing it closes them.
     """
 
     shared = False
@@ -229,6 +229,12 @@ class Attachment:
                 applied=False,
             )
 
+    def log(self, parts: Parts) -> None:
+        """Keeps values for the next block. Raises ServerTooOld, and ValueError for too many series."""
+        self.require_series()
+        self.logged.add(parts)
+        self._attached.add(self)
+
     def _log_what_is_left(self) -> None:
         """Values that no block has taken along. Raises nothing: whoever closes a run has no use for it."""
         if not self.logged:
@@ -258,8 +264,7 @@ class Attachment:
             if self.stream.lane_broke:
                 self.message.lane = False
             self.stream.abandon()
-            self.stream = None
-            self._attached.discard(self)
+            self._without_stream()
 
     def close(self, *, leaves: bool = True) -> None:
         """Gives the run back to the server. Does nothing in a forked process, whose copy of the lock may be held.
@@ -274,5 +279,9 @@ class Attachment:
                 self._log_what_is_left()
             if self.stream is not None:
                 self.stream.close(leaves=leaves and self.shared)
-                self.stream = None
-                self._attached.discard(self)
+            self._without_stream()
+
+    def _without_stream(self) -> None:
+        self.stream = None
+        if not self.logged:  # else closing the connection closes it, which sends what waits
+            self._attached.discard(self)
