@@ -400,6 +400,21 @@ def test_a_waiting_stream_ends_when_its_token_is_revoked(hosted: HostedServer, a
             stream.step(1, [1.0, 1.0])
 
 
+def test_who_watches_series_is_told_nothing_more_when_its_token_is_revoked(
+    hosted: HostedServer, access: AccessFile
+) -> None:
+    with client(hosted, "read") as bare, client(hosted, "train") as owner:
+        create(owner)
+        request = service_pb2.StreamSeriesRequest(name="runs/x", interval_seconds=60.0)
+        stream: Any = bare.stub.StreamSeries(request, metadata=bare.metadata, timeout=30)
+        next(stream)
+        access.remove("read")
+        with pytest.raises(grpc.RpcError) as caught:
+            next(stream)  # though nothing is due for a minute
+    refusal = Refusal(caught.value)
+    assert (refusal.reason, refusal.code) == ("PERMISSION_REVOKED", grpc.StatusCode.UNAUTHENTICATED)
+
+
 def test_a_request_that_comes_after_its_token_was_revoked_is_refused(
     hosted: HostedServer, access: AccessFile, monkeypatch: pytest.MonkeyPatch
 ) -> None:

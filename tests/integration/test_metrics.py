@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -16,9 +18,9 @@ from gradwire.client import AMSGrad, connect
 from gradwire.server.rounds.rounds import rounds_of
 from gradwire.server.web import answers
 from gradwire.server.web.collector import Scrape
-from gradwire.v1 import run_pb2, train_pb2
+from gradwire.v1 import run_pb2, service_pb2, train_pb2
 from tests.contract.bare import BareClient, Refusal, group
-from tests.contract.shared_runs import Shared
+from tests.contract.shared_runs import ACCEPTED, DROPPED, REFUSED, STALE, Shared
 from tests.contract.test_architecture import loaded_after
 from tests.faults.hosted import HostedServer, eventually
 from tests.integration.access import AccessFile, secret_of
@@ -299,3 +301,63 @@ def test_rounds_past_their_deadline(hosted: HostedServer, bare: BareClient) -> N
     found = Scraped(hosted)
     assert found("gradwire_rounds_overdue") == 0
     assert found("gradwire_run_last_block_timestamp_seconds", run=f"runs/{shared.name}") > 0
+
+
+def test_what_becomes_of_contributions_is_counted_and_only_accepted_ones_are_in_the_series(
+    hosted: HostedServer, bare: BareClient
+) -> None:
+    def logging(loss: float) -> dict[str, Any]:
+        return {"scalars": [train_pb2.Scalar(name="loss", values=[loss])]}
+
+    rules = {"stale": run_pb2.SharedRun.STALE_REJECT, "combine": run_pb2.SharedRun.COMBINE_SUM}
+    shared = Shared(bare, quorum=1, **rules)
+    a, b = shared.attach("a"), shared.attach("b")
+    receipts = [
+        a.step_alone([1.0, 1.0], **logging(1.0)),
+        b.step_alone([1.0, 1.0], **logging(2.0)),
+        b.step_alone([NAN, 1.0], **logging(3.0)),
+        b.step_alone([3e38, 1.0], weight=4.0, **logging(4.0)),
+    ]
+    assert [receipt.contribution.kind for receipt in receipts] == [ACCEPTED, STALE, REFUSED, DROPPED]
+    found = Scraped(hosted)
+    assert [
+        found("gradwire_contributions_total", outcome=each) for each in ("accepted", "stale", "refused", "dropped")
+    ] == 4 * [1]
+    assert [found("gradwire_rounds_total", result=each) for each in ("applied", "dropped")] == [1, 1]
+    assert found("gradwire_steps_total") == 1
+    (loss,) = bare.call("GetSeries", service_pb2.GetSeriesRequest(name=f"runs/{shared.name}", series=["loss"])).series
+    assert list(loss.first) == [1.0]
+
+
+def test_what_alerts_speak_of_is_counted_when_it_happens(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings: dict[str, Any] = {"http": "127.0.0.1:0", "data_dir": str(tmp_path), "metrics_per_run": True}
+    with HostedServer(**settings) as hosted, connect(hosted.target) as server:
+        for name in ("goes-back", "is-damaged"):
+            with server.create_run(name, {"w": np.zeros(3)}, AMSGrad(), durability="SNAPSHOT") as run:
+                run.step({"w": np.ones(3)}, log={"loss": 1.0})
+                run.save_snapshot()
+                run.step({"w": np.ones(3)})
+        damaged = hosted.run_of("is-damaged").uid
+        hosted.call(lambda: time.sleep(0.5))
+        found = Scraped(hosted)
+        assert found("gradwire_event_loop_lag_seconds") >= 0.2  # what was due in that half second came late
+        kinds = {kind: found("gradwire_memory_bytes", kind=kind) for kind in ("runs", "other")}
+        assert found("gradwire_memory_limit_bytes") == hosted.registry.budget.limit_bytes
+        assert kinds["runs"] == sum(
+            found("gradwire_run_memory_bytes", run=f"runs/{name}") for name in ("goes-back", "is-damaged")
+        )
+        assert kinds["other"] >= 6 * 64 * 56, "three series of each run, in 64 buckets of seven numbers"
+        assert found("gradwire_run_disk_bytes", run="runs/goes-back") > 0
+        assert (found("gradwire_ready"), found("gradwire_damaged_runs")) == (1, 0)
+        stored = hosted.registry.stored_runs
+        assert stored is not None
+        monkeypatch.setattr(stored.snapshotter, "save_last", lambda: asyncio.sleep(0))  # as if it were killed
+    for snapshot in (tmp_path / "snapshots").glob(f"{damaged}*"):
+        snapshot.write_bytes(b"")
+    with HostedServer(**settings) as hosted:
+        found = Scraped(hosted)
+        assert (found("gradwire_runs"), found("gradwire_damaged_runs")) == (1, 1)
+        assert found("gradwire_rolled_back_total", cause="recovery") == 1
+        assert found("gradwire_run_step", run="runs/goes-back") == 1
+        rows = {line.split()[0]: line for line in ask(hosted, "/").text.splitlines()}
+        assert "the snapshot of step 1 is damaged" in rows["runs/is-damaged"]

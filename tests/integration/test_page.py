@@ -190,6 +190,14 @@ def test_what_is_said_of_a_run(hosted: HostedServer) -> None:
     assert get(hosted, "/api/runs/facts/series?from=3")["gradient_norm"]["step"] == [3]
 
 
+def test_who_has_lost_a_run_to_another_is_among_its_events(hosted: HostedServer) -> None:
+    with connect(hosted.target) as server, server.create_run("taken", {"w": np.zeros(4)}, Adam(), worker_id="older"):
+        with connect(hosted.target) as other, other.attach("taken", worker_id="newer", takeover=True) as run:
+            run.step({"w": np.ones(4)})
+            told = [(event["kind"], event["text"]) for event in get(hosted, "/api/runs/taken")["events"]]
+        assert told[-2:] == [("fenced", "older was replaced by newer"), ("attached", "newer")]
+
+
 def test_what_is_said_of_a_shared_run(hosted: HostedServer) -> None:
     with connect(hosted.target) as server:
         run = server.create_run("shared", {"w": np.zeros(4)}, Adam(), workers=Shared(quorum=1), worker_id="w-0")

@@ -39,6 +39,12 @@ def run(target: str, out: Path, *flags: str) -> dict[tuple[str, str], dict[str, 
     return {(row["optimizer"], row["schedule"]): row for row in rows}
 
 
+def tracked(out: Path) -> list[dict[str, str]]:
+    """What is written of every thousandth step."""
+    with (out / "regret.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
 def check(rows: dict[tuple[str, str], dict[str, Any]], steps: int) -> None:
     """Holds the constant-rate rows against the seed's numbers."""
     amsgrad_x, amsgrad_regret, adam_x, adam_regret = SEED[steps]
@@ -98,8 +104,7 @@ def test_interactive_run_equals_the_seed_and_the_block_run_bit_for_bit(
 
 def test_csv_holds_every_thousandth_step_with_x_before_it(server_process: ServerProcess, tmp_path: Path) -> None:
     run(server_process.target, tmp_path, "--steps", "5500", "--optimizer", "adam", "--schedule", "constant")
-    with (tmp_path / "regret.csv").open() as file:
-        rows = list(csv.DictReader(file))
+    rows = tracked(tmp_path)
     assert [int(row["step"]) for row in rows] == [1000, 2000, 3000, 4000, 5000]
     for row in rows:
         t = int(row["step"]) - 1  # the seed counts from 0
@@ -115,7 +120,12 @@ def test_what_is_kept_can_be_looked_at(server_process: ServerProcess, tmp_path: 
         with server.attach("kept-adam-constant") as found:
             assert found.step_count == 4000
             assert float(found.params["x"]) == pytest.approx(row["x"])
+            series = {name: found.series(name) for name in ("x", "loss", "average_regret")}
         server.delete_run("kept-adam-constant")
+    rows = tracked(tmp_path)
+    for name, each in series.items():  # the page draws what the seed tracks
+        assert each.first_step.tolist() == [int(written["step"]) for written in rows] == [1000, 2000, 3000, 4000]
+        assert each.last.tolist() == pytest.approx([float(written[name]) for written in rows], rel=1e-12)
 
 
 def test_summary_has_the_documented_keys(server_process: ServerProcess, tmp_path: Path) -> None:

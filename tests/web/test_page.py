@@ -126,6 +126,16 @@ def test_a_run_draws_and_is_followed(window: Browser, hosted: HostedServer) -> N
         window.until(lambda: window.text(".legend") == "0.02", "the curve has gone back too")
 
 
+def test_a_value_that_no_line_leads_to_is_a_point(window: Browser, hosted: HostedServer) -> None:
+    with connect(hosted.target) as server, server.create_run("points", {"w": np.zeros(3)}, Adam()) as run:
+        run.step({"w": np.ones(3)}, log={"once": 1.0})
+        run.step_many({"w": np.ones((9, 3))}, returns="none", log={"gaps": np.where(np.arange(9) % 2, np.nan, 1.0)})
+        window.open(url(hosted, "/runs/points"))
+        for chart in (0, 1):
+            window.until(partial(window.run, INK, chart, ACCENT), "it is drawn")
+        assert window.run(INK, 1, ACCENT) > 3 * window.run(INK, 0, ACCENT), "each of them"
+
+
 def test_runs_are_compared(window: Browser, hosted: HostedServer) -> None:
     with trained(hosted, "left"), trained(hosted, "right", 0) as right:
         train(right, 60, 2.0)

@@ -8,6 +8,7 @@ import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,16 +65,20 @@ def test_a_resolution_puts_neighbours_together(hosted: HostedServer) -> None:
     ]
 
 
-def events_in(file: Path) -> Iterator[tuple[int, str, float]]:
-    """Step, tag and value of each."""
+def events_in(file: Path) -> Iterator[Any]:
+    """As TensorFlow's files have them."""
     from tensorboardX.proto.event_pb2 import Event
 
     data, at = file.read_bytes(), 0
     while at < len(data):  # length, its checksum, the event, its checksum
         size = int.from_bytes(data[at : at + 8], "little")
-        event = Event.FromString(data[at + 12 : at + 12 + size])
-        yield from ((event.step, value.tag, value.simple_value) for value in event.summary.value)
+        yield Event.FromString(data[at + 12 : at + 12 + size])
         at += 16 + size
+
+
+def values_in(file: Path) -> list[tuple[int, str, float]]:
+    """Step, tag and value of each."""
+    return [(event.step, value.tag, value.simple_value) for event in events_in(file) for value in event.summary.value]
 
 
 def test_events_of_tensorboard_hold_the_means(
@@ -82,7 +87,7 @@ def test_events_of_tensorboard_hold_the_means(
     said = series(hosted, "--name", "loss", "--format", "tensorboard", "--out", str(tmp_path))
     assert (said.stdout, said.stderr) == (f"wrote 1 series to {tmp_path}\n", "")
     (file,) = tmp_path.iterdir()
-    found = list(events_in(file))
+    found = values_in(file)
     assert [(step, tag) for step, tag, _ in found] == [(step, "loss") for step in range(1, 5)]
     np.testing.assert_array_equal([value for *_, value in found], LOSSES)
     assert not [record for record in caplog.records if record.name.startswith("tensorboardX")], "NaN is a value"
@@ -91,9 +96,19 @@ def test_events_of_tensorboard_hold_the_means(
 def test_no_two_series_become_one_for_tensorboard(hosted: HostedServer, tmp_path: Path) -> None:
     series(hosted, "--name", "val, loss", "--name", "val; loss", "--format", "tensorboard", "--out", str(tmp_path))
     (file,) = tmp_path.iterdir()
-    assert sorted(events_in(file)) == [
+    assert sorted(values_in(file)) == [
         (step, tag, value) for step in range(1, 5) for tag, value in (("val, loss", 1.0), ("val; loss", 2.0))
     ]
+
+
+def test_what_older_files_of_a_directory_say_is_dropped(hosted: HostedServer, tmp_path: Path) -> None:
+    """By the mark with which TensorFlow begins anew at a step: TensorBoard drops what it has of that one and later."""
+    series(hosted, "--name", "loss", "--format", "tensorboard", "--out", str(tmp_path))
+    (file,) = tmp_path.iterdir()
+    version, begin, first, *_ = events_in(file)
+    assert version.file_version == "brain.Event:2", "older ones are dropped by other rules"
+    assert (begin.step, begin.session_log.status) == (0, begin.session_log.START)
+    assert first.summary.value[0].tag == "loss"
 
 
 def test_without_tensorboardx_it_is_named(

@@ -255,6 +255,8 @@ def test_a_snapshot_that_fails_is_tried_again(tmp_path: Path, caplog: pytest.Log
         eventually(lambda: store.snapshots(uid)[0].step == 1, "the third attempt succeeds")
         assert len(list((tmp_path / "snapshots").iterdir())) == len(store.snapshots(uid)), "nothing is left over"
         failpoints.disarm()
+        assert hosted.registry.stored_runs is not None
+        assert hosted.registry.stored_runs.snapshotter.costs.failures == 2
     said = [record.getMessage() for record in caplog.records if "will be tried again" in record.getMessage()]
     assert len(said) == 2
     assert "disk is full" in said[0]

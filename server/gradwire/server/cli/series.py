@@ -90,10 +90,12 @@ def _write_events(found: service_pb2.GetSeriesResponse, directory: Path) -> None
     """The mean of each bucket, at its last step, under the name of its series.
 
     Not by `SummaryWriter`, which puts ``_`` in the place of most characters, so that two series may become one, and
-    says on stderr of each value that it is not finite.
+    says on stderr of each value that it is not finite. A directory may have older files: the event that comes first has
+    TensorBoard drop all that they say, where it would else draw each point twice.
     """
     try:
         from tensorboardX import FileWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.proto.summary_pb2 import Summary
     except ImportError as error:
         raise click.ClickException(
@@ -101,6 +103,7 @@ def _write_events(found: service_pb2.GetSeriesResponse, directory: Path) -> None
         ) from None
     writer = FileWriter(str(directory))
     try:
+        writer.add_event(Event(session_log=SessionLog(status=SessionLog.START)), step=0)
         for each in found.series:
             for first_step, *_, total, count in _rows(each):
                 step = min(first_step + each.bucket_steps - 1, each.last_step)

@@ -49,6 +49,21 @@ export function smoothed(values, weight) {
   });
 }
 
+/** The places of values that no line leads to: the only one, or one between such that are not finite. */
+function alone(line) {
+  const found = [];
+  let before = null;
+  let last = null;
+  let lastAt = 0;
+  for (let at = 0; at <= line.length; at++) {
+    const each = at < line.length ? line[at] : null;
+    if (each === undefined) continue; // a step of another run
+    if (before === null && last !== null && each === null) found.push(lastAt);
+    [before, last, lastAt] = [last, each, at];
+  }
+  return found;
+}
+
 export class Chart {
   /** shared: what all charts of a page agree on; see run.js. */
   constructor(name, shared) {
@@ -130,7 +145,8 @@ export class Chart {
     this.lines = [];
     runs.forEach((run, place) => {
       const stroke = color(run.color);
-      series.push({ stroke: weight > 0 ? `${stroke}55` : stroke, width: weight > 0 ? 1 : 1.75, points: { show: false }, ...(this.held ? { paths: uPlot.paths.stepped({ align: 1 }) } : {}) });
+      const points = { show: false, filter: (plot, index) => alone(plot.data[index]), size: 4, width: 0, fill: stroke };
+      series.push({ stroke: weight > 0 ? `${stroke}55` : stroke, width: weight > 0 ? 1 : 1.75, points, ...(this.held ? { paths: uPlot.paths.stepped({ align: 1 }) } : {}) });
       if (weight > 0) series.push({ stroke, width: 2, points: { show: false } });
       this.lines.push(series.length - 1);
       if (!spread[place]) return;
