@@ -43,7 +43,7 @@ CASES = {
         answers=60,
     ),
     "apply-a-stale-one": Case(
-        Setting("run", "JOURNAL", SEED, quorum=1, rejects=True),
+        Setting("run", "JOURNAL", SEED, quorum=1, rejects=True, near=3),
         (Life("kill", 1, 0.3, Loss.NOTHING),),
         "a stale one was applied",
     ),
@@ -53,7 +53,7 @@ CASES = {
         "nobody was told of round|than the run had then|cannot be brought back",
     ),
     "add-in-order-of-arrival": Case(
-        Setting("run", "MEMORY", SEED, quorum=3, cancels=True),
+        Setting("run", "MEMORY", SEED, quorum=3, cancels=True, near=2),
         (Life("kill", 1, 0.3, Loss.NOTHING),),
         "than the run had then",
     ),

@@ -19,16 +19,22 @@ POINTS = shared_points()
 SEEDS = (865, 1010)
 """Whose runs are of all kinds, see below."""
 LIVES = 13
+LARGE = 10_000
+"""Values of runs of fewer elements go in messages, even where memory is shared."""
 RANDOM_KILLS = 20
 """At no point that has a name: all seeds together."""
 
 
 def play(lives: list[Life], seed: int, directory: Path, zygote: Zygote, reference: Reference) -> Tally:
-    with Episode(directory, seed, zygote, reference, shapes=[], churns=False, shared=any_settings(seed)) as episode:
+    settings = any_settings(seed)
+    with Episode(directory, seed, zygote, reference, shapes=[], churns=False, shared=settings) as episode:
         episode.play(lives)
     tally = episode.tally
     assert tally.outcomes["ACCEPTED"] >= 3 * len(lives), f"too little traffic: {tally}"
+    assert tally.by_lane >= len(lives), f"too little by lanes: {tally}"
     assert tally.workers
+    if any(setting.near and setting.shares_memory and setting.size > LARGE for setting in settings):
+        assert tally.workers["attached with both"]
     return tally
 
 
@@ -49,7 +55,9 @@ def test_the_runs_of_these_seeds_are_of_all_kinds() -> None:
     assert {setting.skips for setting in settings if setting.overflows and not setting.clip_value} == {False, True}
     assert any(setting.leads for setting in settings)
     assert any(setting.quorum_weight for setting in settings)
-    assert any(setting.shares_memory and setting.size > 10_000 for setting in settings)  # small slices go in messages
+    large = [setting for setting in settings if setting.size > LARGE]
+    assert any(setting.shares_memory and 0 < setting.near < setting.workers for setting in large)
+    assert any(setting.near for setting in settings if setting.size <= LARGE)
 
 
 @pytest.mark.timeout(300)

@@ -8,10 +8,9 @@ from typing import Any
 import grpc
 
 from gradwire.v1 import run_pb2, service_pb2, service_pb2_grpc, train_pb2
-from tests.contract.bare import BareStream, Refusal
+from tests.contract.bare import Refusal
 from tests.robustness.shared.setting import Setting
-
-TIMEOUT_SECONDS = 30.0
+from tests.robustness.shared.worker_stream import TIMEOUT_SECONDS, WorkerStream
 
 _OPTIONS = [
     ("grpc.max_receive_message_length", 17 * 2**20),
@@ -30,14 +29,15 @@ class Connection:
     """A channel of one's own to a run's server. Methods raise Refusal."""
 
     def __init__(self, target: str) -> None:
+        self._target = target
         self._channel = grpc.insecure_channel(target, options=_OPTIONS)
         self.stub = service_pb2_grpc.OptimizerServiceStub(self._channel)
 
     def close(self) -> None:
         self._channel.close()
 
-    def attach(self, attach: train_pb2.Attach) -> BareStream:
-        return BareStream(self.stub, attach, timeout_seconds=TIMEOUT_SECONDS)
+    def attach(self, attach: train_pb2.Attach) -> WorkerStream:
+        return WorkerStream(self.stub, attach, self._target)
 
     def create(self, setting: Setting) -> None:
         header = service_pb2.CreateRunHeader(spec=setting.spec(), request_id=setting.name)

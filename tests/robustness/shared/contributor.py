@@ -156,6 +156,7 @@ class Contributor:
             gradient_encoding=number(self.setting.gradients),
             parameter_encoding=number(self.setting.answers),
             shared_memory=self.setting.shares_memory,
+            lane=self.setting.is_near(self._rank),
         )
         try:
             stream = Exchange(self._connection.attach(request), self.setting, self._moments)
@@ -176,6 +177,7 @@ class Contributor:
                 about.last_accepted_sequence,
                 about.waiting_sequence,
                 stream.shares_memory,
+                stream.has_lane,
             )
         )
         if self._uid and about.run_uid != self._uid:

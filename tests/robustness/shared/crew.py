@@ -35,7 +35,7 @@ def become_crew(order: Mapping[str, Any]) -> None:
         contributor = Contributor(
             setting,
             order["rank"],
-            order["target"],
+            order["direct"] if setting.is_near(order["rank"]) else order["target"],
             Notes(path),
             past,
             orders,

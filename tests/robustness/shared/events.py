@@ -23,6 +23,7 @@ class Attached:
     accepted: int
     waiting: int
     shares_memory: bool = False
+    has_lane: bool = False
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,8 @@ class Told:
     repeated: bool
     differs: bool = False
     """Whether the parameters came as differences; ``digest`` is of what the worker holds then."""
+    by_lane: bool = False
+    """Whether contribution and answer went by a lane."""
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from contextlib import suppress
 
 from gradwire.client.transport.shared_memory import NoRoom, SharedMemory
 from gradwire.v1 import run_pb2, train_pb2
-from tests.contract.bare import BareStream
 from tests.robustness.shared import events
 from tests.robustness.shared.connection import digest_of
 from tests.robustness.shared.encodings import INT8, Held, answer_bytes, number, slices
 from tests.robustness.shared.moments import Moments
 from tests.robustness.shared.setting import Sent, Setting, gradient_of
+from tests.robustness.shared.worker_stream import WorkerStream
 
 
 class NoAnswer(AssertionError):
@@ -22,19 +22,29 @@ class NoAnswer(AssertionError):
 class Exchange:
     """Its methods raise Refusal, Cut, NoAnswer."""
 
-    def __init__(self, stream: BareStream, setting: Setting, moments: Moments) -> None:
+    def __init__(self, stream: WorkerStream, setting: Setting, moments: Moments) -> None:
         self.attached = stream.attached
         self._stream = stream
         self._setting = setting
         self._moments = moments
         self._held = Held(setting)
         self._memory: SharedMemory | None = None
+        lane = stream.connect_lane()
         if self.attached.HasField("region"):
             mapped = train_pb2.Mapped()
             with suppress(OSError):  # the server is dead
-                self._memory = SharedMemory(self.attached.region)
+                self._memory = SharedMemory(
+                    self.attached.region, file_descriptor=-1 if lane is None else lane.take_file()
+                )
                 mapped.proof = self._memory.proof
             stream.send(train_pb2.TrainRequest(mapped=mapped))
+        if lane is not None:
+            stream.move(lane)
+
+    @property
+    def has_lane(self) -> bool:
+        """Whether its messages go by one."""
+        return self._stream.lane is not None
 
     @property
     def shares_memory(self) -> bool:
@@ -134,6 +144,7 @@ class Exchange:
             bool(receipt.skipped_steps),
             receipt.repeated,
             differs,
+            self.has_lane,
         )
 
     def leave(self) -> None:
@@ -143,6 +154,6 @@ class Exchange:
 
     def drop(self) -> None:
         """As if the stream had broken."""
-        self._stream.call.cancel()
+        self._stream.drop()
         if self._memory is not None:
             self._memory.close()

@@ -111,11 +111,14 @@ class Fleet:
     def _count(self, event: events.Event) -> None:
         if isinstance(event, events.Told):
             self.counts.acknowledged += 1
+            self.counts.by_lane += event.by_lane
             self.counts.unknown += event.repeated
         elif isinstance(event, events.Wrong):
             raise Violation(event.what)
         elif isinstance(event, events.Attached):
             self.kinds["attached with shared memory"] += event.shares_memory
+            self.kinds["attached with a lane"] += event.has_lane
+            self.kinds["attached with both"] += event.shares_memory and event.has_lane
         elif isinstance(event, events.Moment):
             name = event.name if event.name == "left" else f"{'killed' if event.killed else 'cut'} when {event.name}"
             self.kinds[name] += 1
@@ -125,6 +128,7 @@ class Fleet:
             "rank": rank,
             "directory": str(self._directory),
             "target": self.world.target,
+            "direct": self.world.direct,
             "settings": [dataclasses.asdict(setting) for setting in self.settings],
             "recklessness": dataclasses.astuple(self._reckless),
         }

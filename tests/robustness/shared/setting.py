@@ -66,6 +66,8 @@ class Setting:
     answers: str = "FLOAT32"
     shares_memory: bool = False
     """Workers ask for memory that they have in common with the server."""
+    near: int = 0
+    """So many workers, the first ones, have no proxy before them, and a lane."""
 
     @property
     def elements(self) -> int:
@@ -74,6 +76,10 @@ class Setting:
     @property
     def worker_ids(self) -> tuple[str, ...]:
         return tuple(f"rank-{rank}" for rank in range(self.workers))
+
+    def is_near(self, rank: int) -> bool:
+        """See ``near``."""
+        return rank < self.near
 
     def initial(self) -> Floats:
         return np.random.default_rng(self.seed).standard_normal(self.elements).astype(np.float32)
@@ -151,6 +157,7 @@ def any_setting(name: str, durability: str, seed: int, size: int = 40) -> Settin
         deadline=chance.uniform(0.1, 0.4),
         lease=chance.uniform(0.1, 0.3),
         skips=chance.random() < 0.5,
+        near=chance.choice((0, 1, workers, workers - 1)),
     )
 
 
