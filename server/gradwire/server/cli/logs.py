@@ -6,6 +6,8 @@ import json
 import logging
 import time
 
+import grpc
+
 from gradwire.wire.printable import printable
 
 
@@ -31,10 +33,19 @@ class TextFormatter(logging.Formatter):
         return printable(super().formatMessage(record))
 
 
+def is_news(record: logging.LogRecord) -> bool:
+    """False where gRPC logs that an answer, or a status, did not reach a peer that has gone. It passes that over by
+    itself, and calls it an error only where it has not noticed yet that the peer has gone."""
+    error = record.exc_info[1] if record.exc_info else None
+    unsent = isinstance(error, grpc.aio.InternalError) and str(error).startswith('Failed "execute_batch"')
+    return not (unsent and record.name.startswith("grpc."))
+
+
 def set_up_logging(log_format: str, level: int) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(
         JsonFormatter() if log_format == "json" else TextFormatter("%(asctime)s %(levelname)s %(name)s: %(message)s")
     )
+    handler.addFilter(is_news)
     logging.basicConfig(level=level, handlers=[handler])
     logging.captureWarnings(True)
