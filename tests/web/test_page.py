@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from gradwire.client import Adam, Run, connect
 from tests.faults.hosted import HostedServer
@@ -187,6 +188,34 @@ def test_no_two_places_of_an_axis_have_the_same_label(window: Browser, hosted: H
     assert window.run(labels, [10_000_000, 10_000_005]) == ["10,000,000", "10,000,005"]
     assert window.run(labels, [0.69314, 0.6931500000000001]) == ["0.69314", "0.69315"]
     assert window.run(labels, [None, 1, 10]) == ["", "1", "10"]
+    assert window.run(labels, [0, 1e16, 3e38]) == ["0", "1e16", "3e38"]
+    assert window.run(labels, [1.5e-7, 2e-7]) == ["1.5e-7", "2e-7"]
+
+
+def test_axes_count_whole_steps_and_go_as_far_as_values_do(window: Browser, hosted: HostedServer) -> None:
+    draw = """
+    return import("/static/chart.js").then(async ({ Chart, Points }) => {
+      const points = new Points();
+      points.take({ from: 0, width: 1, step: arguments[0], mean: arguments[1] });
+      const runs = [{ name: "runs/x", title: "x", color: "--c0", series: new Map([["loss", points]]) }];
+      const shared = { runs, events: [], smoothing: 0, logStep: false, zoom: null, chosenEvent: 0, theme: 0 };
+      const chart = new Chart("loss", shared);
+      chart.log = arguments[2];
+      document.querySelector("main").replaceChildren(chart.element);
+      chart.draw();
+      await new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
+      return chart.plot.axes.map((axis) => axis._splits);
+    });
+    """
+    window.open(url(hosted))
+    steps, values = window.run(draw, [40, 41], [0.5, 3e38], False)
+    assert steps == [40, 41]
+    assert 3 <= len(values) <= 12
+    assert values[-1] >= 2e38
+    _, powers = window.run(draw, [40, 41], [1e-280, 1e32], True)
+    assert powers == pytest.approx([1e-270, 1e-225, 1e-180, 1e-135, 1e-90, 1e-45, 1])
+    _, powers = window.run(draw, [40, 41], [0.2, 3.0], True)
+    assert powers == pytest.approx([*np.arange(2, 10) / 10, *range(1, 11)])
 
 
 def test_words_of_others_stay_words(window: Browser, hosted: HostedServer) -> None:

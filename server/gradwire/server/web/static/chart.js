@@ -1,7 +1,8 @@
 // One series of several runs over each other, drawn with uPlot.
 
+import { ofSteps, ofValues } from "./axes.js";
 import { h, setText } from "./dom.js";
-import { labels, value } from "./format.js";
+import { value } from "./format.js";
 
 const HEIGHT = 230;
 const FACED = { "rolled back": "--bad", written: "--bad", recovered: "--wait", fenced: "--wait", rejected: "--wait", "round dropped": "--wait" };
@@ -155,7 +156,6 @@ export class Chart {
       series.push(edge, edge);
     });
     const axis = { stroke: ink, font: `11px ${color("--font")}`, ticks: { show: false }, grid: { stroke: color("--line"), width: 1 } };
-    const values = (_, splits) => labels(splits);
     return {
       width,
       height: HEIGHT,
@@ -164,7 +164,10 @@ export class Chart {
       bands,
       legend: { show: false },
       scales: { x: { time: false, distr: this.shared.logStep ? 3 : 1 }, y: { distr: this.log ? 3 : 1 } },
-      axes: [{ ...axis, grid: { show: false }, values, size: 30, space: 80 }, { ...axis, values, size: 54, gap: 6 }],
+      axes: [
+        { ...axis, ...ofSteps(this.shared.logStep), grid: { show: false }, size: 30, space: 80 },
+        { ...axis, ...ofValues(this.log), size: 54, gap: 6 },
+      ],
       cursor: {
         y: false,
         points: { size: 7 },
