@@ -57,6 +57,9 @@ OPTIMIZERS: dict[str, Optimizer] = {
 SERIES = ("x", "loss", "average_regret")
 """What is logged: the columns of `Track.rows`."""
 
+SLOPES_AT_ONCE = 10_000
+"""Are made where each goes alone."""
+
 RATES = {"constant": 1e-2, "inverse-sqrt": 0.5}
 
 
@@ -101,19 +104,21 @@ def train(
             name, {"x": np.zeros((), np.float32)}, choice, on_existing="replace", worker_id="synthetic"
         )
     started = time.perf_counter()
-    blocks = slopes(options.variant, options.seed, options.steps, options.block)
+    alone = options.block == 1
+    cut = slopes(options.variant, options.seed, options.steps, SLOPES_AT_ONCE if alone else options.block)
+    blocks = itertools.chain.from_iterable(cut) if alone else cut
     with Progress(f"{track.optimizer}, {track.schedule}", options.steps) as progress:
         for gradient in itertools.islice(blocks, track.steps // options.block, None):
             if stop():
                 break
-            before = np.full(1, track.x, np.float32)  # the loss counts before the step
-            if options.block == 1:
-                run.step({"x": gradient[0]})
-                after = run.params["x"].reshape(1)
+            noted = len(track.rows)
+            before = track.x  # the loss counts before the step
+            if alone:
+                run.step({"x": gradient})
+                track.add_step(before, float(gradient), float(run.params["x"]))
             else:
                 after = run.step_many({"x": gradient}, returns="trajectory")["x"]
-            noted = len(track.rows)
-            track.add(np.concatenate([before, after[:-1]]), gradient, float(after[-1]))
+                track.add(np.append(np.float32(before), after[:-1]), gradient, float(after[-1]))
             if len(track.rows) > noted:  # every 1,000th step: they go with the next block
                 steps, *columns = np.array(track.rows[noted:]).T
                 run.log(dict(zip(SERIES, columns, strict=True)), at=steps.astype(np.int64))

@@ -22,7 +22,8 @@ WORKER_ID = "client-process"
 
 
 class ClientProcess:
-    """Starts at once. ``job``: ``half-step`` makes step 1, sends half of step 2 and hangs; ``two-steps`` makes two."""
+    """Starts at once. ``job``: ``half-step`` makes step 1, sends half of step 2 and hangs; ``step-by-lane`` makes one
+    and hangs; ``two-steps`` makes two."""
 
     def __init__(self, job: str, target: str, name: str, size: int) -> None:
         command = [sys.executable, "-m", "tests.faults.client_process", job, target, name, str(size)]
@@ -75,8 +76,16 @@ def two_steps(target: str, name: str, size: int) -> None:
     print("two steps are made", flush=True)
 
 
+def step_by_lane(target: str, name: str, size: int) -> None:
+    with connect(target) as server, server.attach(name, worker_id=WORKER_ID) as run:
+        run.step({"w": gradient(size, 1)})
+        stream = run._attachment.stream
+        print("step 1 went by a lane" if stream is not None and stream.lane is not None else "no lane", flush=True)
+        signal.pause()
+
+
 if __name__ == "__main__":
     job, target, name, size = sys.argv[1:]
-    {"half-step": half_step, "two-steps": two_steps}[job](target, name, int(size))
+    {"half-step": half_step, "step-by-lane": step_by_lane, "two-steps": two_steps}[job](target, name, int(size))
     sys.stdout.flush()
     os._exit(0)  # nothing is tidied up: that is the server's part here

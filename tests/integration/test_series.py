@@ -166,6 +166,25 @@ def test_what_run_log_cannot_take_is_refused(server: Server) -> None:
     assert "loss" not in run.series_names()
 
 
+@pytest.mark.parametrize("before", ["write", "load_state_dict", "close", "step"])
+@pytest.mark.parametrize("workers", [None, Shared()])
+def test_closing_the_connection_sends_what_waits_whatever_was_done_before(
+    server: Server, hosted: HostedServer, before: str, workers: Shared | None
+) -> None:
+    with connect(hosted.target) as own:
+        run = a_run(own, workers=workers)
+        run.step(grads())
+        {
+            "write": lambda: run.write(grads()),
+            "load_state_dict": lambda: run.load_state_dict(run.state_dict()),
+            "close": run.close,
+            "step": lambda: run.step(grads()),
+        }[before]()
+        run.log(loss=1.0)
+        steps = run.step_count
+    assert values_of(server.attach(run.name)) == {steps: 1.0}
+
+
 def test_values_of_a_refused_block_go_with_it(server: Server) -> None:
     run = a_run(server)
     run.log(waiting=1.0)

@@ -14,19 +14,22 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradwire.client import SGD, AMSGrad, Draining, Fenced, RetryPolicy, Run, RunOptions, Server, connect
+from gradwire.client import SGD, AMSGrad, Run, RunOptions, Server, connect
 from gradwire.client.transport import lane as client_lane
 from gradwire.client.transport import stream
 from gradwire.client.transport.shared_memory import SharedMemory
 from gradwire.server.rpc import lanes
 from gradwire.server.rpc.lane import Lane
-from tests.faults.bare import fresh_name
+from gradwire.v1 import service_pb2_grpc
+from tests.faults.bare import attach_when_free, channel_to, create, fresh_name, spec_of
+from tests.faults.client_process import ClientProcess
 from tests.faults.cutting import cut_during
 from tests.faults.gated import BULK, GatedDevice, gradient
 from tests.faults.hosted import HostedServer, InBackground, eventually
 from tests.faults.proxy import Direction, Proxy
 from tests.lanes.conftest import has_lane
 from tests.lanes.proxy import LaneProxy
+from tests.serving import ServerProcess
 
 SMALL, SEVERAL, LARGE = (3, 1), (9_000, 5), (BULK, 1)
 """(elements, steps) of blocks: of one packet; of several; with its data in the region."""
@@ -191,51 +194,6 @@ def test_the_caller_s_thread_never_has_its_files(hosted: HostedServer, monkeypat
     assert seen == [(client_lane.Lane, False), (SharedMemory, False)]
 
 
-@pytest.mark.parametrize("size", [3, BULK])
-def test_a_drain_answers_what_has_arrived_whole(
-    caplog: pytest.LogCaptureFixture, device: GatedDevice, size: int
-) -> None:
-    retry = RetryPolicy(deadline_seconds=0.0)
-    with HostedServer(device) as hosted, connect(hosted.target) as server:
-        run = server.create_run("whole", {"w": gradient(size, 0)}, AMSGrad(lr=0.01), retry=retry)
-        assert has_lane(run)
-        if size == BULK:
-            with device.hold("commit") as gate, InBackground(lambda: run.step({"w": gradient(size, 1)})) as step:
-                gate.wait_entered()
-                with InBackground(hosted.refuse_work):
-                    eventually(lambda: hosted.registry.draining, "it drains")
-                    gate.release()
-                assert step.result().step == 1
-        else:
-            run.step({"w": gradient(size, 1)})
-            hosted.refuse_work()
-        with pytest.raises(Draining) as caught:
-            run.step({"w": gradient(size, 2)})
-        assert caught.value.applied is False
-        assert run.step_count == 1
-
-
-def test_a_newer_stream_fences_the_older_one(server: Server, plain: Server) -> None:
-    older = server.create_run(fresh_name("fenced"), {"w": gradient(3, 0)}, AMSGrad(lr=0.01), worker_id="one")
-    older.step({"w": gradient(3, 1)})
-    newer = plain.attach(older.name, worker_id="two", takeover=True)
-    newer.step({"w": gradient(3, 2)})
-    with pytest.raises(Fenced) as caught:
-        older.step({"w": gradient(3, 3)})
-    assert caught.value.applied is False
-    assert newer.step({"w": gradient(3, 4)}).step == 3
-
-
-def test_values_that_are_written_end_it(server: Server, plain: Server) -> None:
-    """The same worker goes on, by a new lane, from what was written."""
-    run = server.create_run(fresh_name("written"), {"w": gradient(3, 0)}, AMSGrad(lr=0.01))
-    run.step({"w": gradient(3, 1)})
-    run.write({"w": gradient(3, 9)})
-    assert run.step({"w": gradient(3, 2)}).step == 2
-    assert has_lane(run)
-    assert np.array_equal(run.params["w"], run.read()["w"])
-
-
 def test_a_client_that_is_gone_leaves_nothing(
     hosted: HostedServer, server: Server, proxy: Proxy, between: LaneProxy
 ) -> None:
@@ -246,6 +204,20 @@ def test_a_client_that_is_gone_leaves_nothing(
     eventually(lambda: hosted.handlers() == 0, "the stream has ended")
     proxy.welcome()
     assert run.step({"w": gradient(BULK, 2)}).step == 2
+
+
+def test_a_client_that_was_stopped_loses_its_place() -> None:
+    """SIGSTOP: its lane stays open, and gRPC's keepalive ends its stream."""
+    name = fresh_name("stopped")
+    with ServerProcess("--keepalive", "1") as process, channel_to(process.target) as channel:
+        stub = service_pb2_grpc.OptimizerServiceStub(channel)
+        create(stub, spec_of(name, 3), gradient(3, 0))
+        with ClientProcess("step-by-lane", process.target, name, 3) as client:
+            client.wait_for("step 1 went by a lane")
+            client.stop()
+            other = attach_when_free(stub, name, "other")
+            assert other.attached.step == 1
+            other.finish()
 
 
 def test_hundreds_of_attachments_leave_nothing(hosted: HostedServer, plain: Server) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from gradwire.client import AMSGrad, NonFiniteGradient, Run, Server, Shared, connect
+from gradwire.client import AMSGrad, Run, Server, connect
 from tests.faults.bare import fresh_name
-from tests.faults.hosted import HostedServer, InBackground
+from tests.faults.hosted import HostedServer
 from tests.integration.watching import Scraped
 from tests.lanes.conftest import has_lane
 
@@ -80,53 +80,6 @@ def test_gradients_that_leave_before_the_step(server: Server, plain: Server) -> 
             assert run.send_ahead({"b": lambda grads=grads: grads["b"].reshape(1, -1)})  # type: ignore[misc]
             run.step(grads, ahead=["b"])
     check(ours, theirs)
-
-
-def test_what_is_refused_is_refused_and_the_next_step_is_made(server: Server, plain: Server) -> None:
-    shapes = {"a": SHAPES["a"]}
-    ours, theirs = pair(server, plain, shapes)
-    wrong = {"a": np.array([1.0, np.inf, 1.0], np.float32)}
-    said = []
-    for run in (ours, theirs):
-        with pytest.raises(NonFiniteGradient) as caught:
-            run.step(wrong)
-        assert caught.value.applied is False
-        said.append(str(caught.value))
-        assert run.step(values(1, shapes)).step == 1
-    assert said[0] == said[1]
-    check(ours, theirs)
-
-
-def test_a_journaled_run(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """What it has acknowledged is there in the next server."""
-    directory = tmp_path_factory.mktemp("data")
-    with HostedServer(data_dir=str(directory)) as hosted, connect(hosted.target) as server:
-        run = server.create_run("kept", values(0, {"a": (3,)}), AMSGrad(lr=0.01), durability="JOURNAL")
-        for seed in range(3):
-            assert run.step(values(seed, {"a": (3,)})).durability == "JOURNAL"
-        assert has_lane(run)
-        expected = run.params["a"].tobytes()
-        run.close()
-    with HostedServer(data_dir=str(directory)) as hosted, connect(hosted.target) as server:
-        again = server.attach("kept")
-        assert again.step_count == 3
-        assert again.params["a"].tobytes() == expected
-
-
-def test_a_round_of_a_shared_run(server: Server, plain: Server) -> None:
-    """One worker has a lane, and one has none."""
-    shapes = {"a": SHAPES["a"]}
-    name = fresh_name("shared")
-    first = server.create_run(name, values(0, shapes), AMSGrad(lr=0.01), workers=Shared(quorum=2), worker_id="one")
-    second = plain.attach(name, worker_id="two")
-    for seed in range(2):
-        with InBackground(lambda seed=seed: second.step(values(seed, shapes))) as other:  # type: ignore[misc]
-            receipt = first.step(values(seed + 10, shapes))
-        assert (receipt.outcome, receipt.contributors, other.result().outcome) == ("accepted", 2, "accepted")
-        assert first.params["a"].tobytes() == second.params["a"].tobytes()
-    assert has_lane(first)
-    second.close()
-    first.close()
 
 
 @pytest.fixture

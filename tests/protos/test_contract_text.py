@@ -11,7 +11,7 @@ from gradwire.server.config import ServerConfig
 from gradwire.server.engine.shared import MAX_WORKERS
 from gradwire.server.engine.workers import MAX_ID_BYTES
 from gradwire.server.rpc.series_calls import MOST_BUCKETS, SERIES_A_MESSAGE
-from gradwire.server.runs.registry import MAX_PAGE
+from gradwire.server.runs.run_table import MAX_PAGE
 from gradwire.server.store.base import MAX_ENTRY_BYTES
 from gradwire.v1 import service_pb2
 from gradwire.wire.encoding import MAX_ROW_BYTES

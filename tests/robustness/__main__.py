@@ -38,6 +38,8 @@ from tests.serving import ServerProcess
 
 LIVES = 25
 POINTS = 8
+KILLS, CUTS = 1000, 500
+"""Of the long run, where it is not told how long."""
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
 
 
@@ -92,7 +94,8 @@ PLANS = {"single": planned, "shared": shared_planned}
 """Long runs, by what their episodes are of."""
 
 
-def arguments() -> argparse.Namespace:
+def arguments(given: Sequence[str] | None = None) -> argparse.Namespace:
+    """``given``: None: those of the process."""
     parser = argparse.ArgumentParser(prog="python -m tests.robustness", description=__doc__)
     parser.add_argument("--seed", type=int, default=0, help="of the one episode; of the first one of a long run")
     parser.add_argument("--lives", type=int, help="one episode of so many servers, killed at random")
@@ -101,14 +104,16 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--times", type=int, default=3)
     parser.add_argument("--shared", action="store_true", help="that episode, or the long run, is of shared runs alone")
     parser.add_argument("--damage", type=int, help="one episode with so many damaged files")
-    parser.add_argument(
-        "--kills", type=int, default=1000, help="the long run goes on to so many, of either kind of run"
-    )
-    parser.add_argument("--cuts", type=int, default=500, help="and cuts connections so often")
+    parser.add_argument("--kills", type=int, help="the long run goes on to so many, of either kind of run")
+    parser.add_argument("--cuts", type=int, help="and until connections have been cut so often")
     parser.add_argument("--minutes", type=float, default=1e9, help="this part of it ends after so long")
     parser.add_argument("--state", type=Path, default=Path("out/robustness.json"), help="where the parts are added up")
     parser.add_argument("--docs", action="store_true", help=f"write the summary to {DOCUMENT.name}")
-    return parser.parse_args()
+    options = parser.parse_args(given)
+    if options.kills is None and options.cuts is None:
+        options.kills, options.cuts = KILLS, CUTS
+    options.kills, options.cuts = options.kills or 0, options.cuts or 0  # who gives one means that one alone
+    return options
 
 
 def main() -> int:

@@ -9,6 +9,7 @@ from gradwire.client.calls.waits import Wait
 from gradwire.client.calls.workers import Worker, Workers
 from gradwire.client.connection import Server, connect
 from gradwire.client.errors import (
+    ConnectionClosed,
     ConnectionLost,
     EmbeddedServerError,
     ForkedProcess,
@@ -69,6 +70,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "ClientTooOld",
+    "ConnectionClosed",
     "ConnectionLost",
     "Draining",
     "EmbeddedServerError",

@@ -134,7 +134,8 @@ def _checked_timeout(timeout_seconds: object) -> float:
 class Server:
     """A connection; a context manager. ``origin`` says in words which server it is and why.
 
-    It belongs to the process that made it: in a forked one all calls raise ForkedProcess.
+    It belongs to the process that made it: in a forked one all calls raise ForkedProcess. Once it is closed all calls,
+    and those of its runs, raise ConnectionClosed.
     """
 
     def __init__(
@@ -322,7 +323,7 @@ class Server:
                 list(pool.map(Attachment.close, attached))
         elif attached:
             attached[0].close()
-        self._link.close()
+        self._link.close(server_too=self.embedded is not None)
         if self.embedded is not None:
             self.embedded.close()
 

@@ -50,6 +50,13 @@ class ForkedProcess(GradwireError, RuntimeError):
     """Raised in a forked process that uses a connection or a run of the process that it was forked from."""
 
 
+class ConnectionClosed(GradwireError, RuntimeError):
+    """Raised when a connection, or a run of it, is used after `Server.close`.
+
+    ``applied`` is None where a step was on its way while another thread closed the connection.
+    """
+
+
 class EmbeddedServerError(GradwireError):
     """Raised when the embedded server did not start; the message holds what it said."""
 

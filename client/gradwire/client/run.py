@@ -9,7 +9,6 @@ import numpy.typing as npt
 
 from gradwire.client.encodings.parameters import DeltaParameters
 from gradwire.client.encodings.pseudo_gradient import pseudo_gradient
-from gradwire.client.errors import ConnectionLost
 from gradwire.client.options import REFUSED, Receipt, decode_receipt
 from gradwire.client.stored_run import StoredRun
 from gradwire.client.training.block import RETURNS, Block, one_step, several_steps
@@ -26,7 +25,8 @@ class Run(StoredRun):
     ``stale`` is true after a failure in the middle of a step: ``params`` may then mix old and new values, and the next
     step reads them anew first. In a shared run its answer does, whole, and the gradient counts as one of the older
     values; where those are a mixture, `step` raises ValueError until `refresh`. In a process that is forked from the
-    one that made it all calls raise ForkedProcess, and `close` does nothing.
+    one that made it all calls raise ForkedProcess, and `close` does nothing. A run that was closed attaches again when
+    it is used; once its connection is closed all calls raise ConnectionClosed.
     """
 
     @property
@@ -65,28 +65,14 @@ class Run(StoredRun):
         has failed has left a mixture of old and new values in ``params``. A shared run's NonFiniteGradient is its
         answer, too: ``params`` are the newest, and the receipt is in ``last_receipt``.
         """
+        checked = check_weight(weight, shared=self.shared)
         with self._lock:
-            if self.shared and self._parameters.mixed:
+            if self.shared and self._parameters.mixed and not self._trained_elsewhere:
                 raise ValueError(
                     "params mix old and new values since a step has failed, so of which parameters a gradient is, is "
                     "not known; expected refresh() first, and a gradient of what it brings, or a run with "
                     "double_buffer=True"
                 )
-            return self._step(grads, lr=lr, overrides=overrides, ahead=ahead, weight=weight, log=log)
-
-    def _step(
-        self,
-        grads: Mapping[str, Any],
-        *,
-        lr: float | Sequence[float] | None = None,
-        overrides: Mapping[int, Mapping[str, Any]] | None = None,
-        ahead: Collection[str] = (),
-        weight: float = 1.0,
-        log: Mapping[str, Any] | None = None,
-    ) -> Receipt:
-        """As `step`, for gradients of parameters that lie elsewhere, where no answer is written before it is whole."""
-        checked = check_weight(weight, shared=self.shared)
-        with self._lock:
             if lr is not None or overrides:
                 self._require_lead("a change of hyperparameters")
             said = contribution(self._parameters, checked) if self.shared else None
@@ -149,7 +135,7 @@ class Run(StoredRun):
         """Forgets what `send_ahead` has sent."""
         if not self._attachment.owner.here:
             return  # nothing of it has left this process
-        with self._lock:
+        with self._attachment.lock:
             self._attachment.early.forget()
 
     def step_many(
@@ -207,9 +193,8 @@ class Run(StoredRun):
         Raises ValueError, TypeError for what cannot be logged, and ServerTooOld.
         """
         attachment = self._attachment
-        attachment.owner.check()
-        attachment.require_series()
-        attachment.logged.add(values_between_blocks(values, at, self.step_count, more))
+        attachment.require_usable()
+        attachment.log(values_between_blocks(values, at, self.step_count, more))
 
     def _deliver(self, block: Block, log: Parts) -> Receipt:
         attachment = self._attachment
@@ -224,12 +209,8 @@ class Run(StoredRun):
                 block.header.scalars.extend(scalar_messages(parts, self.step_count, block.header.steps))
             delivery = delivery_of(block, attachment, self._remote.attempts())
             message = delivery.complete()
-        except (ConnectionLost, ValueError, KeyboardInterrupt) as error:
-            if isinstance(error, KeyboardInterrupt):
-                left = delivery is not None and delivery.sent
-            else:
-                left = getattr(error, "applied", False) is not False
-            if not left:  # it may go with another block
+        except BaseException:
+            if delivery is None or not delivery.left:
                 attachment.logged.put_back(waiting)
             raise
         self.last_receipt = receipt = decode_receipt(message)

@@ -63,6 +63,8 @@ class StoredRun:
         """Called before values or state are read off the server: whoever has changes of them writes them."""
         self._after_replacing: Callable[[bool], None] | None = None
         """Called when the state has been replaced, and, True, all values too: whoever has copies takes new ones."""
+        self._trained_elsewhere = False
+        """Whether gradients are of copies of the parameters, to which no answer is written before it is whole."""
         self._options = options
         self._attached = attached
         attach = attach_message(message, options, link, UNDERSTANDS, created=created)
@@ -120,12 +122,12 @@ class StoredRun:
 
     @property
     def _lock(self) -> threading.RLock:
-        self._attachment.owner.check()
+        self._attachment.require_usable()
         return self._attachment.lock
 
     @property
     def _remote(self) -> RemoteValues:
-        self._attachment.owner.check()
+        self._attachment.require_usable()
         return self._values
 
     @property

@@ -117,14 +117,14 @@ def test_a_step_that_is_interrupted_before_its_end(server: Server, monkeypatch: 
         pair = SideBySide(server, PRESET, adam)
         pair.train(0, 3)
         run = pair.remote.run
-        step = run._step
+        step = run.step
 
         def interrupted(*args: Any, step: Any = step, **keywords: Any) -> Any:
             step(*args, **keywords)
             raise KeyboardInterrupt
 
         with monkeypatch.context() as patch:
-            patch.setattr(run, "_step", interrupted)
+            patch.setattr(run, "step", interrupted)
             before = [param.detach().clone() for param in pair.there]
             with pytest.raises(KeyboardInterrupt):
                 pair.step(gradients(3, pair.here))

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import torch
 
-from gradwire.client import Server, TorchAdam
+from gradwire.client import ConnectionClosed, Server, TorchAdam
 from gradwire.client.torch import RemoteOptimizer, closing
 from gradwire.v1 import service_pb2
 from tests.client.torch.side_by_side import LR, Tensors, gradients, new_name, set_gradients, values
@@ -57,6 +57,22 @@ def test_copies_and_pickles_are_refused(server: Server, overlap: bool) -> None:
             torch.save(it, io.BytesIO())
             copy.deepcopy(it)
         optimizer.step()
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_on_a_connection_that_somebody_has_closed(server: Server, overlap: bool) -> None:
+    """A step says so and changes nothing, a backward pass says nothing, and the optimizer can be closed."""
+    params = values()
+    optimizer = start(server, params, overlap=overlap)
+    server.close()
+    before = [param.detach().clone() for param in params]
+    torch.stack([(param**2).sum() for param in params]).sum().backward()
+    uses: list[Any] = [optimizer.step, optimizer.state_dict, lambda: optimizer.log(loss=1.0), optimizer.run.read]
+    for use in uses:
+        with pytest.raises(ConnectionClosed):
+            use()
+    assert all(torch.equal(param, value) for param, value in zip(params, before, strict=True))
+    optimizer.close()
 
 
 @pytest.mark.parametrize("overlap", [False, True])

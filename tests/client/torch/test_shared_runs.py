@@ -91,6 +91,16 @@ def test_the_creator_s_weights_count_and_the_others_take_them(server: Server) ->
     pair.close()
 
 
+def test_half_an_answer_keeps_no_optimizer_from_stepping(server: Server) -> None:
+    """The model's weights are copies, to which nothing is written before it is whole; `Run.step` alone would refuse."""
+    pair = Pair(server)
+    for optimizer in pair.optimizers:
+        optimizer.run._parameters.stale = optimizer.run._parameters.mixed = True
+    pair.train(2)
+    pair.assert_same()
+    pair.close()
+
+
 @pytest.mark.parametrize("overlap", [False, True])
 def test_two_workers_do_what_one_does_with_their_batches_together(server: Server, overlap: bool) -> None:
     """To rounding: the mean of two means is rounded otherwise."""

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gradwire.client.training.logged import (
+    LEAST_FOLDED,
     Logged,
     Parts,
     joined,
@@ -151,3 +152,41 @@ def test_to_log_takes_no_longer_where_much_waits() -> None:
     for number in range(20_000):
         logged.add({"loss": [float(number)]})
     assert time.process_time() - began < 5
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_what_waits_for_days_is_bounded_and_arrives_as_it_would_have(
+    monkeypatch: pytest.MonkeyPatch, seed: int
+) -> None:
+    """Values of steps that were taken, then those of the next block, then both in turn."""
+    monkeypatch.setattr("gradwire.client.training.logged.LEAST_FOLDED", 100)
+    random = np.random.default_rng(seed)
+    logged = Logged()
+    plain: Parts = {}
+    for turn in range(3000):
+        value = float(random.integers(-1000, 1000))  # whose sums are exact in any order
+        if turn < 1000 or (turn > 2000 and turn % 2):
+            steps = np.sort(random.integers(0, 20_000, random.integers(1, 40)))
+            parts = values_between_blocks({"loss": steps + value}, steps, 20_000)
+        else:
+            parts = values_between_blocks({"loss": value, "other": -value}, None, 20_000)
+        logged.add(parts)
+        plain = joined(plain, parts)
+    waiting = logged.take()
+    columns = sum(1 if isinstance(part, float) else part[0].shape[1] for values in waiting.values() for part in values)
+    assert columns < 4 * MAX_BUCKETS
+    assert scalar_messages(waiting, 20_000, 5) == scalar_messages(plain, 20_000, 5)
+
+
+def test_folded_values_that_are_put_back_go_with_the_block_that_comes_then() -> None:
+    logged = Logged()
+    for value in range(LEAST_FOLDED + 1):
+        logged.add({"loss": [float(value)]})
+    parts = logged.take()
+    assert len(parts["loss"]) == 1
+    logged.put_back(parts)
+    logged.cut(3)
+    (loss,) = scalar_messages(logged.take(), 7, 2)
+    assert list(loss.block_steps) == [1]
+    assert (list(loss.buckets.first), list(loss.buckets.last)) == ([0.0], [float(LEAST_FOLDED)])
+    assert list(loss.buckets.count) == [LEAST_FOLDED + 1]

@@ -5,7 +5,6 @@ gRPC's threads are not there, and a lock may be held by a thread that is not: wh
 
 from __future__ import annotations
 
-import inspect
 import multiprocessing
 import os
 import threading
@@ -13,10 +12,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
-from gradwire.client import Adam, GradwireError, Run, Server, connect
+from gradwire.client import Adam, Run, Server, connect
+from tests.client.transport.every_call import ONES, RUN, SERVER, outcomes
 from tests.faults.hosted import WAIT_SECONDS
 
 pytestmark = [
@@ -24,43 +23,6 @@ pytestmark = [
     # Python 3.12 and later warn of any fork of a process with threads.
     pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning"),
 ]
-
-ONES = {"x": np.ones(3, np.float32)}
-
-RUN: dict[str, Callable[[Run], object]] = {
-    "step": lambda run: run.step(ONES),
-    "step_many": lambda run: run.step_many({"x": np.ones((2, 3), np.float32)}),
-    "send_ahead": lambda run: run.send_ahead({"x": lambda: np.ones((1, 3), np.float32)}),
-    "hold": lambda run: run.hold(),
-    "describe": lambda run: run.describe(),
-    "read": lambda run: run.read(),
-    "refresh": lambda run: run.refresh(),
-    "write": lambda run: run.write(ONES),
-    "state_dict": lambda run: run.state_dict(),
-    "load_state_dict": lambda run: run.load_state_dict({}),
-    "save_snapshot": lambda run: run.save_snapshot(),
-    "list_snapshots": lambda run: run.list_snapshots(),
-    "roll_back": lambda run: run.roll_back(1),
-    "fork": lambda run: run.fork("forked"),
-    "export": lambda run: run.export("/nonexistent/file"),
-    "digest": lambda run: run.digest(),
-    "contribute_delta": lambda run: run.contribute_delta(ONES),
-    "workers": lambda run: run.workers(),
-    "log": lambda run: run.log(loss=1.0),
-    "series": lambda run: run.series("loss"),
-    "series_names": lambda run: run.series_names(),
-}
-SERVER: dict[str, Callable[[Server], object]] = {
-    "create_run": lambda server: server.create_run("another", ONES, Adam()),
-    "attach": lambda server: server.attach("forks"),
-    "import_run": lambda server: server.import_run("another", __file__, weights_only=Adam()),
-    "list_runs": lambda server: server.list_runs(),
-    "delete_run": lambda server: server.delete_run("forks"),
-    "watch_series": lambda server: next(server.watch_series("forks")),
-    "who_am_i": lambda server: server.who_am_i(),
-    "status": lambda server: server.status(),
-}
-HARMLESS = {"close", "discard_ahead"}
 
 
 @pytest.fixture(scope="module")
@@ -88,23 +50,6 @@ def in_fork(work: Callable[[], object]) -> Any:
     finally:
         process.kill()
         process.join()
-
-
-def outcomes(object_: Any, calls: dict[str, Callable[[Any], object]]) -> dict[str, str]:
-    """Of each call, by name: what it raised."""
-    said = {}
-    for name, call in calls.items():
-        try:
-            said[name] = repr(call(object_))
-        except (GradwireError, OSError, ValueError) as error:
-            said[name] = f"{type(error).__name__}: {error}"
-    return said
-
-
-@pytest.mark.parametrize(("owner", "calls"), [(Run, RUN), (Server, SERVER)])
-def test_every_call_is_tried(owner: type, calls: dict[str, Any]) -> None:
-    methods = {name for name, _ in inspect.getmembers(owner, inspect.isfunction) if not name.startswith("_")}
-    assert methods - HARMLESS == set(calls)
 
 
 def test_a_run_is_not_the_forked_process_s_own(run: Run) -> None:

@@ -113,7 +113,20 @@ def test_export_import_and_delete(hosted: HostedServer, server: Server, tmp_path
     runs(hosted, "import", "z", str(path), "--weights-only", "--amsgrad", "--lr", "0.25")
     adam = server.attach("z").describe().spec.groups[0].adam
     assert (adam.amsgrad, adam.lr) == (True, 0.25)
-    assert "need --weights-only" in runs(hosted, "import", "q", str(path), "--lr", "1", code=2).output
+    weights = ("import", "q", str(path), "--weights-only")
+    runs(hosted, *weights, "--optimizer", "SGD", "--lr", "1", "--set", "momentum=0.9", "--set", "nesterov=true")
+    sgd = server.attach("q").describe().spec.groups[0].sgd
+    assert (sgd.lr, sgd.momentum, sgd.nesterov) == (1.0, 0.9, True)
+    for options, error, code in (
+        (["--optimizer", "Lion"], "'Lion' is not one of 'Adam', 'AMSGrad', ", 2),
+        (["--optimizer", "Yogi", "--amsgrad"], "and --optimizer is Yogi; expected one of them", 2),
+        (["--lr", "1", "--set", "lr=2"], "lr is given twice", 2),
+        (["--set", "tau=2"], "'--set': Adam has no 'tau'; expected one of ", 2),
+        (["--set", "betas=0.9,1"], "beta2 is 1.0; expected 0 <= beta2 < 1", 1),
+    ):
+        assert error in runs(hosted, *weights, "--replace", *options, code=code).output.replace("\n", "")
+    for options in (["--lr", "1"], ["--optimizer", "SGD"], ["--set", "lr=1"]):
+        assert "need --weights-only" in runs(hosted, "import", "q", str(path), *options, code=2).output
     assert runs(hosted, "delete", "x").output == "deleted x, which was at step 1\n"
     assert "there is no run 'runs/x'" in runs(hosted, "delete", "x", code=1).output
 

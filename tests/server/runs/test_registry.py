@@ -16,7 +16,7 @@ from gradwire.server.durability.stored_runs import DamagedRun
 from gradwire.server.engine.run import Run
 from gradwire.server.engine.spec import TENSOR_BYTES, RunSpec
 from gradwire.server.optimizers.adam import AdamHyperparameters
-from gradwire.server.runs import registry as registries
+from gradwire.server.runs import run_table
 from gradwire.server.runs.registry import Registry
 from gradwire.wire.errors import IncompleteValues, RunAlreadyExists, RunNotFound
 from gradwire.wire.layout import Layout
@@ -52,7 +52,7 @@ def names(runs: Sequence[Run | DamagedRun]) -> list[str]:
 
 
 def test_pages_are_capped_and_ordered(registry: Registry, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(registries, "MAX_PAGE", 3)
+    monkeypatch.setattr(run_table, "MAX_PAGE", 3)
 
     async def test() -> None:
         for name in "dbeac":

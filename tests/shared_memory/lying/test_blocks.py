@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,9 @@ import pytest
 from gradwire.client import AMSGrad, Run, connect
 from gradwire.server.devices.chunks import NORM_CHUNK
 from gradwire.server.devices.cpu import CpuDevice
-from gradwire.v1 import run_pb2, train_pb2
+from gradwire.v1 import run_pb2, service_pb2_grpc, train_pb2
 from gradwire.wire.layout import Range
-from tests.faults.bare import Stub, create, fingerprint, fresh_name, read_parameters, spec_of
+from tests.faults.bare import Stub, channel_to, create, fingerprint, fresh_name, read_parameters, spec_of
 from tests.faults.gated import GatedDevice
 from tests.faults.hosted import HostedServer, eventually
 from tests.shared_memory.test_hostile_clients import BYTES, GRADIENT, SIZE, HostileStream
@@ -102,6 +103,29 @@ def test_bytes_that_change_after_they_were_checked(
         stream.end()
         assert honest.step({"w": np.ones(9, np.float32)}).step == 2
         assert np.isfinite(honest.params["w"]).all()
+
+
+def test_the_journal_has_what_was_applied(tmp_path: Path, device: GatedDevice, expected: np.ndarray[Any, Any]) -> None:
+    """What is applied again after a restart cannot be read from the client's memory: it was copied, and so it is what
+    was checked."""
+    name = fresh_name("journaled")
+    with HostedServer(device, data_dir=str(tmp_path)) as hosted, channel_to(hosted.target) as channel:
+        stub = service_pb2_grpc.OptimizerServiceStub(channel)
+        spec = spec_of(name, SIZE)
+        spec.durability = run_pb2.DURABILITY_JOURNAL
+        create(stub, spec, np.zeros(SIZE, np.float32))
+        stream = HostileStream(stub, name)
+        stream.write(0, GRADIENT)
+        stream.gradients(0, BYTES)
+        with device.hold("commit") as gate:
+            gate.wait_entered()
+            stream.write(0, np.full(SIZE, np.nan, np.float32))
+            gate.release()
+        assert stream.receipt().step == 1
+        assert read_parameters(stub, name).tobytes() == expected.tobytes()
+    with HostedServer(data_dir=str(tmp_path)) as hosted, channel_to(hosted.target) as channel:
+        again = service_pb2_grpc.OptimizerServiceStub(channel)
+        assert read_parameters(again, name).tobytes() == expected.tobytes()
 
 
 @pytest.mark.parametrize("odd", ["inline", "elsewhere", "wanted back", "first elsewhere"])

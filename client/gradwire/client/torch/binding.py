@@ -61,6 +61,7 @@ class Binding:
             **{key: value for key, value in creation.items() if key != "values"},
         }
         self.run: Run = server.create_run(params=parts, optimizer=optimizer, **arguments)
+        self.run._trained_elsewhere = True
         # Updates of another process (Hogwild) get lost only here: those between steps are edits like others.
         self._shared = [tensor for tensor in self.tensors if tensor.param.is_cpu and tensor.param.is_shared()]
         self._values = {name: torch.from_numpy(values) for name, values in self.run.params.items()}
@@ -162,7 +163,7 @@ class Binding:
         ahead: Collection[str],
         weight: float,
     ) -> Receipt:
-        return self.run._step(gradients, overrides=overrides, ahead=ahead, weight=weight)
+        return self.run.step(gradients, overrides=overrides, ahead=ahead, weight=weight)
 
     def _answered(self, gradients: Mapping[str, Array]) -> list[RemoteTensor]:
         """Those that the answer to these gradients holds."""

@@ -78,7 +78,7 @@ class BoundRun:
             raise RuntimeError("this optimizer belongs to the process that made it; a forked one cannot use it")
         self._shield.wait()
         if self._binding is None:
-            raise RuntimeError("this optimizer is closed")
+            raise RuntimeError("this optimizer is closed; expected the call before close(), or a new RemoteOptimizer")
 
     def change(self, change: Callable[[], None]) -> None:
         """Calls ``change``, which Ctrl-C cannot cut in half."""

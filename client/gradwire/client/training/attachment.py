@@ -11,11 +11,18 @@ import grpc
 import numpy.typing as npt
 
 from gradwire.client.encodings.selection import Encodings
-from gradwire.client.errors import RunRolledBack, ServerTooOld, WorkerConflict, WorkerForgotten, translate
+from gradwire.client.errors import (
+    ConnectionClosed,
+    RunRolledBack,
+    ServerTooOld,
+    WorkerConflict,
+    WorkerForgotten,
+    translate,
+)
 from gradwire.client.overrides import override_messages
 from gradwire.client.training.early_gradients import EarlyGradients, Source
 from gradwire.client.training.local_parameters import LocalParameters
-from gradwire.client.training.logged import Logged, scalar_messages
+from gradwire.client.training.logged import Logged, Parts, scalar_messages
 from gradwire.client.transport.link import Link
 from gradwire.client.transport.owner import Owner
 from gradwire.client.transport.retry import Attempts, RetryPolicy, may_pass
@@ -46,7 +53,7 @@ class Attachment:
         message: how every stream begins.
         epoch: of the run, when it was last heard of.
         last_sequence: see `RunOptions`.
-        attached: those of a connection that have a stream; closing it closes them.
+        attached: those of a connection that have a stream, or values that wait; closing it closes them.
     """
 
     shared = False
@@ -97,10 +104,13 @@ class Attachment:
             vector: see `SharedMemory`.
         """
         while self.stream is None:
-            self.token = self.link.token
-            self._announce(resuming)
             try:
+                self.token = self.link.token
+                self._announce(resuming)
                 stream = TrainStream(self._train, self.message, attempts.seconds_left, vector, self.link.target)
+            except ConnectionClosed as error:
+                error.applied = None if resuming else False
+                raise
             except grpc.RpcError as error:
                 failure = translate(error, self.link.target)
                 failure.applied = None if resuming else False  # of the step; the server speaks of the attachment
@@ -125,6 +135,11 @@ class Attachment:
                 self.drop()
                 raise
         return self.stream
+
+    def require_usable(self) -> None:
+        """All that a run is asked begins with this. Raises ForkedProcess, ConnectionClosed."""
+        self.owner.check()
+        self.link.check()
 
     def _train(self, requests: Iterator[bytes]) -> Any:
         """See `TrainMethod`."""
@@ -214,6 +229,12 @@ class Attachment:
                 applied=False,
             )
 
+    def log(self, parts: Parts) -> None:
+        """Keeps values for the next block. Raises ServerTooOld, and ValueError for too many series."""
+        self.require_series()
+        self.logged.add(parts)
+        self._attached.add(self)
+
     def _log_what_is_left(self) -> None:
         """Values that no block has taken along. Raises nothing: whoever closes a run has no use for it."""
         if not self.logged:
@@ -243,8 +264,7 @@ class Attachment:
             if self.stream.lane_broke:
                 self.message.lane = False
             self.stream.abandon()
-            self.stream = None
-            self._attached.discard(self)
+            self._without_stream()
 
     def close(self, *, leaves: bool = True) -> None:
         """Gives the run back to the server. Does nothing in a forked process, whose copy of the lock may be held.
@@ -259,5 +279,9 @@ class Attachment:
                 self._log_what_is_left()
             if self.stream is not None:
                 self.stream.close(leaves=leaves and self.shared)
-                self.stream = None
-                self._attached.discard(self)
+            self._without_stream()
+
+    def _without_stream(self) -> None:
+        self.stream = None
+        if not self.logged:  # else closing the connection closes it, which sends what waits
+            self._attached.discard(self)

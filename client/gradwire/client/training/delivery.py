@@ -32,14 +32,16 @@ class Delivery:
         self._attempts = attempts
         self._rows = self._parameters.out_of_the_way(block.rows)
         self._sent = attachment.resumes  # whether it may have been
+        self._left = False
         self._data: BlockData | None = None  # as it was sent last
         self._log: WaitingLog | None = None  # once there is something to say
         self._in_place = False  # whether the server writes the answer to where the parameters lie
 
     @property
-    def sent(self) -> bool:
-        """Whether the server may have anything of the block."""
-        return self._sent
+    def left(self) -> bool:
+        """Whether the server may have anything of the block from this process, or has refused it: then what was to go
+        with it may go with no other one."""
+        return self._left
 
     def complete(self) -> train_pb2.Receipt:
         """Tries until there is a receipt. Raises what is no use to try again."""
@@ -64,6 +66,7 @@ class Delivery:
             except grpc.RpcError as error:
                 attachment.drop()
                 self._pause_after(error, sequence, stream.attached)
+                self._left = self._left and self._sent  # it begins anew
             except BaseException:  # Ctrl-C, or an answer that makes no sense
                 attachment.drop()
                 parameters.stale = True
@@ -76,10 +79,17 @@ class Delivery:
         """Only once there is the stream, when no older one of ours can change anything any more."""
         block, parameters = self._block, self._parameters
         if parameters.stale or (block.answered and parameters.behind & block.absent):
-            parameters.refresh(self._attempts)
+            self._refresh()
         if block.trajectory is not None and block.absent:
             block.trajectory[:] = parameters.vector  # tensors without a gradient keep their values
         self._in_place = stream.memory is not None and stream.memory.in_place
+
+    def _refresh(self) -> None:
+        try:
+            self._parameters.refresh(self._attempts)
+        except GradwireError as error:
+            error.applied = None if self._sent else False  # of the block; the server speaks of the reading
+            raise
 
     def _send(self, stream: TrainStream, sequence: int) -> None:
         """The block, or what is missing of it; where it was applied before the connection broke, a question."""
@@ -95,6 +105,7 @@ class Delivery:
         missing = self._parameters.layout.present_ranges(block.absent | there) if there else block.ranges
         self._data = self._encodings.gradients.block(self._rows, missing, header.steps, self._data, stream.slice_bytes)
         messages = block_messages(sequence, header, self._data, begun=header.deferred, memory=stream.memory)
+        self._left = True
         stream.send(messages, at_once=len(self._data.parts) <= 1)
 
     def _accept(self, reply: train_pb2.Parameters, data: Data) -> None:

@@ -16,9 +16,14 @@ from gradwire.v1 import train_pb2
 from gradwire.wire.series import FIELDS, MAX_BUCKETS, MAX_SERIES, OWN_SERIES, Table, buckets_of, merged, name_error
 
 Part = float | tuple[Table, int]
-"""A value of the next block's last step; or buckets of the run's steps, see `FIELDS`, and how many steps each has."""
+"""A value of the next block's last step; or buckets of the run's steps, see `FIELDS`, and how many steps each has, 0
+being those of many such values."""
 
 Parts = dict[str, list[Part]]
+
+
+LEAST_FOLDED = 4 * MAX_BUCKETS
+"""Values and buckets that may wait before they are folded. What is left of them may double before they are again."""
 
 
 class _Waiting(NamedTuple):
@@ -35,6 +40,8 @@ class Logged:
 
     def __init__(self) -> None:
         self._waiting: deque[_Waiting] = deque()
+        # Threads that log at the same moment may count one value too few: then it is folded later.
+        self._size, self._most = 0, LEAST_FOLDED
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
@@ -45,6 +52,9 @@ class Logged:
         _check_number(names)
         if parts:
             self._waiting.append(_Waiting(parts, names))
+            self._size += _size(parts)
+            if self._size > self._most:
+                self._fold()
 
     @property
     def _names(self) -> frozenset[str]:
@@ -56,6 +66,7 @@ class Logged:
     def take(self) -> Parts:
         """All of it; nothing waits afterwards but what has come meanwhile."""
         taken = []
+        self._size, self._most = 0, LEAST_FOLDED
         for _ in range(len(self._waiting)):
             with suppress(IndexError):  # another thread has taken it
                 taken.append(self._waiting.popleft().parts)
@@ -71,6 +82,16 @@ class Logged:
         """What `take` has given goes with another block."""
         if parts:
             self._waiting.appendleft(_Waiting(parts, self._names.union(parts)))
+            self._size += _size(parts)
+
+    def _fold(self) -> None:
+        """Bounds what waits, by as many buckets as a block may bring: nobody knows when the next one comes."""
+        parts = self.take()
+        try:
+            parts = {name: _folded(values) for name, values in parts.items()}
+        finally:
+            self.put_back(parts)
+        self._most = max(LEAST_FOLDED, 2 * self._size)
 
 
 def values_of_block(log: Mapping[str, Any] | None, first_step: int, steps: int | None) -> Parts:
@@ -184,11 +205,49 @@ def scalar_messages(parts: Parts, before: int, steps: int) -> list[train_pb2.Sca
     return [_message(name, values, before, steps) for name, values in kept.items() if values]
 
 
+def _size(parts: Parts) -> int:
+    """Values and buckets."""
+    return sum(1 if isinstance(part, float) else part[0].shape[1] for values in parts.values() for part in values)
+
+
+def _folded(parts: list[Part]) -> list[Part]:
+    """The same values in as few buckets as a message that began with them would have.
+
+    What comes after a value of the next block's last step counts as of that step, too: steps do not fall.
+    """
+    first = next((index for index, part in enumerate(parts) if _is_of_last_step(part)), len(parts))
+    folded: list[Part] = []
+    if first:
+        folded.append(_bounded([part for part in parts[:first] if not isinstance(part, float)]))
+    if parts[first:]:
+        table = np.concatenate([_of_last_step(part, 0)[0] for part in parts[first:]], axis=1)
+        folded.append((merged(table, 1), 0))
+    return folded
+
+
+def _bounded(tables: list[tuple[Table, int]]) -> tuple[Table, int]:
+    """One table of at most `MAX_BUCKETS` buckets, and their width."""
+    width = max(width for _, width in tables)
+    table = np.concatenate([table for table, _ in tables], axis=1)
+    np.maximum.accumulate(table[0], out=table[0])  # values of one name may have come in any order
+    if len(tables) > 1 or table.shape[1] > MAX_BUCKETS:
+        table = merged(table, width)
+    while table.shape[1] > MAX_BUCKETS:
+        width *= 2
+        table = merged(table, width)
+    return table, width
+
+
+def _is_of_last_step(part: Part) -> bool:
+    """Of the next block, whenever that comes."""
+    return isinstance(part, float) or part[1] == 0
+
+
 def _until(parts: list[Part], step: int, *, whole: bool = False) -> list[Part]:
     """Without the buckets that begin after a step. Args: whole: those go, too, that end after it."""
     kept: list[Part] = []
     for part in parts:
-        if isinstance(part, float):
+        if isinstance(part, float) or part[1] == 0:
             kept.append(part)
             continue
         table, width = part
@@ -202,15 +261,7 @@ def _message(name: str, parts: list[Part], before: int, steps: int) -> train_pb2
     first = parts[0]
     if len(parts) == 1 and isinstance(first, float):
         return train_pb2.Scalar(name=name, values=(first,))
-    tables = [_of_last_step(part, before + steps) if isinstance(part, float) else part for part in parts]
-    width = max(width for _, width in tables)
-    table = np.concatenate([table for table, _ in tables], axis=1)
-    np.maximum.accumulate(table[0], out=table[0])  # values of one name may have come in any order
-    if len(tables) > 1 or table.shape[1] > MAX_BUCKETS:
-        table = merged(table, width)
-    while table.shape[1] > MAX_BUCKETS:
-        width *= 2
-        table = merged(table, width)
+    table, width = _bounded([_buckets(part, before + steps) for part in parts])
     rows = (table[0] - (before + 1)).astype(np.int64)
     message = train_pb2.Scalar(name=name, block_steps=rows.tolist())
     if width == 1 and (table[6] == 1).all():
@@ -222,5 +273,15 @@ def _message(name: str, parts: list[Part], before: int, steps: int) -> train_pb2
     return message
 
 
-def _of_last_step(value: float, step: int) -> tuple[Table, int]:
-    return np.array([[step, value, value, value, value, value, 1]]).T, 1
+def _buckets(part: Part, last_step: int) -> tuple[Table, int]:
+    """Args: last_step: of the block."""
+    return _of_last_step(part, last_step) if isinstance(part, float) or part[1] == 0 else part
+
+
+def _of_last_step(part: Part, step: int) -> tuple[Table, int]:
+    """Values that are of this step, whatever they say of themselves."""
+    if isinstance(part, float):
+        return np.array([[step, part, part, part, part, part, 1]]).T, 1
+    table = part[0].copy()
+    table[0] = step
+    return table, 1

@@ -14,6 +14,7 @@ from typing import Any
 
 import grpc
 
+from gradwire.client.errors import ConnectionClosed
 from gradwire.client.transport.channels import channel_to, serving_channel
 from gradwire.client.transport.owner import Owner
 from gradwire.v1 import service_pb2_grpc
@@ -27,7 +28,8 @@ Stub = service_pb2_grpc.OptimizerServiceStub
 
 
 class Link:
-    """Belongs to the process that made it: in a forked one all but `here` and `close` raise ForkedProcess.
+    """Belongs to the process that made it: in a forked one all but `here` and `close` raise ForkedProcess. Once it is
+    closed all but those raise ConnectionClosed.
 
     Args:
         channel: to ``target``, made with the files of ``tls`` as they were at ``stamp``.
@@ -49,6 +51,7 @@ class Link:
         self._wire = _Wire(channel, tokens)
         self._lock = threading.Lock()
         self._owner = Owner("this connection")
+        self._closed: str | None = None  # what is closed, once it is
 
     @classmethod
     def to(cls, target: str, tls: TLS | None, timeout_seconds: float, tokens: TokenSource | None = None) -> Link:
@@ -73,7 +76,7 @@ class Link:
     @property
     def token(self) -> int:
         """Tells the token that a call which begins now carries from those before it."""
-        self._owner.check()
+        self.check()
         return 0 if self._tokens is None else self._tokens.generation
 
     def has_another_token_than(self, token: int) -> bool:
@@ -88,7 +91,7 @@ class Link:
 
     def train(self, requests: Iterator[bytes]) -> Any:
         """Begins a Train call whose messages are left as bytes."""
-        self._owner.check()
+        self.check()
         with self._lock:
             wire = self._renewed()
             wire.streams += 1
@@ -96,16 +99,33 @@ class Link:
             call = wire.train(requests)
         except BaseException:
             self._ended(wire)
+            self.check()  # gRPC's own error for a channel that was closed meanwhile says little
             raise
         if not call.add_callback(lambda: self._ended(wire)):
             self._ended(wire)  # before the callback was there
         return call
 
-    def close(self) -> None:
+    def check(self, *, applied: bool | None = False) -> None:
+        """Raises ForkedProcess, and ConnectionClosed, which says ``applied``, where nothing can be asked any more."""
+        self._owner.check()
+        if self._closed is not None:
+            raise ConnectionClosed(
+                f"{self._closed}, so neither it nor its runs can ask anything; expected the call before close(), or "
+                "inside the `with` block, or a new connection by gradwire.client.connect()",
+                applied=applied,
+            )
+
+    def close(self, *, server_too: bool = False) -> None:
+        """``server_too``: the server is embedded, and about to end."""
+        self._closed = (
+            "this connection is closed, and its embedded server has ended with it"
+            if server_too
+            else f"this connection to {self.target} is closed"
+        )
         self._wire.channel.close()
 
     def _fresh(self) -> _Wire:
-        self._owner.check()
+        self.check()
         if self._tls is None:
             return self._wire
         with self._lock:

@@ -10,7 +10,7 @@ from typing import TypeVar
 
 import grpc
 
-from gradwire.client.errors import ConnectionLost, is_transient, translate
+from gradwire.client.errors import ConnectionClosed, ConnectionLost, is_transient, translate
 from gradwire.client.transport.call_threads import in_own_thread
 from gradwire.client.transport.link import Link
 from gradwire.wire.errors import Draining, GradwireError, PermissionRevoked, Starting, Unauthenticated
@@ -68,9 +68,12 @@ class Attempts:
         """Result of an idempotent ``call()``. Raises the refusal, or ConnectionLost when the deadline is over."""
         unknown = False
         while True:
-            token = self._link.token
             try:
+                token = self._link.token
                 return in_own_thread(call)
+            except (ConnectionClosed, ValueError):  # the latter is gRPC's, of a channel that was closed meanwhile
+                self._link.check(applied=None if unknown else False)
+                raise
             except grpc.RpcError as error:
                 failure = translate(error, self._link.target)
                 if failure.applied is not False:
@@ -85,6 +88,8 @@ class Attempts:
         ``token``: `Link.token` before the call that has failed began. Who is refused with it, and has another one by
         now, tries that at once, whatever the policy says: this is no failure that is waited out.
         """
+        if isinstance(failure, ConnectionLost):  # it was closed here, perhaps, and that is why
+            self._link.check(applied=failure.applied)
         refused = isinstance(failure, (Unauthenticated, PermissionRevoked))
         if refused and self._repeatable and self._link.has_another_token_than(token):
             return

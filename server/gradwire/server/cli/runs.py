@@ -15,6 +15,7 @@ from google.protobuf.json_format import MessageToDict
 from gradwire.server.cli.byte_progress import byte_progress
 from gradwire.server.cli.calls import Stub, with_stub
 from gradwire.server.cli.numbers import SNAPSHOT_ID
+from gradwire.server.cli.presets import PRESETS, group_of
 from gradwire.server.cli.run_rows import COLUMNS, SHRINKS, data_of, durability_name, row_of, summaries
 from gradwire.server.cli.series import series_command
 from gradwire.server.cli.table import lines_of, terminal_width
@@ -143,8 +144,20 @@ def export_command(stub: Stub, name: str, path: Path, snapshot: int, weights_onl
 @click.argument("name")
 @click.argument("path", type=click.Path(exists=True, dir_okay=False, path_type=Path))
 @click.option("--weights-only", is_flag=True, help="Take the tensors alone, at step 0; needed for other files.")
-@click.option("--amsgrad", is_flag=True, help="With --weights-only: AMSGrad rather than Adam.")
-@click.option("--lr", type=float, help="With --weights-only: the learning rate, 1e-3 without it.")
+@click.option(
+    "--optimizer",
+    type=click.Choice(list(PRESETS)),
+    help="With --weights-only: the optimizer, as the client calls it; Adam without it.",
+)
+@click.option("--amsgrad", is_flag=True, help="The same as --optimizer AMSGrad.")
+@click.option("--lr", type=float, help="With --weights-only: the learning rate; without it that of the optimizer.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="NAME=VALUE",
+    help="With --weights-only: another number of the optimizer: momentum=0.9, betas=0.9,0.99; as often as one likes.",
+)
 @click.option("--durability", type=_DURABILITIES, help="Without it the server decides.")
 @click.option("--replace", is_flag=True, help="Take the place of a run of this name.")
 def import_command(
@@ -152,14 +165,22 @@ def import_command(
     name: str,
     path: Path,
     weights_only: bool,
+    optimizer: str | None,
     amsgrad: bool,
     lr: float | None,
+    settings: tuple[str, ...],
     durability: str | None,
     replace: bool,
 ) -> None:
     """Make a run from a safetensors file."""
-    if not weights_only and (amsgrad or lr is not None):
-        raise click.UsageError("--amsgrad and --lr need --weights-only: the file has its own optimizer")
+    if not weights_only and (optimizer is not None or amsgrad or lr is not None or settings):
+        raise click.UsageError(
+            "--optimizer, --amsgrad, --lr and --set need --weights-only: the file has its own optimizer"
+        )
+    if amsgrad and optimizer not in (None, "AMSGrad"):
+        raise click.UsageError(
+            f"--amsgrad is --optimizer AMSGrad, and --optimizer is {optimizer}; expected one of them"
+        )
     header = service_pb2.ImportRunHeader(
         name=run_resource(name),
         request_id=uuid.uuid4().hex,
@@ -168,7 +189,8 @@ def import_command(
         durability=_durability(durability),
     )
     if weights_only:
-        header.groups.add(adam=run_pb2.Adam(amsgrad=amsgrad, lr=lr))
+        preset = optimizer or ("AMSGrad" if amsgrad else "Adam")
+        header.groups.append(group_of(preset, [*settings, *([] if lr is None else [f"lr={lr!r}"])]))
 
     def requests(add: Callable[[int], None]) -> Iterator[service_pb2.ImportRunRequest]:
         yield service_pb2.ImportRunRequest(header=header)

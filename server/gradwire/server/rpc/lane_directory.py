@@ -25,6 +25,7 @@ class LaneDirectory:
     def __init__(self) -> None:
         remove_left_behind(Path(tempfile.gettempdir()))
         self.path = Path(tempfile.mkdtemp(prefix=PREFIX))
+        self._lock = -1
         try:
             # Nobody touches a directory without such a file: it has to be locked when it gets its name.
             being_locked = self.path / f"{_LOCK}-"
@@ -32,6 +33,8 @@ class LaneDirectory:
             _take(self._lock)
             being_locked.rename(self.path / _LOCK)
         except OSError:
+            if self._lock >= 0:
+                os.close(self._lock)
             shutil.rmtree(self.path, ignore_errors=True)
             raise
 

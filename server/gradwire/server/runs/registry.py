@@ -1,12 +1,11 @@
-"""Runs by name."""
+"""Runs by name: made, put in the place of others, deleted, brought back."""
 
 from __future__ import annotations
 
 import asyncio
 import uuid
 import weakref
-from bisect import bisect_right
-from collections.abc import Callable, Coroutine
+from collections.abc import Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, TypeVar
@@ -31,29 +30,24 @@ from gradwire.server.memory.budget import MemoryBudget
 from gradwire.server.metrics.counters import RECOVERY, Counters
 from gradwire.server.runs.creation import Creation
 from gradwire.server.runs.disk_use import DiskUse
+from gradwire.server.runs.run_table import RunTable
 from gradwire.server.runs.upload import Upload
 from gradwire.server.store.base import Store
 from gradwire.server.store.memory import MemoryStore
 from gradwire.wire.errors import (
     Draining,
     GradwireError,
-    RunAlreadyExists,
-    RunDamaged,
-    RunNotFound,
     Starting,
     TooManyParameters,
-    shorten,
 )
 from gradwire.wire.layout import MAX_ELEMENTS, Layout
 
 T = TypeVar("T")
 
-MAX_PAGE = 1000
-
 EXPIRED = "was deleted: nobody had used it for its time to live"
 
 
-class Registry:
+class Registry(RunTable):
     """All runs of one server process, and what they share: device, memory, threads, the store.
 
     Args:
@@ -64,6 +58,7 @@ class Registry:
     def __init__(
         self, config: ServerConfig, device: Device, store: Store | None = None, gate: Gate | None = None
     ) -> None:
+        super().__init__()
         self.config = config
         self.device = device
         self.budget = MemoryBudget(config.max_memory)
@@ -74,8 +69,6 @@ class Registry:
         self.draining = False
         self.counters = Counters()
         self._ready = store is None
-        self._runs: dict[str, Run] = {}
-        self._damaged: dict[str, DamagedRun] = {}
         kept = None if store is None else config.snapshots_kept
         self.disk_use = DiskUse(self.ledger, kept, self._runs, self._damaged, self._creations)
         self.stored_runs: StoredRuns | None = None
@@ -86,84 +79,6 @@ class Registry:
         self._structure = asyncio.Lock()
         """Held while the store learns which runs there are."""
         self._tasks: set[asyncio.Task[Any]] = set()
-
-    # --- who is there ------------------------------------------------------------------------------------------------
-
-    def get(self, name: str, uid: str = "") -> Run:
-        """The run ``runs/NAME``. Raises RunNotFound, also when ``uid`` is that of another run, and RunDamaged."""
-        run = self._runs.get(name)
-        if run is not None and run.ended:
-            self._note_end(name, run)
-            if name not in self._damaged:
-                run.require_alive()
-            run = None
-        if run is None:
-            if name in self._damaged:
-                raise RunDamaged(f"{name} is stored, but cannot be served: {self._damaged[name].why}", run=name)
-            raise RunNotFound(f"there is no run {shorten(name)!r} on this server", run=shorten(name))
-        if uid and uid != run.uid:
-            raise RunNotFound(f"{name} is another run now: the one that was meant has been replaced", run=name)
-        return run
-
-    def __contains__(self, name: str) -> bool:
-        """Whether there is such a run, also one that cannot be served."""
-        return name in self._runs or name in self._damaged
-
-    def existing(self, name: str, request_id: str) -> Run | None:
-        """The run that the same creation request has made before, if it has."""
-        run = self._living(name)
-        return run if run is not None and run.request_id == request_id else None
-
-    def runs(self) -> list[Run]:
-        """All runs that can be served, by name."""
-        return [self._runs[name] for name in sorted(self._runs) if not self._runs[name].ended]
-
-    def living(self) -> list[Run]:
-        """As `runs`, in no particular order; cheap, and any thread may ask."""
-        return [run for run in list(self._runs.values()) if not run.ended]
-
-    def names(self) -> list[str]:
-        """Of all runs, those too that cannot be served."""
-        return sorted({*self._runs, *self._damaged})
-
-    def page(
-        self, after: str, size: int, shown: Callable[[str], bool] = lambda name: True
-    ) -> tuple[list[Run | DamagedRun], str]:
-        """Up to ``size`` runs (0: a whole page) whose names follow ``after`` and are ``shown``, and the next page's
-        ``after``."""
-        for name, run in list(self._runs.items()):
-            if run.ended:
-                self._note_end(name, run)
-        found: dict[str, Run | DamagedRun] = {**self._damaged, **self._runs}
-        names = sorted(filter(shown, found))
-        start = bisect_right(names, after)
-        chosen = names[start : start + min(size or MAX_PAGE, MAX_PAGE)]
-        more = start + len(chosen) < len(names)
-        return [found[name] for name in chosen], chosen[-1] if more else ""
-
-    def _living(self, name: str) -> Run | None:
-        """The run of this name, unless it has ended: then its name, and what it held, are free."""
-        run = self._runs.get(name)
-        if run is not None and run.ended:
-            self._note_end(name, run)
-            run = None
-        return run
-
-    def _note_end(self, name: str, run: Run) -> None:
-        del self._runs[name]
-        if run.storage is not None:
-            why = f"it {run.ended}; the next start of the server brings it back"
-            storage = storage_of(run)
-            self._damaged[name] = DamagedRun(name, run.uid, why, 0 if storage is None else storage.disk_bytes)
-
-    def _require_free(self, name: str, replace: bool) -> None:
-        run = self._living(name)
-        if replace:
-            return
-        if run is not None:
-            raise RunAlreadyExists(f"{name} exists already, at step {run.step}", run=name)
-        if name in self._damaged:
-            raise RunAlreadyExists(f"{name} exists already, but is damaged: {self._damaged[name].why}", run=name)
 
     # --- creation and deletion ---------------------------------------------------------------------------------------
 
@@ -356,15 +271,6 @@ class Registry:
     def ready(self) -> bool:
         """Whether the stored runs are back."""
         return self._ready
-
-    @property
-    def damaged_count(self) -> int:
-        """Stored runs that cannot be served."""
-        return len(self._damaged)
-
-    def damaged(self) -> list[DamagedRun]:
-        """Those, in no particular order; any thread may ask."""
-        return list(self._damaged.values())
 
     def require_ready(self) -> None:
         """Raises Starting while the stored runs are not back yet."""
