@@ -137,6 +137,18 @@ def test_a_value_that_no_line_leads_to_is_a_point(window: Browser, hosted: Hoste
         assert window.run(INK, 1, ACCENT) > 3 * window.run(INK, 0, ACCENT), "each of them"
 
 
+def test_curves_are_drawn_when_somebody_sees_them(window: Browser, hosted: HostedServer) -> None:
+    with connect(hosted.target) as server, server.create_run("dozens", {"w": np.zeros(3)}, Adam()) as run:
+        for _ in range(2):
+            run.step({"w": np.ones(3)}, log={f"value {number}": 1.0 for number in range(40)})
+        window.open(url(hosted, "/runs/dozens"))
+        window.until(lambda: window.count(".chart") >= 40, "they are all there")
+        window.until(lambda: window.run(INK, 0, ACCENT) > 50, "what is seen is drawn")
+        assert window.count(".chart canvas") < 20
+        window.run("document.querySelectorAll('.chart')[39].scrollIntoView()")
+        window.until(lambda: window.count(".chart:nth-child(40) canvas"), "and what comes to be seen")
+
+
 def test_runs_are_compared(window: Browser, hosted: HostedServer) -> None:
     with trained(hosted, "left"), trained(hosted, "right", 0) as right:
         train(right, 60, 2.0)
@@ -203,7 +215,7 @@ def test_axes_count_whole_steps_and_go_as_far_as_values_do(window: Browser, host
       chart.log = arguments[2];
       document.querySelector("main").replaceChildren(chart.element);
       chart.draw();
-      await new Promise((resolve) => requestAnimationFrame(() => setTimeout(resolve)));
+      while (!chart.plot?.axes[0]._splits) await new Promise(requestAnimationFrame);
       return chart.plot.axes.map((axis) => axis._splits);
     });
     """

@@ -78,7 +78,16 @@ export class Chart {
     this.element = h("article.chart", { "aria-label": name },
       h("header", {}, h("h3", {}, name), this.legend, this.logButton), this.plotElement);
     this.shape = "";
+    this.seen = false;
+    this.waits = false; // to be drawn when somebody sees it: a run may have dozens of curves
     new ResizeObserver(() => this.resize()).observe(this.plotElement);
+    new IntersectionObserver((found) => this.look(found.at(-1).isIntersecting), { rootMargin: "300px" }).observe(this.element);
+  }
+
+  /** It has come near to what is seen of the page, or has left it. */
+  look(seen) {
+    this.seen = seen;
+    if (seen && this.waits) this.draw();
   }
 
   setLog(log) {
@@ -98,6 +107,8 @@ export class Chart {
   }
 
   draw() {
+    this.waits = !this.seen;
+    if (this.waits) return;
     const { runs } = this;
     const width = this.plotElement.clientWidth;
     if (!runs.length || !width) return;
