@@ -309,7 +309,7 @@ def test_what_becomes_of_contributions_is_counted_and_only_accepted_ones_are_in_
     def logging(loss: float) -> dict[str, Any]:
         return {"scalars": [train_pb2.Scalar(name="loss", values=[loss])]}
 
-    rules = {"stale": run_pb2.SharedRun.STALE_REJECT, "combine": run_pb2.SharedRun.COMBINE_SUM}
+    rules: dict[str, Any] = {"stale": run_pb2.SharedRun.STALE_REJECT, "combine": run_pb2.SharedRun.COMBINE_SUM}
     shared = Shared(bare, quorum=1, **rules)
     a, b = shared.attach("a"), shared.attach("b")
     receipts = [

@@ -274,6 +274,18 @@ def test_its_socket_is_for_this_user_alone_and_goes_with_the_server(tmp_path: Pa
     assert not directory.exists()
 
 
+def test_a_system_without_lanes_offers_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """To a client that asks for one: messages go through gRPC."""
+    monkeypatch.setattr(lanes, "AVAILABLE", False)
+    with HostedServer() as hosted, connect(hosted.target) as server:
+        run = server.create_run("x", {"w": np.zeros(SIZE)}, AMSGrad())
+        assert run.step({"w": np.ones(SIZE)}).step == 1
+        stream = run._attachment.stream
+        assert stream is not None
+        assert not stream.attached.HasField("lane")
+        assert not hosted.server.servicer.lanes._listeners
+
+
 def test_a_file_in_its_place_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level("INFO")
     (tmp_path / "socket.lane").write_text("somebody's")
