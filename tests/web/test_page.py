@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from gradwire.client import Adam, Run, connect
+from gradwire.server.durability.stored_runs import DamagedRun
 from tests.faults.hosted import HostedServer
 from tests.integration.access import AccessFile, secret_of
 from tests.serving import ServerProcess
@@ -309,6 +310,24 @@ def test_it_comes_back_after_the_server_has(browser: Browser, tmp_path: Path) ->
             browser.until(lambda: browser.text(".facts dd") == "7", "and goes on")
         browser.until(lambda: "recovered" in browser.text(".events"), "it says what has happened")
     assert browser.run("return window.same"), "nobody has loaded it anew"
+    browser.open("about:blank")
+    browser.complaints()
+
+
+def test_a_run_that_is_damaged_is_said_to_be_and_is_shown_when_it_is_back(
+    browser: Browser, hosted: HostedServer
+) -> None:
+    """Here the console says that somebody was refused."""
+    damaged = hosted.registry._damaged
+    damaged["runs/broken"] = DamagedRun("runs/broken", "", "its journal is not what was written")
+    browser.open(url(hosted, "/runs/broken"))
+    browser.until(lambda: browser.text(".head .pill") == state_of(browser) == "damaged", "it is said")
+    assert "its journal is not what was written" in browser.text(".banner.wrong")
+    del damaged["runs/broken"]
+    browser.until(lambda: browser.text(".head .pill") == state_of(browser) == "not there", "nor is there another one")
+    with trained(hosted, "broken", 3):
+        browser.until(lambda: state_of(browser) == "live" and browser.text(".facts dd") == "3", "another one has come")
+        browser.until(lambda: not browser.text(".banner.wrong"), "and nothing is wrong with it")
     browser.open("about:blank")
     browser.complaints()
 
