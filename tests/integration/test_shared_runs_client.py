@@ -406,6 +406,22 @@ def test_a_fork_is_shared_too_and_its_maker_leads(server: Server) -> None:
     assert fork.step(filled(1)).learning_rates == (0.2,)
 
 
+def test_what_is_read_and_copied_while_a_round_is_open_is_the_last_closed_one(server: Server) -> None:
+    pair = Pair(server)
+    with InBackground(lambda: pair.a.step(filled(2))) as waiting:
+        pair.b.step(filled(4))
+        assert waiting.result().applied
+    closed = pair.b.digest()
+    with InBackground(lambda: pair.a.step(filled(100))) as waiting:
+        pair.wait_until_waits("a")
+        fork = pair.b.fork(fresh_name("fork"), worker_id="f")
+        kept = pair.b.save_snapshot("while a round is open")
+        assert (pair.b.digest(), pair.b.read()["w"][0], value(fork), kept.step) == (closed, -3.0, -3.0, 1)
+        pair.b.step(filled(0))
+        assert waiting.result().applied
+    assert (value(pair.a), fork.digest()) == (-53.0, closed)
+
+
 def test_mixing_runs_of_one_worker_and_shared_calls_is_refused_by_name(server: Server) -> None:
     alone = server.create_run(fresh_name("alone"), filled(0), PLAIN)
     with pytest.raises(ValueError, match=r"^weight is 2, but this run has one worker"):

@@ -129,6 +129,7 @@ class Rounds:
         if member is not None and member.hold is not None:
             why = f"worker {by!r} has taken over the lead of {self.run.spec.name}; this stream had it"
             member.hold.on_end(Fenced(why, applied=None, epoch=self.run.epoch))
+            self.leases.detach(member.hold, left=False)  # else what is still arriving on it would join the next round
 
     def detach(self, hold: Holder, *, left: bool) -> None:
         """The stream of a hold has ended; ``left``: its worker has said that it leaves."""
