@@ -279,6 +279,23 @@ def test_who_takes_the_lead_over_ends_the_old_leaders_stream_and_changes(bare: B
     assert [list(worker.answer().learning_rates) for worker in (again, new)] == [[0.5], [0.5]]
 
 
+def test_who_leads_after_a_lease_has_ended_is_the_only_one_whose_changes_count(bare: BareClient) -> None:
+    """What the first leader had changed waits in the open round still; both cannot be in force."""
+    shared = Shared(bare, quorum=2, deadline_seconds=300, lease_seconds=0.05)
+    gone = shared.attach("a", leads=True)
+    gone.send([1.0, 1.0], overrides=[run_pb2.Override(group=0, lr=0.125)])
+    shared.until_waiting("a")
+    gone.stream.call.cancel()
+    eventually(lambda: not shared.workers().workers[0].leased, "the lease of a has ended")
+    new = shared.attach("b", leads=True)
+    new.send([1.0, 1.0], overrides=[run_pb2.Override(group=0, lr=0.5)])
+    again = shared.attach("a", resumes=1)
+    assert again.stream.attached.waiting_sequence == 0
+    again.send([3.0, 3.0])
+    assert [list(worker.answer().learning_rates) for worker in (again, new)] == [[0.5], [0.5]]
+    assert shared.read() == [-1.0, -1.0]
+
+
 def test_there_are_no_more_workers_than_may_be(bare: BareClient) -> None:
     shared = Shared(bare, quorum=1, max_workers=2)
     workers = [shared.attach("a"), shared.attach("b")]
