@@ -123,7 +123,7 @@ class Rounds:
 
     @property
     def _changing(self) -> set[str]:
-        """Whose contributions that wait change hyperparameters: those of one who led, and whose lease may have ended."""
+        """Whose waiting contributions change hyperparameters: of one who led, and whose lease may have ended."""
         waiting = {} if self._open is None else self._open.contributions
         return {worker_id for worker_id, contribution in waiting.items() if contribution.header.overrides}
 
