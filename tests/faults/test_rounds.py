@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import logging
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from gradwire.server.rounds import session
+from gradwire.server.rounds import rounds, session
 from gradwire.server.rounds.rounds import rounds_of
 from gradwire.v1 import run_pb2, train_pb2
 from tests.contract.bare import BareClient, Refusal, pack, refused
@@ -43,15 +45,22 @@ def shared_of(bare: BareClient, **options: Any) -> Shared:
     return Shared(bare, [0.0] * BULK, **(rules | options))
 
 
-def test_a_worker_that_waits_is_told_why(bare: BareClient, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_that_waits_is_told_why_and_so_is_the_log(
+    bare: BareClient, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.setattr(session, "TELL_SECONDS", 0.02)
+    monkeypatch.setattr(rounds, "_LONG_SECONDS", 0.0)
+    caplog.set_level(logging.INFO, rounds.__name__)
     shared = Shared(bare, quorum=2, deadline_seconds=300)
     patient = bare.attach(shared.name, "a", understands=[*UNDERSTANDS, train_pb2.FEATURE_REASONED_WAIT])
     b = shared.attach("b")
     Worker(patient).send([1.0, 1.0])
     waits = [patient.receive().waiting for _ in range(3)]
-    assert {wait.reason for wait in waits} == {"1 of 2; waits for b, last heard 0 s ago"}
+    why = r"1 of 2; waits for b, last heard \d+ s ago"
+    assert all(re.fullmatch(why, wait.reason) for wait in waits)
     assert 0.0 < waits[0].since_seconds < waits[1].since_seconds < waits[2].since_seconds
+    (logged,) = caplog.messages
+    assert re.fullmatch(f"runs/{shared.name}, round 1: {why}", logged)
     b.step_alone([1.0, 1.0])
 
 

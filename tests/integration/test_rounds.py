@@ -13,6 +13,7 @@ import pytest
 from gradwire.v1 import run_pb2, service_pb2, train_pb2
 from tests.contract.bare import BareClient, Refusal, pack, refused, whole
 from tests.contract.shared_runs import ACCEPTED, DROPPED, REFUSED, STALE, Shared, sgd
+from tests.faults.hosted import eventually
 from tests.serving import ServerProcess
 
 
@@ -278,6 +279,23 @@ def test_who_takes_the_lead_over_ends_the_old_leaders_stream_and_changes(bare: B
     assert [list(worker.answer().learning_rates) for worker in (again, new)] == [[0.5], [0.5]]
 
 
+def test_who_leads_after_a_lease_has_ended_is_the_only_one_whose_changes_count(bare: BareClient) -> None:
+    """What the first leader had changed waits in the open round still; both cannot be in force."""
+    shared = Shared(bare, quorum=2, deadline_seconds=300, lease_seconds=0.05)
+    gone = shared.attach("a", leads=True)
+    gone.send([1.0, 1.0], overrides=[run_pb2.Override(group=0, lr=0.125)])
+    shared.until_waiting("a")
+    gone.stream.call.cancel()
+    eventually(lambda: not shared.workers().workers[0].leased, "the lease of a has ended")
+    new = shared.attach("b", leads=True)
+    new.send([1.0, 1.0], overrides=[run_pb2.Override(group=0, lr=0.5)])
+    again = shared.attach("a", resumes=1)
+    assert again.stream.attached.waiting_sequence == 0
+    again.send([3.0, 3.0])
+    assert [list(worker.answer().learning_rates) for worker in (again, new)] == [[0.5], [0.5]]
+    assert shared.read() == [-1.0, -1.0]
+
+
 def test_there_are_no_more_workers_than_may_be(bare: BareClient) -> None:
     shared = Shared(bare, quorum=1, max_workers=2)
     workers = [shared.attach("a"), shared.attach("b")]
@@ -289,7 +307,16 @@ def test_there_are_no_more_workers_than_may_be(bare: BareClient) -> None:
 
 @pytest.mark.parametrize(
     "options",
-    [{"quorum": 65}, {"deadline_seconds": 0.0}, {"quorum_weight": -1.0}, {"grace_seconds": float("inf")}],
+    [
+        {"quorum": 65},
+        {"start_with": 65},
+        {"at_least": 65},
+        {"max_workers": 1025},
+        {"deadline_seconds": 0.0},
+        {"lease_seconds": 0.0},
+        {"quorum_weight": -1.0},
+        {"grace_seconds": float("inf")},
+    ],
     ids=str,
 )
 def test_malformed_options_are_refused(bare: BareClient, options: dict[str, Any]) -> None:
@@ -376,6 +403,39 @@ def test_the_norm_of_each_contribution_or_of_the_round_is_clipped(bare: BareClie
         found[clip] = [norm, *a.params]
     assert found[run_pb2.SharedRun.CLIP_CONTRIBUTION] == pytest.approx([0.5, -0.3, -0.4])
     assert found[run_pb2.SharedRun.CLIP_ROUND] == pytest.approx([250.0, -0.6, -0.8])
+
+
+@pytest.mark.parametrize(
+    ("clip", "moved"), [(run_pb2.SharedRun.CLIP_CONTRIBUTION, 0.5), (run_pb2.SharedRun.CLIP_ROUND, 1.0)]
+)
+def test_the_values_of_each_contribution_or_of_the_round_are_clipped(
+    bare: BareClient, clip: run_pb2.SharedRun.Clip.ValueType, moved: float
+) -> None:
+    shared = Shared(bare, quorum=2, clip=clip, spec={"clip_value": 1.0})
+    a, b = shared.attach("a"), shared.attach("b")
+    a.send([3.0, -3.0])
+    b.send([0.0, 0.0])
+    assert [worker.answer().contribution.kind for worker in (a, b)] == [ACCEPTED, ACCEPTED]
+    assert shared.read() == [-moved, moved]
+
+
+def test_half_an_upload_is_no_contribution(bare: BareClient) -> None:
+    """It uses up no sequence, either."""
+    shared = Shared(bare, quorum=2, deadline_seconds=300)
+    a = shared.attach("a")
+    header = train_pb2.BlockHeader(steps=1, contribution=train_pb2.Contribution())
+    a.stream.send(train_pb2.Gradients(sequence=1, header=header, data=pack([1000.0])))
+    eventually(lambda: shared.workers().workers[0].wait.kind == service_pb2.WAITS_FOR_GRADIENTS, "half of it is there")
+    a.stream.call.cancel()
+    eventually(lambda: not shared.workers().workers[0].attached, "the server knows that its stream has broken")
+    a, b = shared.attach("a", resumes=1), shared.attach("b")
+    assert (a.sequence, a.stream.attached.waiting_sequence) == (0, 0)
+    b.send([1.0, 1.0])
+    shared.until_waiting("b")
+    assert [worker.waiting for worker in shared.workers().workers] == [False, True]
+    a.send([3.0, 3.0])
+    assert [worker.answer().contribution.contributors for worker in (a, b)] == [2, 2]
+    assert shared.read() == [-2.0, -2.0]
 
 
 def test_overrides_take_effect_with_their_round(bare: BareClient) -> None:

@@ -18,6 +18,7 @@ from gradwire.client import (
     NonFiniteGradient,
     RetryPolicy,
     Run,
+    RunNotFound,
     RunRolledBack,
     Server,
     Shared,
@@ -404,6 +405,39 @@ def test_a_fork_is_shared_too_and_its_maker_leads(server: Server) -> None:
     fork = pair.a.fork(fresh_name("fork"), worker_id="f", lr=0.2)
     assert (fork.shared, fork.leads, fork.digest()) == (True, True, pair.a.digest())
     assert fork.step(filled(1)).learning_rates == (0.2,)
+
+
+def test_what_is_read_and_copied_while_a_round_is_open_is_the_last_closed_one(server: Server) -> None:
+    pair = Pair(server)
+    with InBackground(lambda: pair.a.step(filled(2))) as waiting:
+        pair.b.step(filled(4))
+        assert waiting.result().applied
+    closed = pair.b.digest()
+    with InBackground(lambda: pair.a.step(filled(100))) as waiting:
+        pair.wait_until_waits("a")
+        fork = pair.b.fork(fresh_name("fork"), worker_id="f")
+        kept = pair.b.save_snapshot("while a round is open")
+        assert (pair.b.digest(), pair.b.read()["w"][0], value(fork), kept.step) == (closed, -3.0, -3.0, 1)
+        pair.b.step(filled(0))
+        assert waiting.result().applied
+    assert (value(pair.a), fork.digest()) == (-53.0, closed)
+
+
+def test_an_evaluator_reads_without_a_place(server: Server) -> None:
+    """A round of all waits for whoever is attached: who only reads must not be one of them."""
+    pair = Pair(server, Shared(deadline_seconds=300))
+    with InBackground(lambda: pair.a.step(filled(2))) as waiting:
+        pair.wait_until_waits("a")
+        read = server.read_params(pair.name)
+        assert (read.step, read.params["w"].tolist()) == (0, [0.0] * SIZE)
+        read.params["w"][:] = 9.0
+        pair.b.step(filled(4))
+        assert waiting.result().contributors == 2
+    again = server.read_params(pair.name)
+    assert (again.step, again.params["w"].tolist()) == (1, [-3.0] * SIZE)
+    assert [worker.worker_id for worker in pair.a.workers()] == ["a", "b"]
+    with pytest.raises(RunNotFound):
+        server.read_params("nothing")
 
 
 def test_mixing_runs_of_one_worker_and_shared_calls_is_refused_by_name(server: Server) -> None:

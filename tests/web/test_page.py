@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 
 from gradwire.client import Adam, Run, connect
+from gradwire.server.durability.stored_runs import DamagedRun
 from tests.faults.hosted import HostedServer
 from tests.integration.access import AccessFile, secret_of
 from tests.serving import ServerProcess
@@ -136,6 +138,18 @@ def test_a_value_that_no_line_leads_to_is_a_point(window: Browser, hosted: Hoste
         assert window.run(INK, 1, ACCENT) > 3 * window.run(INK, 0, ACCENT), "each of them"
 
 
+def test_curves_are_drawn_when_somebody_sees_them(window: Browser, hosted: HostedServer) -> None:
+    with connect(hosted.target) as server, server.create_run("dozens", {"w": np.zeros(3)}, Adam()) as run:
+        for _ in range(2):
+            run.step({"w": np.ones(3)}, log={f"value {number}": 1.0 for number in range(40)})
+        window.open(url(hosted, "/runs/dozens"))
+        window.until(lambda: window.count(".chart") >= 40, "they are all there")
+        window.until(lambda: window.run(INK, 0, ACCENT) > 50, "what is seen is drawn")
+        assert window.count(".chart canvas") < 20
+        window.run("document.querySelectorAll('.chart')[39].scrollIntoView()")
+        window.until(lambda: window.count(".chart:nth-child(40) canvas"), "and what comes to be seen")
+
+
 def test_runs_are_compared(window: Browser, hosted: HostedServer) -> None:
     with trained(hosted, "left"), trained(hosted, "right", 0) as right:
         train(right, 60, 2.0)
@@ -187,6 +201,34 @@ def test_no_two_places_of_an_axis_have_the_same_label(window: Browser, hosted: H
     assert window.run(labels, [10_000_000, 10_000_005]) == ["10,000,000", "10,000,005"]
     assert window.run(labels, [0.69314, 0.6931500000000001]) == ["0.69314", "0.69315"]
     assert window.run(labels, [None, 1, 10]) == ["", "1", "10"]
+    assert window.run(labels, [0, 1e16, 3e38]) == ["0", "1e16", "3e38"]
+    assert window.run(labels, [1.5e-7, 2e-7]) == ["1.5e-7", "2e-7"]
+
+
+def test_axes_count_whole_steps_and_go_as_far_as_values_do(window: Browser, hosted: HostedServer) -> None:
+    draw = """
+    return import("/static/chart.js").then(async ({ Chart, Points }) => {
+      const points = new Points();
+      points.take({ from: 0, width: 1, step: arguments[0], mean: arguments[1] });
+      const runs = [{ name: "runs/x", title: "x", color: "--c0", series: new Map([["loss", points]]) }];
+      const shared = { runs, events: [], smoothing: 0, logStep: false, zoom: null, chosenEvent: 0, theme: 0 };
+      const chart = new Chart("loss", shared);
+      chart.log = arguments[2];
+      document.querySelector("main").replaceChildren(chart.element);
+      chart.draw();
+      while (!chart.plot?.axes[0]._splits) await new Promise(requestAnimationFrame);
+      return chart.plot.axes.map((axis) => axis._splits);
+    });
+    """
+    window.open(url(hosted))
+    steps, values = window.run(draw, [40, 41], [0.5, 3e38], False)
+    assert steps == [40, 41]
+    assert 3 <= len(values) <= 12
+    assert values[-1] >= 2e38
+    _, powers = window.run(draw, [40, 41], [1e-280, 1e32], True)
+    assert powers == pytest.approx([1e-270, 1e-225, 1e-180, 1e-135, 1e-90, 1e-45, 1])
+    _, powers = window.run(draw, [40, 41], [0.2, 3.0], True)
+    assert powers == pytest.approx([*np.arange(2, 10) / 10, *range(1, 11)])
 
 
 def test_words_of_others_stay_words(window: Browser, hosted: HostedServer) -> None:
@@ -268,6 +310,24 @@ def test_it_comes_back_after_the_server_has(browser: Browser, tmp_path: Path) ->
             browser.until(lambda: browser.text(".facts dd") == "7", "and goes on")
         browser.until(lambda: "recovered" in browser.text(".events"), "it says what has happened")
     assert browser.run("return window.same"), "nobody has loaded it anew"
+    browser.open("about:blank")
+    browser.complaints()
+
+
+def test_a_run_that_is_damaged_is_said_to_be_and_is_shown_when_it_is_back(
+    browser: Browser, hosted: HostedServer
+) -> None:
+    """Here the console says that somebody was refused."""
+    damaged = hosted.registry._damaged
+    damaged["runs/broken"] = DamagedRun("runs/broken", "", "its journal is not what was written")
+    browser.open(url(hosted, "/runs/broken"))
+    browser.until(lambda: browser.text(".head .pill") == state_of(browser) == "damaged", "it is said")
+    assert "its journal is not what was written" in browser.text(".banner.wrong")
+    del damaged["runs/broken"]
+    browser.until(lambda: browser.text(".head .pill") == state_of(browser) == "not there", "nor is there another one")
+    with trained(hosted, "broken", 3):
+        browser.until(lambda: state_of(browser) == "live" and browser.text(".facts dd") == "3", "another one has come")
+        browser.until(lambda: not browser.text(".banner.wrong"), "and nothing is wrong with it")
     browser.open("about:blank")
     browser.complaints()
 

@@ -1,6 +1,7 @@
 """The gradwire client: stream gradients, get parameters back. Needs neither torch nor any part of the server."""
 
 from gradwire.client.calls.catalog import RunSummary
+from gradwire.client.calls.parameters import RunParams
 from gradwire.client.calls.series import Series
 from gradwire.client.calls.series_watch import SeriesUpdate
 from gradwire.client.calls.server_info import Quota, Recovery, ServerStatus, WhoAmI
@@ -107,6 +108,7 @@ __all__ = [
     "RunDamaged",
     "RunNotFound",
     "RunOptions",
+    "RunParams",
     "RunRolledBack",
     "RunSummary",
     "SequenceMismatch",

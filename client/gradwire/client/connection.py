@@ -15,6 +15,7 @@ from typing import Any
 from gradwire.client.calls.catalog import RunSummary, delete_run, get_run, list_runs
 from gradwire.client.calls.creation import NewRun, RunRules
 from gradwire.client.calls.files import import_run
+from gradwire.client.calls.parameters import RunParams, read_params
 from gradwire.client.calls.series_watch import SeriesUpdate, watch_series
 from gradwire.client.calls.server_info import ServerStatus, WhoAmI, server_status, who_am_i
 from gradwire.client.errors import ConnectionLost
@@ -269,6 +270,12 @@ class Server:
     def list_runs(self) -> list[RunSummary]:
         """All runs of the server, ordered by name."""
         return list_runs(self._link)
+
+    def read_params(self, name: str, *, retry: RetryPolicy | None = None) -> RunParams:
+        """The parameters of a run as its last step, or round, has left them, without being attached to it: no worker
+        is fenced, and none waits for this reader. For evaluators. Raises RunNotFound, ConnectionLost.
+        """
+        return read_params(self._link, retry or RetryPolicy(), name)
 
     def watch_series(
         self,

@@ -39,6 +39,7 @@ SERVER: dict[str, Callable[[Server], object]] = {
     "attach": lambda server: server.attach("every-call"),
     "import_run": lambda server: server.import_run("another", __file__, weights_only=Adam()),
     "list_runs": lambda server: server.list_runs(),
+    "read_params": lambda server: server.read_params("every-call"),
     "delete_run": lambda server: server.delete_run("every-call"),
     "watch_series": lambda server: next(server.watch_series("every-call")),
     "who_am_i": lambda server: server.who_am_i(),

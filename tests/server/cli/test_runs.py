@@ -17,9 +17,9 @@ import pytest
 from click.testing import CliRunner, Result
 from safetensors.numpy import load_file
 
-from gradwire.client import AMSGrad, Server, connect
+from gradwire.client import AMSGrad, Server, Shared, connect
 from gradwire.server.cli.commands import cli
-from tests.faults.hosted import HostedServer
+from tests.faults.hosted import HostedServer, InBackground, eventually
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,24 @@ def test_list_and_show(hosted: HostedServer, server: Server) -> None:
     (worker,) = json.loads(runs(hosted, "show", "x").output)["workers"]
     assert worker["wait"].items() >= {"kind": "WAITS_FOR_BLOCK", "text": "block 1"}.items()
     assert worker["wait"]["seconds"] >= 0
+
+
+def test_show_says_of_a_shared_run_who_is_waited_for(hosted: HostedServer, server: Server) -> None:
+    params = {"w": np.ones((2, 3))}
+    a = server.create_run("many", params, AMSGrad(), workers=Shared(deadline_seconds=300), worker_id="a")
+    b = server.attach("many", worker_id="b")
+    with InBackground(lambda: a.step(params)) as waiting:
+        eventually(lambda: any(worker.waiting for worker in b.workers()), "the contribution of a is there")
+        shown = json.loads(runs(hosted, "show", "many").output)
+        b.step(params)
+        assert waiting.result().applied
+    assert re.fullmatch(r"1 of 2; waits for b, last heard \d+ s ago", shown["waiting_for"])
+    assert [(worker["worker_id"], worker.get("waiting", False)) for worker in shown["workers"]] == [
+        ("a", True),
+        ("b", False),
+    ]
+    counted = json.loads(runs(hosted, "show", "many").output)["workers"]
+    assert [(worker["accepted"], worker["share"]) for worker in counted] == [("1", 0.5), ("1", 0.5)]
 
 
 def test_what_a_saved_snapshot_outlives_is_said(hosted: HostedServer, server: Server) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -109,6 +111,20 @@ def test_what_older_files_of_a_directory_say_is_dropped(hosted: HostedServer, tm
     assert version.file_version == "brain.Event:2", "older ones are dropped by other rules"
     assert (begin.step, begin.session_log.status) == (0, begin.session_log.START)
     assert first.summary.value[0].tag == "loss"
+
+
+def test_a_full_disk_is_said_and_leaves_nothing(
+    hosted: HostedServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from tensorboardX import RecordWriter
+
+    def full(*arguments: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(RecordWriter, "flush", full)
+    result = series(hosted, "--format", "tensorboard", "--out", str(tmp_path / "new"), code=1)
+    assert "No space left on device" in f"{result.exception}{result.stderr}"
+    assert list((tmp_path / "new").iterdir()) == []
 
 
 def test_without_tensorboardx_it_is_named(

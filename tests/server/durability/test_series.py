@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 
 from gradwire.client import AMSGrad, Run, Server, connect
 from gradwire.v1 import service_pb2, train_pb2
+from tests.faults.hosted import HostedServer
 from tests.server.durability.lasting import LastingServer, gradient
 
 FIELDS = ("first_step", "first", "minimum", "maximum", "last", "total", "count")
@@ -74,6 +76,23 @@ def test_what_was_acknowledged_with_a_journaled_block_is_there_after_a_kill(
     assert run.series("loss").count.sum() == 3004
     assert run.last_receipt is not None
     assert run.last_receipt.step == 3003
+
+
+def test_no_want_of_memory_for_series_stops_a_run_from_coming_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with HostedServer(data_dir=str(tmp_path)) as hosted, connect(hosted.target) as server:
+        with server.create_run("x", {"w": gradient(0, 1000)}, AMSGrad(), durability="JOURNAL") as run:
+            run.step({"w": gradient(1, 1000)}, log={f"value {number}": 1.0 for number in range(48)})
+        values_bytes = hosted.run_of("x").spec.memory_bytes
+        assert hosted.run_of("x").series.size_bytes > 2 * values_bytes
+        assert hosted.registry.stored_runs is not None
+        snapshotter = hosted.registry.stored_runs.snapshotter
+        monkeypatch.setattr(snapshotter, "save_last", lambda: asyncio.sleep(0))  # as if it were killed
+    with HostedServer(data_dir=str(tmp_path), max_memory=2 * values_bytes) as hosted, connect(hosted.target) as server:
+        (found,) = server.list_runs()
+        assert (found.step, found.damage) == (1, "")
+        assert server.attach("x").series_names() == [f"value {number}" for number in range(48)], "its own find no room"
 
 
 def test_of_a_run_with_snapshots_they_are_those_of_its_snapshot(lasting: LastingServer, server: Server) -> None:

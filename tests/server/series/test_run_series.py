@@ -146,6 +146,18 @@ def test_memory_is_counted_and_given_back() -> None:
     assert budget.used_bytes == 0
 
 
+def test_what_the_journal_brings_once_more_is_kept_though_there_is_no_room() -> None:
+    """A server may have less memory than before, and the run is worth more than the count of 3.5 KiB."""
+    series = series_of(limit_bytes=100)
+    series.live = False
+    series.claim([Scalar("loss")])
+    series.add(1, "loss", 0.5)
+    assert (part(series).last.tolist(), series.size_bytes) == ([0.5], 0)
+    series.live = True
+    with pytest.raises(MemoryLimitExceeded):
+        series.add(2, "other", 0.5)
+
+
 def test_the_servers_own_are_the_norm_and_rates_that_change(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])

@@ -6,7 +6,10 @@ import csv
 import io
 import json
 import math
+import socket
+import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -87,27 +90,32 @@ def _number(value: float) -> float | str:
 
 
 def _write_events(found: service_pb2.GetSeriesResponse, directory: Path) -> None:
-    """The mean of each bucket, at its last step, under the name of its series.
+    """The mean of each bucket, at its last step, under the name of its series, in a file of its own.
 
     Not by `SummaryWriter`, which puts ``_`` in the place of most characters, so that two series may become one, and
-    says on stderr of each value that it is not finite. A directory may have older files: the event that comes first has
-    TensorBoard drop all that they say, where it would else draw each point twice.
+    whose thread ends on a full disk, for which its caller then waits for ever. A directory may have older files: the
+    mark that comes first has TensorBoard drop all that they say, where it would else draw each point twice.
     """
     try:
-        from tensorboardX import FileWriter
+        from tensorboardX import RecordWriter
         from tensorboardX.proto.event_pb2 import Event, SessionLog
         from tensorboardX.proto.summary_pb2 import Summary
     except ImportError as error:
         raise click.ClickException(
             f"--format tensorboard needs tensorboardX: pip install 'gradwire[tensorboard]' ({error})"
         ) from None
-    writer = FileWriter(str(directory))
-    try:
-        writer.add_event(Event(session_log=SessionLog(status=SessionLog.START)), step=0)
+    now = time.time()
+    directory.mkdir(parents=True, exist_ok=True)
+    with (
+        whole_file(directory / f"events.out.tfevents.{now:.0f}.{socket.gethostname()}") as file,
+        closing(RecordWriter(str(file.name))) as writer,
+    ):
+        writer.write(Event(wall_time=now, file_version="brain.Event:2").SerializeToString())
+        writer.write(Event(wall_time=now, session_log=SessionLog(status=SessionLog.START)).SerializeToString())
         for each in found.series:
             for first_step, *_, total, count in _rows(each):
                 step = min(first_step + each.bucket_steps - 1, each.last_step)
-                writer.add_summary(Summary(value=[Summary.Value(tag=each.name, simple_value=total / count)]), step)
-    finally:
-        writer.close()
+                summary = Summary(value=[Summary.Value(tag=each.name, simple_value=total / count)])
+                writer.write(Event(wall_time=now, step=step, summary=summary).SerializeToString())
+        writer.flush()
     click.echo(printable(f"wrote {len(found.series)} series to {directory}"))

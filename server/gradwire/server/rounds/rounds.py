@@ -109,8 +109,9 @@ class Rounds:
         started, leader = self.leases.started, self.leases.leader
         contributors = frozenset() if self._open is None else frozenset(self._open.contributions)
         hold = self.leases.attach(attach, on_end, contributors)
-        if attach.leads and leader not in ("", attach.worker_id):
-            self._depose(leader, attach.worker_id)
+        if attach.leads:
+            for deposed in {leader, *self._changing} - {"", attach.worker_id}:
+                self._depose(deposed, attach.worker_id)
         if self._open is not None and not started:  # until there are enough, it has not really opened
             self._open.opened = self._loop.time()
             self._open.awaited = self._leased
@@ -119,6 +120,12 @@ class Rounds:
             self.withdraw(waiting)
             waiting = None
         return hold, waiting
+
+    @property
+    def _changing(self) -> set[str]:
+        """Whose waiting contributions change hyperparameters: of one who led, and whose lease may have ended."""
+        waiting = {} if self._open is None else self._open.contributions
+        return {worker_id for worker_id, contribution in waiting.items() if contribution.header.overrides}
 
     def _depose(self, leader: str, by: str) -> None:
         """Another worker has taken the lead over: what the old leader has changed with its waiting contribution is not
@@ -129,6 +136,7 @@ class Rounds:
         if member is not None and member.hold is not None:
             why = f"worker {by!r} has taken over the lead of {self.run.spec.name}; this stream had it"
             member.hold.on_end(Fenced(why, applied=None, epoch=self.run.epoch))
+            self.leases.detach(member.hold, left=False)  # else what is still arriving on it would join the next round
 
     def detach(self, hold: Holder, *, left: bool) -> None:
         """The stream of a hold has ended; ``left``: its worker has said that it leaves."""

@@ -53,7 +53,8 @@ class RunSeries:
         self.logged = 0
         """How many changes there have been beside blocks."""
         self.live = True
-        """Whether steps happen now, and not once more from the journal: then their speed means something."""
+        """Whether steps happen now, and not once more from the journal: then their speed means something, and a series
+        for which there is no room is refused."""
         self._budget = budget
         self._purpose = purpose
         self._reservations: list[Reservation] = []
@@ -98,7 +99,7 @@ class RunSeries:
     def claim(self, scalars: Iterable[Scalar]) -> None:
         """Makes room for the series of these, where they have none: nothing can go wrong afterwards, when values come.
 
-        Raises ProtocolViolation for a name that is none and for one too many, MemoryLimitExceeded.
+        Raises ProtocolViolation for a name that is none and for one too many; if they are `live`, MemoryLimitExceeded.
         """
         with self._lock:
             self._claim(scalars)
@@ -117,7 +118,10 @@ class RunSeries:
                 f"{self._purpose} has {MAX_SERIES - OWN_SERIES} series of its workers', and {name!r} is one more; "
                 f"expected at most {MAX_SERIES}, of which {OWN_SERIES} are kept for the server's own"
             )
-        self._reservations.append(self._budget.reserve(_FIRST_BYTES, f"the series {name!r} of {self._purpose}"))
+        if self.live:
+            self._reservations.append(self._budget.reserve(_FIRST_BYTES, f"the series {name!r} of {self._purpose}"))
+        else:
+            self._may_grow(_FIRST_BYTES)  # so little must not stop a run from coming back
         self._series[name] = Buckets(self._may_grow)
 
     def _may_grow(self, size_bytes: int) -> bool:

@@ -1,7 +1,8 @@
 // One series of several runs over each other, drawn with uPlot.
 
+import { ofSteps, ofValues } from "./axes.js";
 import { h, setText } from "./dom.js";
-import { labels, value } from "./format.js";
+import { value } from "./format.js";
 
 const HEIGHT = 230;
 const FACED = { "rolled back": "--bad", written: "--bad", recovered: "--wait", fenced: "--wait", rejected: "--wait", "round dropped": "--wait" };
@@ -77,7 +78,16 @@ export class Chart {
     this.element = h("article.chart", { "aria-label": name },
       h("header", {}, h("h3", {}, name), this.legend, this.logButton), this.plotElement);
     this.shape = "";
+    this.seen = false;
+    this.waits = false; // to be drawn when somebody sees it: a run may have dozens of curves
     new ResizeObserver(() => this.resize()).observe(this.plotElement);
+    new IntersectionObserver((found) => this.look(found.at(-1).isIntersecting), { rootMargin: "300px" }).observe(this.element);
+  }
+
+  /** It has come near to what is seen of the page, or has left it. */
+  look(seen) {
+    this.seen = seen;
+    if (seen && this.waits) this.draw();
   }
 
   setLog(log) {
@@ -97,6 +107,8 @@ export class Chart {
   }
 
   draw() {
+    this.waits = !this.seen;
+    if (this.waits) return;
     const { runs } = this;
     const width = this.plotElement.clientWidth;
     if (!runs.length || !width) return;
@@ -155,7 +167,6 @@ export class Chart {
       series.push(edge, edge);
     });
     const axis = { stroke: ink, font: `11px ${color("--font")}`, ticks: { show: false }, grid: { stroke: color("--line"), width: 1 } };
-    const values = (_, splits) => labels(splits);
     return {
       width,
       height: HEIGHT,
@@ -164,7 +175,10 @@ export class Chart {
       bands,
       legend: { show: false },
       scales: { x: { time: false, distr: this.shared.logStep ? 3 : 1 }, y: { distr: this.log ? 3 : 1 } },
-      axes: [{ ...axis, grid: { show: false }, values, size: 30, space: 80 }, { ...axis, values, size: 54, gap: 6 }],
+      axes: [
+        { ...axis, ...ofSteps(this.shared.logStep), grid: { show: false }, size: 30, space: 80 },
+        { ...axis, ...ofValues(this.log), size: 54, gap: 6 },
+      ],
       cursor: {
         y: false,
         points: { size: 7 },

@@ -7,8 +7,9 @@ const digits = new Intl.NumberFormat("en-US", { maximumSignificantDigits: 5 });
 /** A count, in groups of three digits. */
 export const count = (value) => whole.format(value);
 
-/** A count in at most four characters and a letter: 12.3M. */
+/** A count in at most four characters and a letter: 12.3M; what is larger than letters tell as 1.2e16. */
 export function short(value) {
+  if (Math.abs(value) >= 1e15) return trim(value.toExponential(2));
   for (const [size, unit] of [[1e12, "T"], [1e9, "G"], [1e6, "M"], [1e3, "k"]]) {
     if (Math.abs(value) >= size) return `${trim((value / size).toPrecision(3))}${unit}`;
   }
@@ -22,7 +23,8 @@ export function labels(values) {
   return values.map((each) => long.format(each));
 }
 
-const trim = (text) => (text.includes(".") && !text.includes("e") ? text.replace(/\.?0+$/, "") : text);
+/** Without zeros that say nothing: 1.50 as 1.5, 1.00e+16 as 1e16. */
+const trim = (text) => (text.includes(".") ? text.replace(/\.?0*(?:e\+?|$)/, (end) => (end.includes("e") ? "e" : "")) : text);
 
 /** A measured value. */
 export function value(found) {
@@ -30,7 +32,7 @@ export function value(found) {
   if (found === 0) return "0";
   const size = Math.abs(found);
   if (size >= 1e5 && size < 1e9) return digits.format(found);
-  if (size >= 1e9 || size < 1e-3) return found.toExponential(3).replace(/\.?0*e\+?/, "e");
+  if (size >= 1e9 || size < 1e-3) return trim(found.toExponential(3));
   return trim(found.toPrecision(5));
 }
 

@@ -17,7 +17,7 @@ const page = {
   /** Told by streams; see `Stream`. */
   state(state, why) {
     connection.dataset.state = state;
-    const words = { live: "live", lost: "reconnecting", busy: "waiting", denied: "signed out", refused: "not there" };
+    const words = { live: "live", lost: "reconnecting", busy: "waiting", denied: "signed out", missing: "not there", refused: "not there" };
     setText(connection, words[state] ?? state);
     connection.title = why;
     if (state === "denied") signIn(why);

@@ -112,15 +112,18 @@ export function showRun(main, page, name) {
       server: (found) => drawServer(panels.server, found),
     }, (found, why) => {
       page.state(found, why);
-      if (found === "refused") setMissing(why);
+      if (found === "damaged") setMissing(why, found);
+      else if (found === "missing" || found === "refused") setMissing(why);
     });
   }
 
-  function setMissing(why) {
+  function setMissing(why, how = "not there") {
     setText(missing, why);
     missing.hidden = !why;
-    if (why) state.dataset.state = "gone";
-    if (why) setText(state, "not there");
+    if (!why) return;
+    row = null; // what was known of it holds no more
+    state.dataset.state = how === "damaged" ? how : "gone";
+    setText(state, how);
   }
 
   // --- how it is drawn -----------------------------------------------------------------------------------------------
@@ -128,7 +131,7 @@ export function showRun(main, page, name) {
   function drawFacts() {
     state.dataset.state = row.state;
     setText(state, row.state);
-    if (row.state === "damaged") return setMissing(row.why);
+    if (row.state === "damaged") return setMissing(row.why, row.state);
     setText(facts.Step, count(row.step));
     setText(facts["Steps a second"], row.steps_per_second ? short(row.steps_per_second) : "–");
     setText(facts.Workers, count(row.workers));

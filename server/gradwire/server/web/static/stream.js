@@ -8,7 +8,8 @@ const LONGEST_WAIT_MS = 5000;
  * Follows a path until `stop`.
  *
  * handlers: kind of event -> function of its data.
- * onState: told "live", "lost" (it tries again), "busy", "denied" or "refused" (it does not), and a text.
+ * onState: told "live", "lost", "busy", "missing" or "damaged" (it tries again), "denied" or "refused" (it does not),
+ * and a text.
  *
  * A page that nobody sees holds no connection, of which browsers have few; nor does one that waits for the way back.
  */
@@ -84,9 +85,10 @@ export class Stream {
     const answer = await fetch(this.path, { headers, signal: this.abort.signal, cache: "no-store" });
     if (!answer.ok) {
       const why = (await answer.text()).trim();
-      const busy = answer.status >= 500;
-      this.onState(answer.status === 401 ? "denied" : busy ? "busy" : "refused", why);
-      return busy || answer.status === 404; // a run of this name may come, or come back
+      const states = { 401: "denied", 404: "missing", 409: "damaged" };
+      const state = answer.status >= 500 ? "busy" : (states[answer.status] ?? "refused");
+      this.onState(state, why);
+      return ["busy", "missing", "damaged"].includes(state); // a run of this name may come, or come back
     }
     this.onState("live", "");
     const reader = answer.body.pipeThrough(new TextDecoderStream()).getReader();
