@@ -352,7 +352,8 @@ class Trainer:
 
     def _histories(self) -> Iterator[list[Operation]]:
         """What the run may have come by. With damaged files, and only where it was said that it goes on from a step,
-        writes that came after that step and before the next block may be missing: no count of steps tells.
+        writes that came after that step and before the next block may be missing: no count of steps tells. One that its
+        client tried again meanwhile came after those that are, and is there.
         """
         histories = [self.applied]
         for step in self.world.resumed(self.shape.name) if self.world.damaged else ():
@@ -360,7 +361,9 @@ class Trainer:
                 at = 0
                 ends = [at := at + operation.steps for operation in history]
                 writes = [i for i, end in enumerate(ends) if end == step and isinstance(history[i], Write)]
-                histories += [history[:first] + history[writes[-1] + 1 :] for first in writes]
+                histories += [
+                    history[:first] + history[last + 1 :] for first in writes for last in writes if first <= last
+                ]
         yield from histories
 
     def settled(self) -> None:
