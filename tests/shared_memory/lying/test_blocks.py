@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,18 @@ def test_no_copy_is_made_where_none_is_needed(
             run.close()
 
 
+@contextmanager
+def changed_once_checked(stream: HostileStream, device: GatedDevice) -> Iterator[None]:
+    """Sends a gradient whose bytes become NaN while its commit is held, which it is until the end of the body."""
+    stream.write(0, GRADIENT)
+    stream.gradients(0, BYTES)
+    with device.hold("commit") as gate:
+        gate.wait_entered()
+        stream.write(0, np.full(SIZE, np.nan, np.float32))
+        yield
+        gate.release()
+
+
 @pytest.mark.parametrize("policy", [REJECT, ALLOW, SKIP])
 def test_bytes_that_change_after_they_were_checked(
     hosted: HostedServer, device: GatedDevice, stub: Stub, expected: Any, policy: run_pb2.NonFinitePolicy.ValueType
@@ -85,13 +98,8 @@ def test_bytes_that_change_after_they_were_checked(
         honest = other.create_run(fresh_name("other"), {"w": np.zeros(9, np.float32)}, AMSGrad(lr=0.01))
         name = run_of(stub, policy)
         stream = HostileStream(stub, name)
-        stream.write(0, GRADIENT)
-        stream.gradients(0, BYTES)
-        with device.hold("commit") as gate:
-            gate.wait_entered()
-            stream.write(0, np.full(SIZE, np.nan, np.float32))
+        with changed_once_checked(stream, device):
             honest.step({"w": np.ones(9, np.float32)})
-            gate.release()
         _, receipt = stream.answer()
         assert receipt.step == 1
         assert receipt.gradient_norm == pytest.approx(float(np.linalg.norm(GRADIENT.astype(np.float64))))
@@ -115,12 +123,8 @@ def test_the_journal_has_what_was_applied(tmp_path: Path, device: GatedDevice, e
         spec.durability = run_pb2.DURABILITY_JOURNAL
         create(stub, spec, np.zeros(SIZE, np.float32))
         stream = HostileStream(stub, name)
-        stream.write(0, GRADIENT)
-        stream.gradients(0, BYTES)
-        with device.hold("commit") as gate:
-            gate.wait_entered()
-            stream.write(0, np.full(SIZE, np.nan, np.float32))
-            gate.release()
+        with changed_once_checked(stream, device):
+            pass
         assert stream.receipt().step == 1
         assert read_parameters(stub, name).tobytes() == expected.tobytes()
     with HostedServer(data_dir=str(tmp_path)) as hosted, channel_to(hosted.target) as channel:

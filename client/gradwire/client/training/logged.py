@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Mapping
 from contextlib import suppress
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import numpy as np
 import numpy.typing as npt
@@ -215,10 +215,10 @@ def _folded(parts: list[Part]) -> list[Part]:
 
     What comes after a value of the next block's last step counts as of that step, too: steps do not fall.
     """
-    first = next((index for index, part in enumerate(parts) if _is_of_last_step(part)), len(parts))
+    first = next((index for index, part in enumerate(parts) if not _has_steps(part)), len(parts))
     folded: list[Part] = []
     if first:
-        folded.append(_bounded([part for part in parts[:first] if not isinstance(part, float)]))
+        folded.append(_bounded([part for part in parts[:first] if _has_steps(part)]))
     if parts[first:]:
         table = np.concatenate([_of_last_step(part, 0)[0] for part in parts[first:]], axis=1)
         folded.append((merged(table, 1), 0))
@@ -238,16 +238,16 @@ def _bounded(tables: list[tuple[Table, int]]) -> tuple[Table, int]:
     return table, width
 
 
-def _is_of_last_step(part: Part) -> bool:
-    """Of the next block, whenever that comes."""
-    return isinstance(part, float) or part[1] == 0
+def _has_steps(part: Part) -> TypeGuard[tuple[Table, int]]:
+    """False: it is of the next block's last step, whenever that comes."""
+    return not isinstance(part, float) and part[1] > 0
 
 
 def _until(parts: list[Part], step: int, *, whole: bool = False) -> list[Part]:
     """Without the buckets that begin after a step. Args: whole: those go, too, that end after it."""
     kept: list[Part] = []
     for part in parts:
-        if isinstance(part, float) or part[1] == 0:
+        if not _has_steps(part):
             kept.append(part)
             continue
         table, width = part
@@ -261,7 +261,8 @@ def _message(name: str, parts: list[Part], before: int, steps: int) -> train_pb2
     first = parts[0]
     if len(parts) == 1 and isinstance(first, float):
         return train_pb2.Scalar(name=name, values=(first,))
-    table, width = _bounded([_buckets(part, before + steps) for part in parts])
+    last_step = before + steps
+    table, width = _bounded([part if _has_steps(part) else _of_last_step(part, last_step) for part in parts])
     rows = (table[0] - (before + 1)).astype(np.int64)
     message = train_pb2.Scalar(name=name, block_steps=rows.tolist())
     if width == 1 and (table[6] == 1).all():
@@ -271,11 +272,6 @@ def _message(name: str, parts: list[Part], before: int, steps: int) -> train_pb2
     for field, row in zip(FIELDS[1:], table[1:], strict=True):
         getattr(message.buckets, field).extend(row.astype(np.int64 if field == "count" else np.float64).tolist())
     return message
-
-
-def _buckets(part: Part, last_step: int) -> tuple[Table, int]:
-    """Args: last_step: of the block."""
-    return _of_last_step(part, last_step) if isinstance(part, float) or part[1] == 0 else part
 
 
 def _of_last_step(part: Part, step: int) -> tuple[Table, int]:

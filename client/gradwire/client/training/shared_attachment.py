@@ -71,8 +71,6 @@ class SharedAttachment(Attachment):
             stream = self.stream
             told = stream is not None and not stream.ended
             super().close(leaves=leaves)
-            if not self.logged:
-                self._attached.discard(self)
             if leaves and self.awaited and not (told or self.contested):
                 self._say_that_it_leaves()
             self.awaited = self.awaited and not leaves
